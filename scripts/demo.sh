@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained detector: builds, trains the demo configuration on
+# deformed_digits, evaluates on held-out images, writes pictures. Results: runs/demo/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/build.sh train
+exec .venv/bin/python -m train.main --config=train/configs/digits.py --workdir=runs/demo "$@"

@@ -1,0 +1,26 @@
+"""Strict settings for every test: 8 CPU devices, no silent promotion."""
+
+import os
+
+# Both must stand in the environment before jax starts its backend.
+_FLAG = "--xla_force_host_platform_device_count"
+if _FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# grain reads absl flags, which only absl.app.run would parse.
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture
+def x64():
+    """Run the test with 64-bit types switched on."""
+    with jax.enable_x64(True):
+        yield
