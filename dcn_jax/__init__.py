@@ -1,0 +1,1 @@
+"""Deformable ConvNets for Flax: layers, detectors and their parts."""

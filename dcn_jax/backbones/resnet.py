@@ -1,0 +1,361 @@
+"""ResNet and ResNeXt with deformable stages.
+
+Stages are named as in the papers: conv1 is the stem, conv2 to conv5 are the four groups
+of bottleneck blocks (`layer1` to `layer4`), whose outputs are "c2" to "c5".
+
+Shape letters: N batch, H W input map, P Q output map, C channels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from dcn_jax.modules.deform_conv import DeformConv
+from dcn_jax.padding import clear_padding, map_sizes, valid_mask
+
+_EXPANSION = 4  # output channels of a bottleneck over its planes
+_MAP_NAMES = ("c2", "c3", "c4", "c5")
+_NORMS = ("frozen_bn", "group_norm")
+
+# He et al. 2015 (arXiv:1502.01852), by the fan-out, as torchvision's ResNet.
+_conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class FrozenStat(nnx.Variable):
+    """A tensor of a frozen batch normalisation: never trained, always saved."""
+
+
+class FrozenBatchNorm(nnx.Module):
+    """Batch normalisation with fixed statistics and a fixed affine map.
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, over the last axis.
+
+    The four tensors are `FrozenStat` variables and no `nnx.Param`: an optimiser over
+    `nnx.Param` does not see them.
+    """
+
+    def __init__(
+        self, num_features: int, *, epsilon: float = 1e-5, dtype=None, param_dtype
+    ):
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.scale = FrozenStat(jnp.ones((num_features,), param_dtype))
+        self.bias = FrozenStat(jnp.zeros((num_features,), param_dtype))
+        self.mean = FrozenStat(jnp.zeros((num_features,), param_dtype))
+        self.var = FrozenStat(jnp.ones((num_features,), param_dtype))
+
+    def __call__(
+        self, x: Float[Array, "N H W C"], sizes: Int[Array, "N 2"] | None = None
+    ) -> Float[Array, "N H W C"]:
+        """Normalises `x`; `sizes` is accepted for symmetry with group norm."""
+        scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+        bias = self.bias[...] - self.mean[...] * scale
+        # Not trained wherever it is used, also if somebody differentiates with
+        # respect to every variable.
+        scale, bias = jax.lax.stop_gradient((scale, bias))
+        scale, bias = (v.astype(x.dtype)[None, None, None] for v in (scale, bias))
+        return x * scale + bias
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation whose statistics leave the padding out.
+
+    Wu & He 2018 (arXiv:1803.08494): 32 groups, or as many of them as divide the
+    channels. Statistics are taken in float32 for half-precision inputs.
+    """
+
+    def __init__(
+        self, num_features: int, *, scale_init, dtype=None, param_dtype, rngs: nnx.Rngs
+    ):
+        self.norm = nnx.GroupNorm(
+            num_features,
+            num_groups=math.gcd(32, num_features),
+            epsilon=1e-5,
+            dtype=param_dtype,
+            param_dtype=param_dtype,
+            scale_init=scale_init,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, x: Float[Array, "N H W C"], sizes: Int[Array, "N 2"] | None = None
+    ) -> Float[Array, "N H W C"]:
+        """Normalises `x` by the statistics of each image's valid part."""
+        mask = None
+        if sizes is not None:
+            mask = valid_mask(sizes, x.shape[1:3])[..., None]
+            mask = jnp.broadcast_to(mask, x.shape)
+        return self.norm(x, mask=mask).astype(x.dtype)
+
+
+def _norm(kind, num_features, *, zero_scale=False, dtype, param_dtype, rngs):
+    if kind == "frozen_bn":
+        return FrozenBatchNorm(num_features, dtype=dtype, param_dtype=param_dtype)
+    # A zero scale at a block's end makes the block an identity at first, as Wu & He
+    # train from scratch.
+    init = nnx.initializers.zeros if zero_scale else nnx.initializers.ones
+    return GroupNorm(
+        num_features, scale_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+    )
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 (regular or deformable), 1x1, with a shortcut.
+
+    The stride is on the 3x3 convolution (torchvision, "V1.5").
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        planes: int,
+        width: int,
+        *,
+        strides: int,
+        kernel_dilation: int,
+        groups: int,
+        norm: str,
+        deformable: bool,
+        modulated: bool,
+        offset_groups: int,
+        mask_scale: int,
+        dtype,
+        param_dtype,
+        rngs: nnx.Rngs,
+    ):
+        out_features = planes * _EXPANSION
+        types = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        conv = dict(use_bias=False, kernel_init=_conv_init, **types)
+
+        self.strides = strides
+        self.conv1 = nnx.Conv(in_features, width, (1, 1), **conv)
+        self.norm1 = _norm(norm, width, **types)
+        three = dict(
+            strides=strides,
+            padding=kernel_dilation,
+            kernel_dilation=kernel_dilation,
+            feature_group_count=groups,
+            **conv,
+        )
+        if deformable:
+            self.conv2 = DeformConv(
+                width,
+                width,
+                (3, 3),
+                offset_groups=offset_groups,
+                modulated=modulated,
+                mask_scale=mask_scale,
+                **three,
+            )
+        else:
+            self.conv2 = nnx.Conv(width, width, (3, 3), **three)
+        self.norm2 = _norm(norm, width, **types)
+        self.conv3 = nnx.Conv(width, out_features, (1, 1), **conv)
+        self.norm3 = _norm(norm, out_features, zero_scale=True, **types)
+        self.has_downsample = strides != 1 or in_features != out_features
+        if self.has_downsample:
+            self.downsample_conv = nnx.Conv(
+                in_features, out_features, (1, 1), strides=strides, padding=0, **conv
+            )
+            self.downsample_norm = _norm(norm, out_features, **types)
+
+    def __call__(
+        self, x: Float[Array, "N H W C"], sizes: Int[Array, "N 2"] | None = None
+    ) -> Float[Array, "N P Q C2"]:
+        """`sizes` are the valid sizes of `x`; None means that all of it is valid."""
+        out_sizes = None if sizes is None else map_sizes(sizes, self.strides)
+        y = jax.nn.relu(self.norm1(self.conv1(x), sizes))
+        y = self.conv2(clear_padding(y, sizes))
+        y = jax.nn.relu(self.norm2(y, out_sizes))
+        y = self.norm3(self.conv3(y), out_sizes)
+        if self.has_downsample:
+            x = self.downsample_norm(self.downsample_conv(x), out_sizes)
+        return jax.nn.relu(x + y)
+
+
+class ResNet(nnx.Module):
+    """ResNet (He et al. 2016) or ResNeXt (Xie et al. 2017) with deformable stages.
+
+    Equal to torchvision's `ResNet(Bottleneck, depths, groups, width_per_group)` where
+    no stage is deformable or dilated. The input size may be anything.
+
+    Args:
+      depths: Blocks of conv2, conv3, conv4 and conv5; (3, 4, 6, 3) is ResNet-50.
+      groups: Cardinality of the 3x3 convolutions (ResNeXt).
+      width_per_group: Channels of a group of conv2's 3x3 convolutions, for
+        `stem_features` 64; 64 is ResNet.
+      stem_features: Channels of the stem. Every other width is in proportion; less
+        than 64 makes a thin network.
+      norm: "frozen_bn" (fixed statistics, wants pretrained weights) or
+        "group_norm" (for training from scratch).
+      deform_stages: Whether the 3x3 convolutions of conv2, ..., conv5 are
+        deformable. The papers deform conv3 to conv5.
+      modulated: DCNv2's modulated convolution, else DCNv1's.
+      offset_groups: Deformable groups.
+      mask_scale: 1 (sigmoid) or 2 (twice the sigmoid, which starts at 1).
+      dilate_conv5: Stride 16 for conv5: no stride, and dilation 2 in all of its
+        3x3 convolutions (the papers' Faster R-CNN). torchvision's dilated stage
+        leaves the first block at dilation 1.
+      frozen_stages: How many stages, counted from conv1, get no gradient, and for
+        which no backward pass is computed; 2 freezes conv1 and conv2.
+      dtype: Of the computation; None takes the parameters'.
+      param_dtype: Of the parameters.
+      rngs: Initialisation.
+
+    Attributes:
+      frozen_names: Names of the children that `frozen_stages` freezes.
+
+    Raises:
+      ValueError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        *,
+        groups: int = 1,
+        width_per_group: int = 64,
+        stem_features: int = 64,
+        norm: str = "frozen_bn",
+        deform_stages: Sequence[bool] = (False, False, False, False),
+        modulated: bool = True,
+        offset_groups: int = 1,
+        mask_scale: int = 1,
+        dilate_conv5: bool = False,
+        frozen_stages: int = 0,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if len(depths) != 4 or min(depths) < 1:
+            raise ValueError(
+                f"`depths` is {tuple(depths)}; expected 4 positive block counts"
+            )
+        if len(deform_stages) != 4:
+            raise ValueError(
+                f"`deform_stages` is {tuple(deform_stages)}; expected 4 booleans, for "
+                "conv2 to conv5"
+            )
+        if norm not in _NORMS:
+            raise ValueError(f"`norm` is {norm!r}; expected one of {_NORMS}")
+        if not 0 <= frozen_stages <= 5:
+            raise ValueError(f"`frozen_stages` is {frozen_stages}; expected 0 to 5")
+
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.norm = norm
+        self.frozen_stages = frozen_stages
+        names = [("conv1", "norm1"), *((f"layer{i}",) for i in range(1, 5))]
+        self.frozen_names = sum(names[:frozen_stages], ())
+
+        types = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.conv1 = nnx.Conv(
+            3,
+            stem_features,
+            (7, 7),
+            strides=2,
+            padding=3,
+            use_bias=False,
+            kernel_init=_conv_init,
+            **types,
+        )
+        self.norm1 = _norm(norm, stem_features, **types)
+
+        map_strides, map_channels = [], []
+        in_features, stride = stem_features, 4
+        for i, name in enumerate(_MAP_NAMES):
+            dilated = dilate_conv5 and name == "c5"
+            first_stride = 1 if i == 0 or dilated else 2
+            planes = stem_features * 2**i
+            blocks = []
+            for j in range(depths[i]):
+                blocks.append(
+                    Bottleneck(
+                        in_features,
+                        planes,
+                        max(1, planes * width_per_group // 64) * groups,
+                        strides=first_stride if j == 0 else 1,
+                        kernel_dilation=2 if dilated else 1,
+                        groups=groups,
+                        norm=norm,
+                        deformable=deform_stages[i],
+                        modulated=modulated,
+                        offset_groups=offset_groups,
+                        mask_scale=mask_scale,
+                        **types,
+                    )
+                )
+                in_features = planes * _EXPANSION
+            setattr(self, f"layer{i + 1}", nnx.List(blocks))
+            stride *= first_stride
+            map_strides.append(stride)
+            map_channels.append(in_features)
+        # Tuples: NNX wants hashable static attributes.
+        self._map_strides = tuple(map_strides)
+        self._map_channels = tuple(map_channels)
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Pixels of the image to one step of each map."""
+        return dict(zip(_MAP_NAMES, self._map_strides, strict=True))
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of each map."""
+        return dict(zip(_MAP_NAMES, self._map_channels, strict=True))
+
+    def __call__(
+        self, x: Float[Array, "N H W 3"], sizes: Int[Array, "N 2"] | None = None
+    ) -> dict[str, Float[Array, "N P Q C"]]:
+        """Computes the maps.
+
+        Args:
+          x: Normalised images.
+          sizes: Valid (height, width) of each image; the rest of the canvas does not
+            change the valid part of any map. None means that all of it is valid.
+
+        Returns:
+          {"c2", "c3", "c4", "c5"}, at strides `self.strides`. Outside the valid part,
+          `map_sizes(sizes, stride)`, a map is zero.
+        """
+        if sizes is not None:
+            # An image of no pixels (a filler row) keeps one, for finite statistics.
+            sizes = jnp.maximum(sizes, 1)
+        x = x.astype(self.dtype if self.dtype is not None else self.param_dtype)
+        x = self.conv1(clear_padding(x, sizes))
+        sizes = _halve(sizes)
+        x = jax.nn.relu(self.norm1(x, sizes))
+        # After the ReLU a cleared position never wins against a valid one.
+        x = clear_padding(x, sizes)
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        sizes = _halve(sizes)
+        x = self._stop_if_frozen(x, 1)
+        maps = {}
+        for i, name in enumerate(_MAP_NAMES):
+            for block in getattr(self, f"layer{i + 1}"):
+                x = block(x, sizes)
+                sizes = _halve(sizes) if block.strides == 2 else sizes
+            x = self._stop_if_frozen(clear_padding(x, sizes), i + 2)
+            maps[name] = x
+        return maps
+
+    def _stop_if_frozen(self, x, stage):
+        return jax.lax.stop_gradient(x) if stage <= self.frozen_stages else x
+
+
+def _halve(sizes):
+    return None if sizes is None else map_sizes(sizes, 2)
+
+
+def resnet50(**kwargs) -> ResNet:
+    """ResNet-50; the arguments are those of `ResNet` without `depths`."""
+    return ResNet((3, 4, 6, 3), **kwargs)
+
+
+def resnet101(**kwargs) -> ResNet:
+    """ResNet-101; the arguments are those of `ResNet` without `depths`."""
+    return ResNet((3, 4, 23, 3), **kwargs)

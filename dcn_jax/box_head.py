@@ -1,0 +1,255 @@
+"""The R-CNN head: pooled features in, classes and refined boxes out.
+
+Source: Girshick 2015 (arXiv:1504.08083); targets and the choice of detections as in
+torchvision's RoIHeads, box loss as in Detectron.
+
+Shape letters: N images, M ground-truth boxes, B RoIs of an image, h w bins, C channels,
+F features of the representation, L foreground classes, D detections. Class 0 is the
+background, the others are 1 to L.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
+
+from dcn_jax.boxes import (
+    box_iou,
+    clip_boxes,
+    decode_boxes,
+    encode_boxes,
+    large_enough,
+)
+from dcn_jax.losses import masked_mean, smooth_l1
+from dcn_jax.matching import match_boxes
+from dcn_jax.sampling import gather_rows, sample_balanced, top_k
+from dcn_jax.types import Detections
+from xla_ops import nms
+
+BoxWeights = tuple[float, float, float, float]
+
+# Detections with a side below this, in pixels, are dropped (torchvision).
+_MIN_SIDE = 1e-2
+
+
+class BoxTargets(NamedTuple):
+    """The RoIs that the head is trained on, and what it should say of them."""
+
+    rois: Float[Array, "N B 4"]
+    labels: Int32[Array, "N B"]  # 0: background
+    valid: Bool[Array, "N B"]
+    deltas: Float[Array, "N B 4"]  # code of the matched box; of use where labels > 0
+    is_ground_truth: Bool[Array, "N B"]  # a ground-truth box that joined the proposals
+
+
+class BoxHead(nnx.Module):
+    """Two fully connected layers, a classifier and a box regressor.
+
+    Args:
+      in_features: h * w * C of the pooled features.
+      num_classes: Foreground classes, L.
+      features: Width of both layers, F.
+      class_agnostic: One box for a RoI in place of one for each foreground class.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        features: int = 1024,
+        class_agnostic: bool = False,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        types = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        xavier = nnx.initializers.xavier_uniform()
+        self.fc6 = nnx.Linear(in_features, features, kernel_init=xavier, **types)
+        self.fc7 = nnx.Linear(features, features, kernel_init=xavier, **types)
+        self.classifier = nnx.Linear(
+            features,
+            num_classes + 1,
+            kernel_init=nnx.initializers.normal(0.01),  # Detectron, as the next
+            **types,
+        )
+        self.num_boxes = 1 if class_agnostic else num_classes
+        self.regressor = nnx.Linear(
+            features,
+            4 * self.num_boxes,
+            kernel_init=nnx.initializers.normal(0.001),
+            **types,
+        )
+
+    def represent(
+        self, pooled: Float[Array, "N B h w C"]
+    ) -> Float[Array, "N B features"]:
+        """Output of the second fully connected layer, after its ReLU."""
+        x = pooled.reshape(*pooled.shape[:2], -1)
+        x = jax.nn.relu(self.fc6(x))
+        return jax.nn.relu(self.fc7(x))
+
+    def predict(
+        self, x: Float[Array, "N B features"]
+    ) -> tuple[Float[Array, "N B classes"], Float[Array, "N B boxes 4"]]:
+        """Logits [N, B, L + 1] and deltas [N, B, L or 1, 4] of representations."""
+        deltas = self.regressor(x).reshape(*x.shape[:2], self.num_boxes, 4)
+        return self.classifier(x), deltas
+
+    def __call__(
+        self, pooled: Float[Array, "N B h w C"]
+    ) -> tuple[Float[Array, "N B classes"], Float[Array, "N B boxes 4"]]:
+        """Logits and deltas of pooled features."""
+        return self.predict(self.represent(pooled))
+
+
+def box_targets(
+    key: Key[Array, ""],
+    proposals: Float[Array, "N P 4"],
+    proposals_valid: Bool[Array, "N P"],
+    boxes: Float[Array, "N M 4"],
+    labels: Int32[Array, "N M"],
+    valid: Bool[Array, "N M"],
+    *,
+    samples: int = 512,
+    positive_fraction: float = 0.25,
+    positive_iou: float = 0.5,
+    weights: BoxWeights = (10.0, 10.0, 5.0, 5.0),
+) -> BoxTargets:
+    """Samples the RoIs that the head is trained on.
+
+    The ground-truth boxes join the proposals. A candidate is positive from IoU
+    `positive_iou` on and background below.
+
+    Args:
+      key: Split into one key for each image.
+      proposals: P of each image.
+      proposals_valid: Which of them count.
+      boxes: Ground truth, padded.
+      labels: Its classes.
+      valid: Which rows of it are boxes.
+      samples: RoIs of an image, B.
+      positive_fraction: Largest share of positives among them.
+      positive_iou: See above.
+      weights: Multipliers of the box code.
+    """
+    num_proposals = proposals.shape[1]
+
+    def of_image(key, proposals, proposals_valid, boxes, labels, valid):
+        candidates = jnp.concatenate([proposals, boxes])
+        matches = match_boxes(
+            box_iou(boxes, candidates),
+            valid,
+            low=positive_iou,
+            high=positive_iou,
+            allow_low_quality=False,
+        )
+        usable = jnp.concatenate([proposals_valid, valid])
+        chosen = sample_balanced(
+            key,
+            jnp.where(usable, matches.label, -1),
+            count=samples,
+            positive_fraction=positive_fraction,
+        )
+        matched = matches.index[chosen.index]
+        rois = jnp.where(chosen.valid[:, None], candidates[chosen.index], 0)
+        return BoxTargets(
+            rois=rois,
+            labels=jnp.where(chosen.positive, labels[matched], 0),
+            valid=chosen.valid,
+            deltas=encode_boxes(boxes[matched], rois, weights),
+            is_ground_truth=chosen.valid & (chosen.index >= num_proposals),
+        )
+
+    keys = jax.random.split(key, boxes.shape[0])
+    targets = jax.vmap(of_image)(keys, proposals, proposals_valid, boxes, labels, valid)
+    return jax.lax.stop_gradient(targets)
+
+
+def box_losses(
+    logits: Float[Array, "N B classes"],
+    deltas: Float[Array, "N B boxes 4"],
+    targets: BoxTargets,
+) -> dict[str, Float[Array, ""]]:
+    """Class and box loss of the sampled RoIs of all images together.
+
+    Returns:
+      "class": mean cross entropy over the RoIs. "box": smooth L1 summed over the
+      positives' four deltas, over the number of RoIs. Its beta is 1, on deltas that
+      carry the weights (10, 10, 5, 5), as in Fast R-CNN and Detectron; torchvision
+      has 1/9.
+    """
+    dtype = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
+    logits, deltas = logits.astype(dtype), deltas.astype(dtype)
+    count = jnp.sum(targets.valid, dtype=dtype)
+    positive = targets.valid & (targets.labels > 0)
+    entropy = optax.losses.softmax_cross_entropy_with_integer_labels(
+        logits, targets.labels
+    )
+    column = jnp.clip(targets.labels - 1, 0, deltas.shape[2] - 1)
+    own = jax.vmap(gather_rows)(deltas, column[..., None])[:, :, 0]
+    distance = smooth_l1(own, targets.deltas.astype(dtype), beta=1.0)
+    return {
+        "class": masked_mean(entropy, targets.valid, count),
+        "box": masked_mean(jnp.sum(distance, axis=-1), positive, count),
+    }
+
+
+def select_detections(
+    logits: Float[Array, "N B classes"],
+    deltas: Float[Array, "N B boxes 4"],
+    rois: Float[Array, "N B 4"],
+    rois_valid: Bool[Array, "N B"],
+    sizes: Int[Array, "N 2"],
+    *,
+    weights: BoxWeights = (10.0, 10.0, 5.0, 5.0),
+    score_threshold: float = 0.05,
+    nms_threshold: float = 0.5,
+    max_detections: int = 100,
+    candidates: int = 4096,
+) -> Detections:
+    """Final boxes: softmax, decoding, clipping, thresholds, suppression by class.
+
+    Args:
+      logits: From the head.
+      deltas: From the head; with one box for each RoI all classes share it.
+      rois: The RoIs that the head saw.
+      rois_valid: Which of them count.
+      sizes: Valid (height, width) of the images.
+      weights: Multipliers of the box code.
+      score_threshold: Detections score more than this.
+      nms_threshold: A box is dropped when it overlaps a better one of its class more.
+      max_detections: Rows of the result, D; all classes together.
+      candidates: Suppression looks at this many of the B * L scores, the best ones. A
+        cut below the B * L bounds its cost; with the default threshold there are rarely
+        as many left.
+    """
+    num_classes = logits.shape[2] - 1
+    scores = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[..., 1:]
+    ok = (scores > score_threshold) & rois_valid[..., None]
+    scores = jnp.where(ok, scores, -1).reshape(scores.shape[0], -1)
+    scores, index = top_k(scores, min(candidates, scores.shape[1]))
+    row, column = index // num_classes, index % num_classes
+    per_box = deltas.reshape(deltas.shape[0], -1, 4).astype(jnp.float32)
+    per_box = gather_rows(per_box, row if deltas.shape[2] == 1 else index)
+    boxes = decode_boxes(per_box, gather_rows(rois, row), weights)
+    finite = jnp.all(jnp.isfinite(boxes), axis=-1)
+    boxes = clip_boxes(jnp.where(finite[..., None], boxes, 0), sizes)
+    valid = (scores > 0) & finite & large_enough(boxes, _MIN_SIDE)
+    keep, valid = nms(
+        boxes,
+        scores,
+        iou_threshold=nms_threshold,
+        max_outputs=max_detections,
+        class_ids=column,
+        valid=valid,
+    )
+    return Detections(
+        boxes=jnp.where(valid[..., None], gather_rows(boxes, keep), 0),
+        scores=jnp.where(valid, gather_rows(scores, keep), 0),
+        labels=jnp.where(valid, gather_rows(column, keep) + 1, 0),
+        valid=valid,
+    )

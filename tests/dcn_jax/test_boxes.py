@@ -1,0 +1,102 @@
+"""Box arithmetic against torchvision's numbers and at its edges."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dcn_jax import boxes
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def close(actual, expected, tolerance=1e-5):
+    actual = np.asarray(actual)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(
+        actual, expected, rtol=0, atol=tolerance * np.abs(expected).max()
+    )
+
+
+def test_iou_and_area_are_torchvisions():
+    golden = np.load(GOLDEN / "box_iou.npz")
+    a, b = jnp.asarray(golden["boxes1"]), jnp.asarray(golden["boxes2"])
+    close(boxes.box_area(a), golden["area1"])
+    close(boxes.box_area(b), golden["area2"])
+    close(boxes.box_iou(a, b), golden["iou"])
+    close(boxes.generalized_box_iou(a, b), golden["giou"])
+    batched = boxes.box_iou(jnp.stack([a, a + 1]), jnp.stack([b, b + 1]))
+    close(batched[0], golden["iou"])
+    assert batched.shape == (2, 23, 26)
+
+
+@pytest.mark.parametrize("name", ["box_coder_1_1_1_1", "box_coder_10_10_5_5"])
+def test_coding_is_torchvisions(name):
+    golden = np.load(GOLDEN / f"{name}.npz")
+    weights = tuple(float(w) for w in golden["weights"])
+    proposals = jnp.asarray(golden["proposals"])
+    reference = jnp.asarray(golden["reference_boxes"])
+    close(boxes.encode_boxes(reference, proposals, weights), golden["encoded"])
+    deltas = jnp.asarray(golden["deltas"])
+    close(boxes.decode_boxes(deltas, proposals, weights), golden["decoded"])
+    by_class = boxes.decode_boxes(
+        jnp.stack([deltas, deltas], axis=1), proposals[:, None], weights
+    )
+    close(by_class[:, 1], golden["decoded"])
+
+
+def test_clipping_is_torchvisions():
+    golden = np.load(GOLDEN / "clip_boxes.npz")
+    size = jnp.asarray([golden["image_height"], golden["image_width"]], jnp.int32)
+    clipped = boxes.clip_boxes(jnp.asarray(golden["boxes"]), size)
+    np.testing.assert_array_equal(clipped, golden["clipped"])
+    large = boxes.large_enough(clipped, float(golden["min_size"]))
+    np.testing.assert_array_equal(np.flatnonzero(large), golden["keep_small"])
+
+
+def test_each_image_has_its_own_size():
+    box = jnp.asarray([[-5.0, -5.0, 99.0, 99.0]])
+    clipped = boxes.clip_boxes(
+        jnp.stack([box, box]), jnp.asarray([[10, 20], [30, 40]], jnp.int32)
+    )
+    np.testing.assert_array_equal(clipped[:, 0], [[0, 0, 20, 10], [0, 0, 40, 30]])
+
+
+def test_decoding_inverts_encoding():
+    key_a, key_b = jax.random.split(jax.random.key(0))
+    anchor, box = (
+        jnp.concatenate([corner[:, :2], corner[:, :2] + corner[:, 2:] + 1], axis=1)
+        for corner in (jax.random.uniform(k, (20, 4)) * 50 for k in (key_a, key_b))
+    )
+    weights = (10.0, 10.0, 5.0, 5.0)
+    code = boxes.encode_boxes(box, anchor, weights)
+    close(boxes.decode_boxes(code, anchor, weights), box)
+
+
+def test_padding_boxes_stay_finite():
+    zero = jnp.zeros((2, 4))
+    box = jnp.asarray([[0.0, 0.0, 8.0, 8.0], [1.0, 2.0, 1.0, 5.0]])
+    for overlap in (boxes.box_iou, boxes.generalized_box_iou):
+        gradient = jax.grad(lambda z, o=overlap: o(z, zero).sum() + o(z, box).sum())
+        assert np.isfinite(overlap(zero, zero)).all()
+        assert np.isfinite(gradient(zero)).all()
+    assert not boxes.box_iou(zero, zero).any()
+    for a, b in ((zero, box), (box, zero), (zero, zero)):
+        assert np.isfinite(boxes.encode_boxes(a, b, (10.0, 10.0, 5.0, 5.0))).all()
+    assert np.isfinite(boxes.decode_boxes(jnp.full((2, 4), 1e4), box)).all()
+
+
+def test_half_precision_and_float64_keep_their_type(x64):
+    for dtype in (jnp.bfloat16, jnp.float64):
+        box = jnp.asarray([[0, 0, 8, 8]], dtype)
+        size = jnp.asarray([4, 4])
+        for result in (
+            boxes.box_area(box),
+            boxes.box_iou(box, box),
+            boxes.encode_boxes(box, box),
+            boxes.decode_boxes(box, box),
+            boxes.clip_boxes(box, size),
+        ):
+            assert result.dtype == dtype
