@@ -1,0 +1,1 @@
+"""Training runs: configs, data, the step, checkpoints and evaluation."""

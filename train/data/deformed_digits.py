@@ -1,0 +1,185 @@
+"""Deformed digits: a detection data set that is made on the spot.
+
+Real handwritten digits (the set that scikit-learn carries), each under a random
+affine and a smooth elastic deformation, at COCO's three size classes, on cluttered
+ground, with boxes and instance masks. Labels and sizes are balanced in each split.
+A seed fixes every pixel and annotation. Test images use digits that no training
+image shows.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from pycocotools import mask as coco_mask
+
+from train.data import digit_scenes, examples
+
+IMAGE_SIDE = 256
+
+# How many small, medium and large digits an image holds. A cycle is balanced; an
+# image has room for one large digit only.
+_CYCLE = ((1, 1, 1), (1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 0, 1), (0, 1, 1))
+_TRAIN_SHARE = 0.75  # of the handwritten digits of each label
+_SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(kw_only=True)
+class DeformedDigitsConfig(tfds.core.BuilderConfig):
+    """How many images to make, and from which seed."""
+
+    name: str = ""
+    train_images: int = 2400
+    test_images: int = 600
+    seed: int = 0
+
+    def __post_init__(self):
+        for field in ("train_images", "test_images"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"`{field}` is {getattr(self, field)}; expected >= 1")
+        self.name = f"{self.train_images}_{self.test_images}_seed{self.seed}"
+
+
+class DeformedDigits(tfds.core.GeneratorBasedBuilder):
+    """256x256 RGB images with 2 to 4 digits each; categories 1..10 are "0".."9"."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS: ClassVar = [DeformedDigitsConfig()]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=__doc__,
+            features=examples.features(),
+            metadata=examples.metadata(categories),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        del dl_manager
+        config = self.builder_config
+        return {
+            "train": self._generate_examples("train", config.train_images),
+            "test": self._generate_examples("test", config.test_images),
+        }
+
+    def _generate_examples(
+        self, split: str, num_images: int
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        index = {"height": [], "width": [], "num_boxes": []}
+        self.info.metadata["index"][split] = index
+        plan = plan_split(split, num_images, self.builder_config.seed)
+        for number, digits in enumerate(plan):
+            example = make_example(split, number, digits, self.builder_config.seed)
+            index["height"].append(IMAGE_SIDE)
+            index["width"].append(IMAGE_SIDE)
+            index["num_boxes"].append(len(digits))
+            yield number, example
+
+
+def source_indices(split: str, seed: int) -> list[np.ndarray]:
+    """Which handwritten digits a split may show.
+
+    Returns:
+      For each label 0..9 the shuffled indices into `digit_scenes.digit_fields()`;
+      those of "train" and "test" are disjoint for the same seed.
+    """
+    _, labels = digit_scenes.digit_fields()
+    rng = np.random.default_rng([seed, 0x5EED])
+    pools = []
+    for label in range(10):
+        pool = rng.permutation(np.flatnonzero(labels == label))
+        cut = round(_TRAIN_SHARE * len(pool))
+        pools.append(pool[:cut] if split == "train" else pool[cut:])
+    return pools
+
+
+def plan_split(
+    split: str, num_images: int, seed: int
+) -> list[list[tuple[str, int, int]]]:
+    """Decides what each image shows, so that labels and sizes are balanced.
+
+    Returns:
+      For each image a list of (size class, label, index of the handwritten digit),
+      large ones first. Each size class occurs `num_images` times, each label in it
+      `num_images / 10` times, rounded up or down.
+    """
+    rng = np.random.default_rng([seed, 0xB411, _SPLITS.index(split)])
+    # A piece of a cycle would not be balanced: the rest takes one of each size.
+    whole = num_images - num_images % len(_CYCLE)
+    counts = [
+        _CYCLE[i % len(_CYCLE)] if i < whole else (1, 1, 1) for i in range(num_images)
+    ]
+    counts = rng.permutation(np.array(counts))
+    pools = [list(pool) for pool in source_indices(split, seed)]
+    used = [0] * 10
+    plan: list[list[tuple[str, int, int]]] = [[] for _ in range(num_images)]
+    for size, column in (("large", 2), ("medium", 1), ("small", 0)):
+        labels = iter(rng.permutation(np.arange(num_images) % 10))
+        for digits, count in zip(plan, counts[:, column], strict=True):
+            for _ in range(count):
+                label = int(next(labels))
+                pool = pools[label]
+                digits.append((size, label, int(pool[used[label] % len(pool)])))
+                used[label] += 1
+    return plan
+
+
+def make_example(
+    split: str, number: int, digits: Sequence[tuple[str, int, int]], seed: int
+) -> dict[str, Any]:
+    """Draws image `number` of a split with the planned `digits`.
+
+    Returns:
+      The record, as `examples.features()` describes it.
+    """
+    rng = np.random.default_rng([seed, _SPLITS.index(split), number])
+    fields, _ = digit_scenes.digit_fields()
+    corners = None
+    while corners is None:
+        drawn = [
+            digit_scenes.draw_digit(rng, fields[source], size)
+            for size, _, source in digits
+        ]
+        for _ in range(8):
+            corners = digit_scenes.place(rng, drawn, IMAGE_SIDE)
+            if corners is not None:
+                break
+    image = digit_scenes.ground(rng, IMAGE_SIDE)
+    annotations = []
+    for (_, label, _), digit, (top, left) in zip(digits, drawn, corners, strict=True):
+        digit_scenes.paint(rng, image, digit, top, left)
+        mask = np.zeros((IMAGE_SIDE, IMAGE_SIDE), np.uint8, order="F")
+        height, width = digit.mask.shape
+        mask[top : top + height, left : left + width] = digit.mask
+        rle = coco_mask.encode(mask)
+        annotations.append(
+            {
+                # COCO's evaluation takes an annotation id of 0 for "no match".
+                "id": number * 8 + len(annotations) + 1,
+                "image_id": number + 1,
+                "category_id": label + 1,
+                "bbox": [left, top, width, height],
+                "area": int(digit.mask.sum()),
+                "iscrowd": 0,
+                "segmentation": {
+                    "size": rle["size"],
+                    "counts": rle["counts"].decode("ascii"),
+                },
+            }
+        )
+    pixels = digit_scenes.add_noise(rng, image)
+    _, encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    return {
+        "image": encoded.tobytes(),
+        "image_id": number + 1,
+        "height": IMAGE_SIDE,
+        "width": IMAGE_SIDE,
+        "file_name": f"{split}_{number:06d}.jpg",
+        "annotations": json.dumps(annotations),
+    }
