@@ -1,0 +1,421 @@
+"""From a Python operator to an XLA custom call: the one file that touches moving jax API.
+
+It loads the kernel libraries, registers their handlers, and makes primitives out of
+them. To add an operator:
+
+1. Write it in plain jnp in `reference`, as a function `f(*operands, **params)` that
+   returns a tuple of arrays.
+2. Write its handler in `csrc/cpu/*.cc` and register it there under one target name
+   with `XLA_OPS_REGISTER` (`csrc/cpu/registry.h`). `CMakeLists.txt` finds the file.
+3. Make the primitive and bind it in the public function:
+
+       _pool = make_primitive(
+           "dcn_jax.roi_pool.fwd",
+           results=lambda x, rois, *, height, width: [((x.shape[0], ...), x.dtype)],
+           reference=reference.roi_pool,
+           attributes=lambda *, height, width: {"height": np.int64(height), ...},
+       )
+
+       def roi_pool(x, rois, ..., implementation=None):
+           ...validate...
+           implementation = resolve_implementation(implementation)
+           x, rois = align(x, rois)
+           if implementation == "reference":
+               return reference.roi_pool(x, rois, height=..., width=...)[0]
+           return _roi_pool(...)   # jax.custom_vjp; its rules call _pool(x, rois, ...)
+
+Every operand and result leads with the batch size N, so that the partitioner can split
+all of them in the same way. An operand in `shared` (a weight) may lead with 1 instead:
+then all images read copy 0. vmap folds the mapped axis into N; a shared operand that is
+not mapped stays one copy. For one device the leading 1 reaches the handler; for several
+the operand is broadcast to N when the program is lowered.
+"""
+
+import functools
+import importlib
+import itertools
+import os
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+_BUILD_COMMAND = "scripts/build.sh"
+_IMPLEMENTATIONS = ("ffi", "reference")
+
+
+# Libraries
+
+
+def _framework_ffi_version() -> tuple[int, int]:
+    """XLA FFI API version (major, minor) of the installed jaxlib."""
+    header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    text = header.read_text()
+    major, minor = (
+        re.search(rf"#define XLA_FFI_API_{part} (\d+)", text)
+        for part in ("MAJOR", "MINOR")
+    )
+    if major is None or minor is None:
+        raise ImportError(f"{header} does not state the version of the XLA FFI API")
+    return int(major[1]), int(minor[1])
+
+
+def _load_library(module: str, platform: str) -> dict[str, Any]:
+    """Registers the handlers of `xla_ops.<module>` and returns them by target name.
+
+    Raises:
+      ImportError: The library is not built, cannot be loaded, or was built against a
+        newer XLA FFI than the installed jaxlib has. Registering such a library would
+        leave the process without any jax backend.
+    """
+    library = importlib.import_module(f"xla_ops.{module}")
+    built, installed = library.ffi_api_version, _framework_ffi_version()
+    if built[0] != installed[0] or built > installed:
+        raise ImportError(
+            f"it was built for XLA FFI {built[0]}.{built[1]}, but jaxlib has "
+            f"{installed[0]}.{installed[1]}"
+        )
+    targets = library.registrations()
+    for name, capsule in targets.items():
+        jax.ffi.register_ffi_target(name, capsule, platform=platform)
+        jax.ffi.register_ffi_target_as_batch_partitionable(name)
+    return targets
+
+
+_targets: dict[str, dict[str, Any]] = {}
+_load_errors: dict[str, str] = {}
+for _platform, _module in {"cpu": "_cpu", "cuda": "_cuda"}.items():
+    try:
+        _targets[_platform] = _load_library(_module, _platform)
+    except ImportError as error:
+        _load_errors[_platform] = str(error)
+
+
+def backends() -> tuple[str, ...]:
+    """Platforms whose kernels are built and loaded, such as `("cpu",)`.
+
+    Every other platform runs the operators' plain jnp form (see `implementation` of
+    the operators).
+    """
+    return tuple(_targets)
+
+
+def resolve_implementation(implementation: str | None) -> str | None:
+    """Checks `implementation`; `None` takes DCN_JAX_IMPLEMENTATION's value, if set.
+
+    Returns:
+      "reference", "ffi" (a platform without kernels is an error) or None (kernels
+      where the platform has them, else the reference).
+
+    Raises:
+      ValueError: The value is none of these.
+    """
+    source = "`implementation`"
+    if implementation is None:
+        source = "environment variable DCN_JAX_IMPLEMENTATION"
+        implementation = os.environ.get("DCN_JAX_IMPLEMENTATION") or None
+    if implementation not in (None, *_IMPLEMENTATIONS):
+        raise ValueError(
+            f"{source} is {implementation!r}; expected one of {_IMPLEMENTATIONS} or None"
+        )
+    return implementation
+
+
+# Operand and result types
+
+
+def align(*operands: jax.Array | None, shared: Sequence[int] = ()) -> tuple:
+    """Gives operands the types that a primitive needs under a mesh.
+
+    Under `shard_map` every operand varies over the union of the manual mesh axes that
+    any of them varies over; the transpose of this cast sums a weight's gradient over
+    the devices. Under an Explicit mesh the batch is split as it is in operand 0, other
+    axes are not split. Call it outside `jax.custom_vjp`. None passes through.
+
+    Args:
+      *operands: Arrays that lead with the batch size, or None.
+      shared: Positions of operands that have no batch size, such as weights.
+
+    Returns:
+      The operands, in the same order.
+    """
+    types = [None if x is None else jax.typeof(x) for x in operands]
+    varying = frozenset().union(*(t.mat.varying for t in types if t is not None))
+    batch = types[0].sharding.spec[0]
+    aligned = []
+    for index, (x, t) in enumerate(zip(operands, types, strict=True)):
+        if x is not None:
+            missing = varying - t.mat.varying
+            if missing:
+                x = jax.lax.pcast(x, tuple(missing), to="varying")
+            leading = None if index in shared else batch
+            spec = P(leading, *(None,) * (t.ndim - 1))
+            if t.sharding.spec != spec:
+                x = jax.sharding.reshard(x, spec)
+        aligned.append(x)
+    return tuple(aligned)
+
+
+def _batch_sharding(like, ndim: int) -> NamedSharding:
+    """Sharding of a batch-leading array of rank `ndim` that is split as `like` is."""
+    spec = P(like.sharding.spec[0], *(None,) * (ndim - 1))
+    return NamedSharding(like.sharding.mesh, spec)
+
+
+# Primitives
+
+
+def make_primitive(
+    target: str,
+    *,
+    results: Callable[..., Sequence[tuple[tuple, Any]]],
+    reference: Callable[..., tuple],
+    attributes: Callable[..., dict[str, Any]],
+    shared: Sequence[int] = (),
+) -> Callable[..., list[jax.Array]]:
+    """Makes a jax primitive that runs a kernel where one is built.
+
+    The primitive has shape rules, batching (one custom call under vmap), derivatives
+    through the reference, and data-parallel partitioning.
+
+    Args:
+      target: FFI target name, the same string as in `XLA_OPS_REGISTER`.
+      results: `(*operands, **params) -> [(shape, dtype), ...]`, given anything that
+        has `shape` and `dtype`.
+      reference: `(*operands, **params) -> (array, ...)`, the same in plain jnp.
+      attributes: `(**params) -> {name: value}` that the handler decodes: np.int64,
+        np.float64 or str. Params must be hashable; `implementation` is not among them.
+      shared: Positions of operands that lead with 1 or N; all others lead with N.
+
+    Returns:
+      `call(*operands, implementation=None, **params) -> [array, ...]`.
+    """
+    primitive = Primitive(target)
+    primitive.multiple_results = True
+
+    @primitive.def_abstract_eval
+    def _(*avals, implementation, **params):
+        return [
+            avals[0].update(
+                shape=tuple(shape),
+                dtype=jnp.dtype(dtype),
+                weak_type=False,
+                sharding=_batch_sharding(avals[0], len(shape)),
+            )
+            for shape, dtype in results(*avals, **params)
+        ]
+
+    @functools.cache
+    def compiled(params):
+        return jax.jit(functools.partial(primitive.bind, **dict(params)))
+
+    @primitive.def_impl
+    def _(*operands, **params):
+        return compiled(tuple(sorted(params.items())))(*operands)
+
+    def batch(operands, dims, **params):
+        outputs = primitive.bind(*_fold(operands, dims, shared), **params)
+        size = _mapped_size(operands, dims)
+        outputs = [_split_leading(y, size) for y in outputs]
+        return outputs, [0] * len(outputs)
+
+    batching.primitive_batchers[primitive] = batch
+
+    def jvp(primals, tangents, *, implementation, **params):
+        outputs = primitive.bind(*primals, implementation=implementation, **params)
+        moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+
+        def along(*moved):
+            operands = list(primals)
+            for i, x in zip(moving, moved, strict=True):
+                operands[i] = x
+            return tuple(reference(*operands, **params))
+
+        _, output_tangents = jax.jvp(
+            along, [primals[i] for i in moving], [tangents[i] for i in moving]
+        )
+        return outputs, [
+            ad.Zero(jax.typeof(y).to_tangent_aval())
+            if t.dtype == jax.dtypes.float0
+            else t
+            for y, t in zip(outputs, output_tangents, strict=True)
+        ]
+
+    ad.primitive_jvps[primitive] = jvp
+
+    def lower_reference(ctx, *operands, implementation, **params):
+        if implementation == "ffi":
+            raise NotImplementedError(
+                f"no {target} kernel is built for {_platforms(ctx)} "
+                f"(there are kernels for {backends()}); "
+                'implementation="reference" or None runs everywhere'
+            )
+        _warn_of_reference(_platforms(ctx))
+        function = functools.partial(reference, **params)
+        return mlir.lower_fun(function, multiple_results=True)(ctx, *operands)
+
+    def lower_kernel(platform, ctx, *operands, implementation, **params):
+        if target not in _targets.get(platform, ()):
+            reason = _load_errors.get(platform, f"the library has no {target}")
+            raise RuntimeError(
+                f"the {platform} kernels are not available: {reason}. Build them with "
+                f'`{_BUILD_COMMAND}`, or pass implementation="reference"'
+            )
+        extra_attributes = None
+        if _is_partitioned(ctx):
+            images = ctx.avals_in[0].shape[0]
+            if any(ctx.avals_in[i].shape[0] != images for i in shared):
+
+                def expanded(*operands):
+                    operands = _expand_shared(operands, shared)
+                    return primitive.bind(
+                        *operands, implementation=implementation, **params
+                    )
+
+                return mlir.lower_fun(expanded, multiple_results=True)(ctx, *operands)
+            extra_attributes = _partitioning_attributes(ctx)
+        rule = jax.ffi.ffi_lowering(target, extra_attributes=extra_attributes)
+        return rule(ctx, *operands, **attributes(**params))
+
+    mlir.register_lowering(primitive, lower_reference)
+    # A missing CPU library is an error, not a slow program.
+    for platform in {"cpu", *_targets}:
+        mlir.register_lowering(
+            primitive, functools.partial(lower_kernel, platform), platform=platform
+        )
+
+    def call(*operands, implementation=None, **params):
+        return primitive.bind(*operands, implementation=implementation, **params)
+
+    return call
+
+
+# Batching
+
+
+def _mapped_size(operands, dims) -> int:
+    return next(
+        x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None
+    )
+
+
+def _fold(operands, dims, shared):
+    """Folds the mapped axis of each operand into its batch axis."""
+    size = _mapped_size(operands, dims)
+    first = operands[0].shape
+    images = (
+        first[0] if dims[0] is None else (first[: dims[0]] + first[dims[0] + 1 :])[0]
+    )
+    folded = []
+    for index, (x, dim) in enumerate(zip(operands, dims, strict=True)):
+        if dim is None:
+            if index in shared and x.shape[0] == 1:
+                folded.append(x)
+                continue
+            x = jnp.broadcast_to(x[None], (size, *x.shape))
+        else:
+            x = jnp.moveaxis(x, dim, 0)
+        if x.shape[1] != images:
+            x = jnp.broadcast_to(x, (size, images, *x.shape[2:]))
+        folded.append(_merge_leading(x))
+    return folded
+
+
+def _merge_leading(x):
+    """[B, N, ...] -> [B*N, ...], split over devices as axis 0 was."""
+    shape = (x.shape[0] * x.shape[1], *x.shape[2:])
+    return jax.lax.reshape(x, shape, out_sharding=_sharding_or_none(x, len(shape)))
+
+
+def _split_leading(x, size):
+    """[B*N, ...] -> [B, N, ...], split over devices as axis 0 was."""
+    shape = (size, x.shape[0] // size, *x.shape[1:])
+    return jax.lax.reshape(x, shape, out_sharding=_sharding_or_none(x, len(shape)))
+
+
+def _sharding_or_none(x, ndim):
+    aval = jax.typeof(x)
+    if aval.sharding.spec[0] is None:
+        return None
+    return _batch_sharding(aval, ndim)
+
+
+# Lowering
+
+
+def _platforms(ctx) -> str:
+    return ", ".join(ctx.platforms or ctx.module_context.platforms)
+
+
+@functools.cache
+def _warn_of_reference(platform: str) -> None:
+    warnings.warn(
+        f"xla_ops has no kernels for {platform}: the operators run in plain jnp there, "
+        'which is slower. implementation="reference" asks for that without this warning',
+        stacklevel=2,
+    )
+
+
+def _is_partitioned(ctx) -> bool:
+    """Whether the compiler may split the call over devices."""
+    avals = (*ctx.avals_in, *ctx.avals_out)
+    if not all(isinstance(size, int) for aval in avals for size in aval.shape):
+        # A sharding rule needs numbers; with symbolic sizes the call is not split.
+        return False
+    axes = ctx.module_context.axis_context
+    if isinstance(axes, mlir.ShardingContext):
+        return axes.num_devices > 1
+    if isinstance(axes, mlir.SPMDAxisContext):
+        return axes.mesh.size > 1 and axes.manual_axes != frozenset(
+            axes.mesh.axis_names
+        )
+    return False
+
+
+def _expand_shared(operands, shared):
+    """Copies shared operands that lead with 1 to each image."""
+    images = operands[0].shape[0]
+    expanded = list(operands)
+    for index in shared:
+        x = operands[index]
+        shape = (images, *x.shape[1:])
+        if x.shape != shape:
+            expanded[index] = jax.lax.broadcast_in_dim(
+                x,
+                shape,
+                range(x.ndim),
+                out_sharding=_sharding_or_none(operands[0], x.ndim),
+            )
+    return expanded
+
+
+def _partitioning_attributes(ctx) -> dict[str, Any]:
+    """Tells the partitioner that axis 0 of all operands and results is one batch."""
+    names = itertools.chain("jklmnopqrstuvwxyz", (f"z_{k}" for k in itertools.count(1)))
+    sizes = {"i": ctx.avals_in[0].shape[0]}
+
+    def factors(avals):
+        lists = []
+        for aval in avals:
+            own = ["i"]
+            for size in aval.shape[1:]:
+                own.append(next(names))
+                sizes[own[-1]] = size
+            lists.append(f"[{', '.join(own)}]")
+        return ", ".join(lists)
+
+    mapping = f"({factors(ctx.avals_in)})->({factors(ctx.avals_out)})"
+    numbers = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    rule = f"#sdy.op_sharding_rule<{mapping} {{{numbers}}}>"
+    return {
+        "mhlo.frontend_attributes": mlir.ir_attribute({"num_batch_dims": "1"}),
+        "sdy.sharding_rule": mlir.ir.Attribute.parse(rule),
+    }
