@@ -1,7 +1,7 @@
 """Region proposal network: anchors in, class-agnostic proposals out.
 
-Source: Ren et al. 2015 (arXiv:1506.01497); targets, losses and the order of the steps as
-in torchvision's RegionProposalNetwork.
+Source: Ren et al. 2015 (arXiv:1506.01497); targets, losses and the order of the steps
+as in torchvision's RegionProposalNetwork.
 
 Shape letters: N images, H W canvas, C channels, Hg Wg rows and columns of the map that
 the head reads, A anchors of one position, n = Hg*Wg*A anchors of an image in the order
@@ -195,8 +195,8 @@ def rpn_losses(
     """Objectness and box loss of the sampled anchors of all images together.
 
     Returns:
-      "rpn_class": mean binary cross entropy. "rpn_box": smooth L1 (beta 1/9) summed over
-      the positives, over the number of sampled anchors.
+      "rpn_class": mean binary cross entropy. "rpn_box": smooth L1 (beta 1/9) summed
+      over the positives, over the number of sampled anchors.
     """
     logits = gather_rows(logits, targets.index)
     deltas = gather_rows(deltas, targets.index)
