@@ -6,9 +6,9 @@ Shape letters: n candidates, S the number chosen. `sample_balanced` is for one i
 Partitioning: use `top_k` of this file, not `jax.lax.top_k`, where the batch axis may be
 sharded. XLA partitions a sort along the last axis, but `jax.lax.top_k` is an opaque
 custom call on CPU, for which every device first gathers the whole batch.
-`jnp.take_along_axis` along the last axis, and indexing under `jax.vmap`, stay local. (On
-an Explicit mesh indexing wants an operand with the batch axis, as boxes[index] has; for
-anchors shared by all images XLA's Auto mode does it without help.)
+`jnp.take_along_axis` along the last axis, and indexing under `jax.vmap`, stay local. On
+an Explicit mesh the indexed array must itself have the batch axis (the anchors, which
+all images share, do not).
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int32, Key, Num
+from jaxtyping import Array, Bool, Int32, Key, Num, Shaped
 
 
 class Samples(NamedTuple):
@@ -44,6 +44,16 @@ def top_k(
     iota = lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
     negated, index = lax.sort((-values, iota), num_keys=1, is_stable=True)
     return -negated[..., :k], index[..., :k]
+
+
+def gather_rows(
+    values: Shaped[Array, "N n *s"], index: Int32[Array, "N k"]
+) -> Shaped[Array, "N k *s"]:
+    """Rows of each image, `values[i, index[i, j]]`; indices must be in range.
+
+    Batch-leading on both sides: local on every device of a mesh (see the top).
+    """
+    return jax.vmap(lambda rows, i: rows[i])(values, index)
 
 
 def sample_balanced(
