@@ -1,0 +1,164 @@
+"""Random access to a prepared data set: decoded images with their usable boxes."""
+
+import fcntl
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from train.data import examples, transforms
+from train.data.coco_instances import CocoInstances, CocoInstancesConfig
+from train.data.deformed_digits import DeformedDigits, DeformedDigitsConfig
+
+_BUILDERS = {
+    "deformed_digits": (DeformedDigits, DeformedDigitsConfig),
+    "coco_instances": (CocoInstances, CocoInstancesConfig),
+}
+
+
+class Example(NamedTuple):
+    """One image and the ground truth that training can use."""
+
+    image: np.ndarray  # [H, W, 3] uint8 RGB
+    image_id: int
+    boxes: np.ndarray  # [M, 4] float32, x1 y1 x2 y2 in pixels of `image`
+    labels: np.ndarray  # [M] int32 in 1..num_classes
+
+
+class Source:
+    """A split of a prepared data set; `source[i]` is an `Example`.
+
+    Attributes:
+      categories: `{"id", "name"}` each; label k is `categories[k - 1]`.
+      sizes: [n, 2] int64, (height, width) of every image.
+      num_boxes: [n] int64, usable boxes of every image.
+    """
+
+    def __init__(
+        self,
+        builder: tfds.core.DatasetBuilder,
+        split: str,
+        max_pixels: int = transforms.MAX_PIXELS,
+    ):
+        """Opens `split` of a prepared `builder`.
+
+        Raises:
+          ValueError: If there is no such split, or an image of it is too large.
+        """
+        splits = sorted(builder.info.splits)
+        if split not in splits:
+            raise ValueError(
+                f"`split` is {split!r}; {builder.name} has {', '.join(splits)}"
+            )
+        metadata = builder.info.metadata
+        index = metadata["index"][split]
+        self.categories = list(metadata["categories"])
+        self.sizes = np.stack([index["height"], index["width"]], axis=1)
+        self.num_boxes = np.array(index["num_boxes"])
+        too_large = np.flatnonzero(self.sizes.prod(1) > max_pixels)
+        if len(too_large):
+            height, width = self.sizes[too_large[0]]
+            raise ValueError(
+                f"{builder.name} holds an image of {height} x {width} pixels; at most"
+                f" {max_pixels} are allowed (`max_pixels`)"
+            )
+        self._max_pixels = max_pixels
+        self._records = builder.as_data_source(
+            split, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        self._labels = {c["id"]: k for k, c in enumerate(self.categories, start=1)}
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._records[index]
+        name = record["file_name"].decode()
+        image = transforms.decode_image(record["image"], name, self._max_pixels)
+        boxes, category_ids = examples.usable_boxes(
+            json.loads(record["annotations"]), *image.shape[:2]
+        )
+        labels = np.array([self._labels[i] for i in category_ids], np.int32)
+        return Example(image, int(record["image_id"]), boxes, labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of foreground classes."""
+        return len(self.categories)
+
+    def category_id(self, label: int) -> int:
+        """The data set's category id of a label in 1..num_classes."""
+        return self.categories[label - 1]["id"]
+
+    def label(self, category_id: int) -> int:
+        """The label in 1..num_classes of a category id of the data set."""
+        return self._labels[category_id]
+
+    def ground_truth(self) -> dict[str, Any]:
+        """All annotations, crowds and empty ones too, as `pycocotools` reads them.
+
+        Returns:
+          A new COCO-format dict; coordinates are pixels of the original images.
+        """
+        images, annotations = [], []
+        for record in self._records:
+            images.append(
+                {
+                    "id": int(record["image_id"]),
+                    "height": int(record["height"]),
+                    "width": int(record["width"]),
+                    "file_name": record["file_name"].decode(),
+                }
+            )
+            annotations.extend(json.loads(record["annotations"]))
+        return {
+            "info": {},
+            "licenses": [],
+            "images": images,
+            "categories": [dict(category) for category in self.categories],
+            "annotations": annotations,
+        }
+
+
+def make_source(
+    name: str,
+    split: str,
+    data_dir: str | Path,
+    *,
+    max_pixels: int = transforms.MAX_PIXELS,
+    **options: Any,
+) -> Source:
+    """Opens a data set, and prepares it first where `data_dir` does not hold it yet.
+
+    Args:
+      name: "deformed_digits" or "coco_instances".
+      split: Split to read.
+      data_dir: Where prepared data sets are kept; created if missing.
+      max_pixels: Larger images (height * width) are refused before they are decoded.
+      **options: Fields of `DeformedDigitsConfig` or `CocoInstancesConfig`.
+
+    Raises:
+      ValueError: If a name, option, image or annotation is wrong.
+      FileNotFoundError: If a folder or file of the user's data set is missing.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"`name` is {name!r}; expected one of {', '.join(_BUILDERS)}")
+    builder_class, config_class = _BUILDERS[name]
+    if name == "coco_instances":
+        options = {"split": split, "max_pixels": max_pixels, **options}
+    try:
+        config = config_class(**options)
+    except TypeError as error:
+        raise ValueError(f"options of {name}: {error}") from error
+    data_dir = Path(data_dir).expanduser().absolute()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    builder = builder_class(
+        data_dir=str(data_dir), config=config, file_format="array_record"
+    )
+    # Several processes of a run may come here at once: one prepares, the rest wait.
+    with (data_dir / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        builder.download_and_prepare()
+    return Source(builder, split, max_pixels)

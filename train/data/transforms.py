@@ -1,0 +1,216 @@
+"""From an image file to its place on a canvas: small numpy functions.
+
+Images are [H, W, 3] uint8 RGB; sizes are (height, width) in pixels; boxes are
+[M, 4] as x1 y1 x2 y2 in pixels of the image they belong to.
+"""
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+MAX_PIXELS = 64_000_000
+
+# The loader already works on several images at once; OpenCV's own threads would only
+# compete with it and with XLA.
+cv2.setNumThreads(0)
+
+
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """Reads (height, width) off the header of a JPEG or PNG file; decodes nothing.
+
+    Args:
+      data: The encoded file.
+      name: File name for error messages.
+
+    Raises:
+      ValueError: If `data` is neither, or its header is broken.
+    """
+    try:
+        if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
+            width, height = struct.unpack_from(">II", data, 16)
+            return height, width
+        if data[:2] == b"\xff\xd8":
+            return _jpeg_size(data)
+    except (struct.error, IndexError):
+        pass
+    raise ValueError(f"{name} is not a JPEG or PNG image, or its header is broken")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Walks the marker segments up to the frame header (ITU T.81, B.2.2)."""
+    position = 2
+    while True:
+        if data[position] != 0xFF:
+            raise IndexError
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # no length follows
+            position += 2
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return struct.unpack_from(">HH", data, position + 5)
+        else:
+            position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+
+
+def decode_image(
+    data: bytes, name: str, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Decodes a JPEG or PNG file to RGB.
+
+    Grayscale becomes RGB, 16 bit become 8, transparency is dropped. An orientation
+    tag is ignored, as COCO's annotations do.
+
+    Args:
+      data: The encoded file.
+      name: File name for error messages.
+      max_pixels: Larger images (height * width) are refused before decoding.
+
+    Raises:
+      ValueError: If the image is broken, cut short or too large.
+    """
+    height, width = image_size(data, name)
+    if height * width > max_pixels:
+        raise ValueError(
+            f"{name} has {height} x {width} pixels; at most {max_pixels} are allowed"
+            " (`max_pixels`)"
+        )
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        image = None
+    if image is None or image.shape[:2] != (height, width):
+        raise ValueError(f"{name} is broken: it cannot be decoded")
+    return image
+
+
+def read_image(
+    path: str | Path, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Reads an image file; see `decode_image`.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ValueError: As `decode_image`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such image file")
+    return decode_image(path.read_bytes(), str(path), max_pixels)
+
+
+def resized_sizes(
+    sizes: Int[np.ndarray, "n 2"],
+    short_sides: Int[np.ndarray, " n"] | int,
+    max_side: int,
+) -> Int[np.ndarray, "n 2"]:
+    """Sizes after bringing the short side to a length, the long side capped.
+
+    Source: Detectron (SCALE, MAX_SIZE); rounding to the nearest pixel.
+    """
+    sizes = np.asarray(sizes, np.int64)
+    scale = np.asarray(short_sides) / sizes.min(1)
+    scale = np.minimum(scale, max_side / sizes.max(1))
+    return np.maximum((sizes * scale[:, None] + 0.5).astype(np.int64), 1)
+
+
+def fit_canvases(
+    sizes: Int[np.ndarray, "n 2"], canvases: Sequence[tuple[int, int]]
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n 2"]]:
+    """Chooses the smallest canvas that holds each image.
+
+    An image that no canvas holds goes to the canvas that shrinks it least, and is
+    shrunk to fit.
+
+    Returns:
+      canvas [n]: indices into `canvases`; sizes [n, 2]: the sizes to resize to.
+
+    Raises:
+      ValueError: If `canvases` is empty or holds a size that is not positive.
+    """
+    shapes = np.asarray(canvases, np.int64)
+    if shapes.ndim != 2 or shapes.shape[1:] != (2,) or not (shapes > 0).all():
+        raise ValueError(
+            f"`canvases` is {canvases}; expected one or more (height, width)"
+        )
+    sizes = np.asarray(sizes, np.int64)
+    shrink = np.minimum((shapes[None] / sizes[:, None]).min(-1), 1.0)  # [n, canvas]
+    # Ties (all canvases that hold the image) go to the smallest area.
+    areas = shapes.prod(1)
+    cost = np.where(shrink == shrink.max(1, keepdims=True), areas, np.inf)
+    canvas = cost.argmin(1)
+    shrink = shrink.max(1)
+    fitted = np.maximum((sizes * shrink[:, None] + 1e-6).astype(np.int64), 1)
+    return canvas, np.where((shrink < 1)[:, None], fitted, sizes)
+
+
+def resize(
+    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Resizes bilinearly, as the peers' detectors do."""
+    height, width = (int(side) for side in size)
+    if image.shape[:2] == (height, width):
+        return image
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def scale_boxes(
+    boxes: Float[np.ndarray, "M 4"], scale: Float[np.ndarray, " 2"]
+) -> Float[np.ndarray, "M 4"]:
+    """Scales boxes by (y, x) factors: new size / old size."""
+    factors = np.asarray(scale, np.float32)[[1, 0, 1, 0]]
+    return boxes * factors
+
+
+def clip_boxes(
+    boxes: Float[np.ndarray, "M 4"], size: tuple[int, int]
+) -> Float[np.ndarray, "M 4"]:
+    """Clips boxes to an image of `size`."""
+    height, width = size
+    limits = np.array([width, height, width, height], np.float32)
+    return np.clip(boxes, np.float32(0), limits)
+
+
+def flip_image(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Mirrors an image left to right."""
+    return image[:, ::-1]
+
+
+def flip_boxes(boxes: Float[np.ndarray, "M 4"], width: int) -> Float[np.ndarray, "M 4"]:
+    """Mirrors boxes left to right in an image of `width`."""
+    x1, y1, x2, y2 = boxes.T
+    return np.stack([width - x2, y1, width - x1, y2], axis=1)
+
+
+def place(
+    image: UInt8[np.ndarray, "h w 3"], canvas: tuple[int, int]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Puts an image into the top left corner of a canvas of zeros."""
+    placed = np.zeros((*canvas, 3), np.uint8)
+    placed[: image.shape[0], : image.shape[1]] = image
+    return placed
+
+
+def fit_image(
+    image: UInt8[np.ndarray, "H0 W0 3"],
+    *,
+    canvases: Sequence[tuple[int, int]],
+    short_side: int,
+    max_side: int,
+) -> tuple[UInt8[np.ndarray, "H W 3"], Int[np.ndarray, " 2"], Float[np.ndarray, " 2"]]:
+    """Prepares one image for detection, as `eval_loader` does.
+
+    Returns:
+      The canvas, the (height, width) of its valid part, and the (y, x) scale:
+      resized / original size.
+    """
+    original = np.array([image.shape[:2]])
+    resized = resized_sizes(original, short_side, max_side)
+    (canvas,), (size,) = fit_canvases(resized, canvases)
+    scale = (size / original[0]).astype(np.float32)
+    return place(resize(image, size), canvases[canvas]), size.astype(np.int32), scale
