@@ -1,4 +1,4 @@
-"""From a Python operator to an XLA custom call: the one file that touches moving jax API.
+"""From an operator to an XLA custom call: the one file that touches moving jax API.
 
 It loads the kernel libraries, registers their handlers, and makes primitives out of
 them. To add an operator:
@@ -124,7 +124,8 @@ def resolve_implementation(implementation: str | None) -> str | None:
         implementation = os.environ.get("DCN_JAX_IMPLEMENTATION") or None
     if implementation not in (None, *_IMPLEMENTATIONS):
         raise ValueError(
-            f"{source} is {implementation!r}; expected one of {_IMPLEMENTATIONS} or None"
+            f"{source} is {implementation!r}; "
+            f"expected None or one of {_IMPLEMENTATIONS}"
         )
     return implementation
 
@@ -358,8 +359,8 @@ def _platforms(ctx) -> str:
 @functools.cache
 def _warn_of_reference(platform: str) -> None:
     warnings.warn(
-        f"xla_ops has no kernels for {platform}: the operators run in plain jnp there, "
-        'which is slower. implementation="reference" asks for that without this warning',
+        f"xla_ops has no kernels for {platform}: its operators run in plain jnp there, "
+        'which is slower; implementation="reference" asks for that without a warning',
         stacklevel=2,
     )
 

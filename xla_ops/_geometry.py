@@ -1,0 +1,205 @@
+"""Sizes of outputs, and the checks of arguments with all their messages.
+
+Letters: N batch, H W input map, P Q output map, C in channels, K out channels,
+R S kernel taps, G offset groups.
+"""
+
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# The kernels are compiled for these.
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+
+
+def coordinate_dtype(dtype) -> np.dtype:
+    """Type of coordinates and sums: float64 beside float64, else float32."""
+    return jnp.dtype("float64" if dtype == jnp.float64 else "float32")
+
+
+def check_array(name: str, value: Any, dtypes: tuple[str, ...] = FLOATS) -> jax.Array:
+    """Returns `value` as a jax array.
+
+    Raises:
+      TypeError: It is not an array, or its dtype is not one of `dtypes`.
+    """
+    if not isinstance(value, jax.Array | np.ndarray):
+        raise TypeError(f"`{name}` is {type(value).__name__}; expected an array")
+    array = jnp.asarray(value)
+    if array.dtype.name not in dtypes:
+        raise TypeError(
+            f"`{name}` has dtype {array.dtype.name}; expected {_one_of(dtypes)}"
+        )
+    return array
+
+
+def check_rank(name: str, array: jax.Array, letters: str) -> None:
+    """Checks the number of axes; `letters` names them, as in "N, H, W, C".
+
+    Raises:
+      ValueError: The rank differs.
+    """
+    if array.ndim != len(letters.split(", ")):
+        raise ValueError(f"`{name}` has shape {array.shape}; expected ({letters})")
+
+
+def check_shape(
+    name: str, array: jax.Array, expected: tuple, letters: str, why: str = ""
+) -> None:
+    """Checks the shape; a None in `expected` allows any size there.
+
+    Raises:
+      ValueError: The shape differs.
+    """
+    fits = array.ndim == len(expected) and all(
+        want is None or size == want
+        for size, want in zip(array.shape, expected, strict=True)
+    )
+    if not fits:
+        names = letters.split(", ")
+        sizes = [
+            name if want is None else str(want)
+            for name, want in zip(names, expected, strict=True)
+        ]
+        shape = f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+        raise ValueError(
+            f"`{name}` has shape {array.shape}; expected {shape} = ({letters}){why}"
+        )
+
+
+def check_dtype_beside(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
+    """Casts coordinates or factors that stand beside `x` to the coordinate type.
+
+    Raises:
+      TypeError: `array` is float64 and `x` is not: the cast would lose digits.
+    """
+    wanted = coordinate_dtype(x.dtype)
+    if array.dtype.itemsize > wanted.itemsize:
+        raise TypeError(
+            f"`{name}` has dtype {array.dtype.name}; expected {wanted.name} or less "
+            f"beside data of dtype {x.dtype.name}"
+        )
+    return array.astype(wanted)
+
+
+def check_integer(name: str, value: Any, minimum: int = 1) -> int:
+    """Returns `value` as an int.
+
+    Raises:
+      TypeError: It is not an integer.
+      ValueError: It is less than `minimum`.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` is {value!r}; expected an integer") from None
+    if value < minimum:
+        raise ValueError(f"`{name}` is {value}; expected at least {minimum}")
+    return value
+
+
+def check_pair(name: str, value: Any, minimum: int = 1) -> tuple[int, int]:
+    """Returns an integer, or a (vertical, horizontal) pair of them, as a pair.
+
+    Raises:
+      TypeError: It is neither.
+      ValueError: An integer is less than `minimum`.
+    """
+    if isinstance(value, tuple | list):
+        if len(value) != 2:
+            raise ValueError(
+                f"`{name}` is {value!r}; expected an integer or a pair of integers"
+            )
+        first, second = value
+    else:
+        first = second = value
+    return check_integer(name, first, minimum), check_integer(name, second, minimum)
+
+
+class Window(NamedTuple):
+    """How a kernel moves over the map, in pixels, as (vertical, horizontal) pairs."""
+
+    strides: tuple[int, int]
+    padding: tuple[int, int]  # Before the first row and column.
+    dilation: tuple[int, int]
+
+
+def convolution_window(
+    size: tuple[int, int],
+    kernel_size: tuple[int, int],
+    *,
+    strides: Any,
+    padding: Any,
+    kernel_dilation: Any,
+) -> tuple[Window, tuple[int, int]]:
+    """Resolves the arguments of a convolution.
+
+    Args:
+      size: (H, W).
+      kernel_size: (R, S).
+      strides: Integer or pair.
+      padding: "SAME", "VALID", an integer, a (vertical, horizontal) pair, or
+        ((top, bottom), (left, right)).
+      kernel_dilation: Integer or pair.
+
+    Returns:
+      The window, and the size (P, Q) of the output; 0 where the kernel does not fit.
+
+    Raises:
+      TypeError, ValueError: An argument is not of this form.
+    """
+    strides = check_pair("strides", strides)
+    dilation = check_pair("kernel_dilation", kernel_dilation)
+    extent = tuple(
+        (taps - 1) * step + 1 for taps, step in zip(kernel_size, dilation, strict=True)
+    )
+    pads = _paddings(padding, size, extent, strides)
+    output = []
+    for length, reach, step, (before, after) in zip(
+        size, extent, strides, pads, strict=True
+    ):
+        count = (length + before + after - reach) // step + 1
+        # Symbolic sizes of jax.export have no maximum with 0.
+        output.append(max(count, 0) if isinstance(count, int) else count)
+    window = Window(strides, (pads[0][0], pads[1][0]), dilation)
+    return window, tuple(output)
+
+
+def _paddings(padding, size, extent, strides) -> list[tuple[int, int]]:
+    if isinstance(padding, str):
+        if padding not in ("SAME", "VALID"):
+            raise ValueError(f"`padding` is {padding!r}; expected {_PADDINGS}")
+        return list(jax.lax.padtype_to_pads(size, extent, strides, padding))
+    if isinstance(padding, tuple | list):
+        if len(padding) != 2:
+            raise ValueError(f"`padding` is {padding!r}; expected {_PADDINGS}")
+        return [check_pair("padding", along, minimum=0) for along in padding]
+    both = check_integer("padding", padding, minimum=0)
+    return [(both, both)] * 2
+
+
+_PADDINGS = (
+    '"SAME", "VALID", an integer, a (vertical, horizontal) pair or '
+    "((top, bottom), (left, right))"
+)
+
+
+def check_divides(name: str, count: int, total: int, what: str) -> None:
+    """Checks that `count` groups split `total` channels evenly.
+
+    Raises:
+      ValueError: They do not.
+    """
+    if total % count:
+        raise ValueError(
+            f"`{name}` is {count}; expected a divisor of the {total} {what}"
+        )
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
