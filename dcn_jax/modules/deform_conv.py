@@ -1,0 +1,225 @@
+"""Deformable convolution layer, DCNv1 and modulated (DCNv2).
+
+Shape letters: N batch, H W input map, P Q output map, C in channels, K out channels,
+R S kernel taps, G offset groups.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.nnx.nn import dtypes
+from jaxtyping import Array, Float
+
+from dcn_jax.modules.offset_health import OffsetStatistics, offset_statistics
+from xla_ops import deform_conv2d
+
+_lecun_normal = nnx.initializers.lecun_normal()
+_zeros = nnx.initializers.zeros
+
+
+class DeformConv(nnx.Module):
+    """Convolution that samples where a branch of its own says.
+
+    An ordinary convolution of the same input, with the same kernel size, stride,
+    padding and dilation, gives each sample an offset and, when modulated, a factor
+    `mask_scale * sigmoid(.)`. It starts at zero: offsets are 0 and all factors
+    `mask_scale / 2`, so an unmodulated layer, or one with `mask_scale=2`, starts as
+    `nnx.Conv` with the same kernel.
+
+    Arguments are those of `nnx.Conv` where they have its names. Integers stand for
+    (vertical, horizontal) pairs.
+
+    Args:
+      in_features: C.
+      out_features: K.
+      kernel_size: (R, S).
+      strides: Of kernel and branch.
+      padding: "SAME", "VALID", an integer, a pair, or ((top, bottom), (left, right)).
+      kernel_dilation: Spacing of the undeformed taps.
+      feature_group_count: Groups of channels that are convolved apart.
+      offset_groups: Groups of input channels with offsets of their own.
+      modulated: DCNv2, else DCNv1.
+      mask_scale: 1, as in mmdetection, detectron2 and the text of the paper; or 2, as
+        in the authors' example, which leaves the scale of a pretrained layer as it is.
+      use_bias: Whether to add a bias.
+      dtype: Of the computation; None takes that of input and parameters. The branch
+        computes in float32 at least: half precision has no sub-pixel places on a large
+        map.
+      param_dtype: Of the parameters.
+      kernel_init: Initialiser of the kernel.
+      bias_init: Initialiser of the bias.
+      rngs: Initialisation.
+
+    Attributes:
+      kernel: [R, S, C/feature_group_count, K].
+      bias: [K], or None.
+      offset_conv: The branch, an `nnx.Conv` whose output channels are all offsets
+        [G, R*S, (dy, dx)] and then, when modulated, all masks [G, R*S].
+
+    Raises:
+      ValueError: An argument is out of its range, or groups do not divide channels.
+
+    Source: Dai et al. 2017 (arXiv:1703.06211) section 2.1; Zhu et al. 2019
+    (arXiv:1811.11168) section 3.2.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | Sequence[int],
+        *,
+        strides: int | Sequence[int] = 1,
+        padding: str | int | Sequence[Any] = "SAME",
+        kernel_dilation: int | Sequence[int] = 1,
+        feature_group_count: int = 1,
+        offset_groups: int = 1,
+        modulated: bool = True,
+        mask_scale: int = 1,
+        use_bias: bool = True,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        kernel_init: nnx.Initializer = _lecun_normal,
+        bias_init: nnx.Initializer = _zeros,
+        rngs: nnx.Rngs,
+    ):
+        check_groups(
+            in_features, out_features, feature_group_count, offset_groups, mask_scale
+        )
+        self.kernel_size = as_pair("kernel_size", kernel_size)
+        self.strides = as_pair("strides", strides)
+        self.kernel_dilation = as_pair("kernel_dilation", kernel_dilation)
+        self.padding = padding
+        self.feature_group_count = feature_group_count
+        self.offset_groups = offset_groups
+        self.modulated = modulated
+        self.mask_scale = mask_scale
+        self.dtype = dtype
+
+        shape = (*self.kernel_size, in_features // feature_group_count, out_features)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+        self.bias: nnx.Param | None = nnx.data(None)
+        if use_bias:
+            self.bias = nnx.Param(
+                bias_init(rngs.params(), (out_features,), param_dtype)
+            )
+        self.offset_conv = nnx.Conv(
+            in_features,
+            branch_features(self.kernel_size, offset_groups, modulated),
+            self.kernel_size,
+            self.strides,
+            padding=padding,
+            kernel_dilation=self.kernel_dilation,
+            kernel_init=_zeros,
+            bias_init=_zeros,
+            dtype=branch_dtype(dtype, param_dtype),
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N P Q K"]:
+        """Applies the layer."""
+        offset, mask = self.sampling(x)
+        # Statistics cost nothing unless somebody captures them.
+        if any(type(v) is OffsetStatistics for v in getattr(self, "__captures__", ())):
+            statistics = offset_statistics(
+                offset,
+                mask,
+                map_size=(x.shape[1], x.shape[2]),
+                kernel_size=self.kernel_size,
+                strides=self.strides,
+                padding=self.padding,
+                kernel_dilation=self.kernel_dilation,
+            )
+            self.sow(OffsetStatistics, "offset_statistics", statistics)
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = dtypes.promote_dtype(
+            (x, self.kernel[...], bias), dtype=self.dtype
+        )
+        return deform_conv2d(
+            x,
+            offset,
+            kernel,
+            mask,
+            bias,
+            strides=self.strides,
+            padding=self.padding,
+            kernel_dilation=self.kernel_dilation,
+            feature_group_count=self.feature_group_count,
+        )
+
+    def sampling(
+        self, x: Float[Array, "N H W C"]
+    ) -> tuple[Float[Array, "N P Q G RS 2"], Float[Array, "N P Q G RS"] | None]:
+        """Offsets (dy, dx) in input pixels, and factors of the samples (None in v1)."""
+        return split_branch(
+            self.offset_conv(x), self.offset_groups, self.modulated, self.mask_scale
+        )
+
+
+def check_groups(
+    in_features: int,
+    out_features: int,
+    feature_group_count: int,
+    offset_groups: int,
+    mask_scale: int,
+) -> None:
+    """Checks what the layer's arguments must satisfy.
+
+    Raises:
+      ValueError: They do not.
+    """
+    for name, groups, channels in (
+        ("feature_group_count", feature_group_count, ("in_features", in_features)),
+        ("feature_group_count", feature_group_count, ("out_features", out_features)),
+        ("offset_groups", offset_groups, ("in_features", in_features)),
+    ):
+        if groups < 1 or channels[1] % groups:
+            raise ValueError(
+                f"`{name}` is {groups}; expected a divisor of `{channels[0]}`, "
+                f"which is {channels[1]}"
+            )
+    if mask_scale not in (1, 2):
+        raise ValueError(f"`mask_scale` is {mask_scale}; expected 1 or 2")
+
+
+def as_pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """The (vertical, horizontal) pair that an integer or a pair stands for.
+
+    Raises:
+      ValueError: `value` is a sequence of another length.
+    """
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2:
+        raise ValueError(f"`{name}` is {value!r}; expected an integer or a pair")
+    return pair
+
+
+def branch_features(
+    kernel_size: tuple[int, int], offset_groups: int, modulated: bool
+) -> int:
+    """Output channels of the branch: 2 (v1) or 3 for each sample."""
+    return (3 if modulated else 2) * offset_groups * kernel_size[0] * kernel_size[1]
+
+
+def branch_dtype(dtype: Any, param_dtype: Any) -> np.dtype:
+    """Type that a branch computes in: that of the layer, but float32 at least."""
+    wanted = jnp.dtype(param_dtype if dtype is None else dtype)
+    return wanted if wanted.itemsize > 4 else jnp.dtype(jnp.float32)
+
+
+def split_branch(
+    y: Float[Array, "N P Q L"], offset_groups: int, modulated: bool, mask_scale: int
+) -> tuple[Float[Array, "N P Q G RS 2"], Float[Array, "N P Q G RS"] | None]:
+    """Offsets and factors out of the branch's channels: all offsets, then all masks."""
+    taps = y.shape[-1] // ((3 if modulated else 2) * offset_groups)
+    split = 2 * offset_groups * taps
+    offset = y[..., :split].reshape(*y.shape[:-1], offset_groups, taps, 2)
+    if not modulated:
+        return offset, None
+    logits = y[..., split:].reshape(*y.shape[:-1], offset_groups, taps)
+    return offset, mask_scale * jax.nn.sigmoid(logits)

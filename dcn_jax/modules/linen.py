@@ -1,0 +1,142 @@
+"""The deformable layers for Flax Linen, with the parameter names of the NNX ones.
+
+Shape letters: N batch, H W input or feature map, P Q output map, C in channels, K out
+channels, R S kernel taps, B RoIs of an image, h w bins.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import dtypes
+from jaxtyping import Array, Float, Int, Num
+
+from dcn_jax.modules import deform_conv, roi_pool
+import xla_ops
+from xla_ops import deform_conv2d
+
+_zeros = nn.initializers.zeros
+_gaussian = nn.initializers.normal(0.01)
+
+
+class DeformConv(nn.Module):
+    """Deformable convolution: `dcn_jax.modules.DeformConv`, with its arguments.
+
+    Parameters: kernel, bias, and offset_conv/{kernel, bias}.
+    """
+
+    features: int
+    kernel_size: int | Sequence[int]
+    strides: int | Sequence[int] = 1
+    padding: str | int | Sequence[Any] = "SAME"
+    kernel_dilation: int | Sequence[int] = 1
+    feature_group_count: int = 1
+    offset_groups: int = 1
+    modulated: bool = True
+    mask_scale: int = 1
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias_init: nn.initializers.Initializer = _zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N P Q K"]:
+        """Applies the layer."""
+        groups, in_features = self.feature_group_count, x.shape[-1]
+        deform_conv.check_groups(
+            in_features, self.features, groups, self.offset_groups, self.mask_scale
+        )
+        kernel_size = deform_conv.as_pair("kernel_size", self.kernel_size)
+        window = dict(
+            strides=deform_conv.as_pair("strides", self.strides),
+            padding=self.padding,
+            kernel_dilation=deform_conv.as_pair(
+                "kernel_dilation", self.kernel_dilation
+            ),
+        )
+        shape = (*kernel_size, in_features // groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param(
+                "bias", self.bias_init, (self.features,), self.param_dtype
+            )
+        y = nn.Conv(
+            deform_conv.branch_features(
+                kernel_size, self.offset_groups, self.modulated
+            ),
+            kernel_size,
+            kernel_init=_zeros,
+            bias_init=_zeros,
+            dtype=deform_conv.branch_dtype(self.dtype, self.param_dtype),
+            param_dtype=self.param_dtype,
+            name="offset_conv",
+            **window,
+        )(x)
+        offset, mask = deform_conv.split_branch(
+            y, self.offset_groups, self.modulated, self.mask_scale
+        )
+        x, kernel, bias = dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return deform_conv2d(
+            x, offset, kernel, mask, bias, feature_group_count=groups, **window
+        )
+
+
+class DeformRoIPool(nn.Module):
+    """Deformable RoI pooling: `dcn_jax.modules.DeformRoIPool`, with its arguments.
+
+    Parameters: offset_fc/{kernel, bias} and, when modulated, fc1 and fc2 alike.
+    """
+
+    output_size: int | Sequence[int]
+    spatial_scale: float | Sequence[float]
+    hidden_features: int = 1024
+    modulated: bool = True
+    sampling_ratio: int = 2
+    offset_scale: float = 0.1
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H_ W_ C"]],
+        rois: Float[Array, "N B 4"],
+        map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
+        levels: Int[Array, "N B"] | None = None,
+    ) -> Float[Array, "N B h w C"]:
+        """Pools each RoI."""
+        output_size = deform_conv.as_pair("output_size", self.output_size)
+        pool = dict(
+            output_size=output_size,
+            spatial_scale=self.spatial_scale,
+            levels=levels,
+            map_sizes=map_sizes,
+            sampling_ratio=self.sampling_ratio,
+            offset_scale=self.offset_scale,
+        )
+        y = xla_ops.deform_roi_pool(features, rois, **pool)
+        y = y.reshape(*y.shape[:2], -1)
+        if self.modulated:
+            for name in ("fc1", "fc2"):
+                hidden = nn.Dense(
+                    self.hidden_features,
+                    kernel_init=_gaussian,
+                    dtype=self.dtype,
+                    param_dtype=self.param_dtype,
+                    name=name,
+                )
+                y = jax.nn.relu(hidden(y))
+        y = nn.Dense(
+            (3 if self.modulated else 2) * output_size[0] * output_size[1],
+            kernel_init=_zeros,
+            bias_init=_zeros,
+            dtype=deform_conv.branch_dtype(self.dtype, self.param_dtype),
+            param_dtype=self.param_dtype,
+            name="offset_fc",
+        )(y)
+        offset, mask = roi_pool.split_branch(y, output_size, self.modulated)
+        return xla_ops.deform_roi_pool(features, rois, offset, mask, **pool)

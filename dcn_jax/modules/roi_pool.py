@@ -1,0 +1,145 @@
+"""Deformable RoI pooling layer, v1 and modulated.
+
+Shape letters: N batch, H W feature map, C channels, B RoIs of an image, h w bins.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Num
+
+from dcn_jax.modules.deform_conv import as_pair, branch_dtype
+import xla_ops
+
+_zeros = nnx.initializers.zeros
+_gaussian = nnx.initializers.normal(0.01)
+
+
+class DeformRoIPool(nnx.Module):
+    """RoI pooling whose bins move to where a branch of its own says.
+
+    Each RoI is pooled without offsets; the branch reads the result and gives each bin
+    an offset, normalised by the size of the RoI, and, when modulated, a factor in
+    (0, 1); then the RoI is pooled again at the moved bins. The branch ends in a layer
+    of zeros: the first result is aligned RoI pooling, halved when modulated. With
+    several pyramid levels all share the branch.
+
+    Args:
+      in_features: C.
+      output_size: (h, w), or one integer for both.
+      spatial_scale: Size of the map over size of the image; one for each pyramid level
+        when `features` is a sequence.
+      hidden_features: Width of the two hidden layers of the modulated branch.
+      modulated: The branch of DCNv2: fully connected, ReLU, twice, then offsets and
+        masks; else that of DCNv1: one fully connected layer.
+      sampling_ratio: Samples of a bin along each axis; 0 takes as many as the size of
+        the RoI wants.
+      offset_scale: gamma of the paper, a factor of the normalised offsets.
+      dtype: Of the computation; None takes that of input and parameters. The last
+        layer of the branch computes in float32 at least.
+      param_dtype: Of the parameters.
+      rngs: Initialisation.
+
+    Attributes:
+      fc1, fc2: Hidden layers; only when modulated.
+      offset_fc: Last layer, whose outputs are all offsets [h, w, (dy, dx)] and then,
+        when modulated, all masks [h, w].
+
+    Source: Dai et al. 2017 (arXiv:1703.06211) section 2.2; Zhu et al. 2019
+    (arXiv:1811.11168) section 3.2.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        output_size: int | Sequence[int],
+        *,
+        spatial_scale: float | Sequence[float],
+        hidden_features: int = 1024,
+        modulated: bool = True,
+        sampling_ratio: int = 2,
+        offset_scale: float = 0.1,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.output_size = as_pair("output_size", output_size)
+        self.spatial_scale = (
+            tuple(spatial_scale)
+            if isinstance(spatial_scale, Sequence)
+            else spatial_scale
+        )
+        self.modulated = modulated
+        self.sampling_ratio = sampling_ratio
+        self.offset_scale = offset_scale
+
+        bins = self.output_size[0] * self.output_size[1]
+        features = bins * in_features
+        if modulated:
+            hidden = dict(
+                kernel_init=_gaussian, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+            )
+            self.fc1 = nnx.Linear(features, hidden_features, **hidden)
+            self.fc2 = nnx.Linear(hidden_features, hidden_features, **hidden)
+            features = hidden_features
+        self.offset_fc = nnx.Linear(
+            features,
+            (3 if modulated else 2) * bins,
+            kernel_init=_zeros,
+            bias_init=_zeros,
+            dtype=branch_dtype(dtype, param_dtype),
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self,
+        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H_ W_ C"]],
+        rois: Float[Array, "N B 4"],
+        map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
+        levels: Int[Array, "N B"] | None = None,
+    ) -> Float[Array, "N B h w C"]:
+        """Pools each RoI.
+
+        Args:
+          features: A map, or the levels of a pyramid.
+          rois: x1 y1 x2 y2 in pixels of the image.
+          map_sizes: (height, width) of the part of each image's map that is not
+            padding, for each level of a pyramid; None means all of it.
+          levels: Level that each RoI reads, for a pyramid.
+        """
+        pool = dict(
+            output_size=self.output_size,
+            spatial_scale=self.spatial_scale,
+            levels=levels,
+            map_sizes=map_sizes,
+            sampling_ratio=self.sampling_ratio,
+            offset_scale=self.offset_scale,
+        )
+        offset, mask = self.branch(xla_ops.deform_roi_pool(features, rois, **pool))
+        return xla_ops.deform_roi_pool(features, rois, offset, mask, **pool)
+
+    def branch(
+        self, pooled: Float[Array, "N B h w C"]
+    ) -> tuple[Float[Array, "N B h w 2"], Float[Array, "N B h w"] | None]:
+        """Normalised offsets (dy, dx) and factors of the bins (None in v1)."""
+        y = pooled.reshape(*pooled.shape[:2], -1)
+        if self.modulated:
+            y = jax.nn.relu(self.fc1(y))
+            y = jax.nn.relu(self.fc2(y))
+        return split_branch(self.offset_fc(y), self.output_size, self.modulated)
+
+
+def split_branch(
+    y: Float[Array, "N B L"], output_size: tuple[int, int], modulated: bool
+) -> tuple[Float[Array, "N B h w 2"], Float[Array, "N B h w"] | None]:
+    """Offsets and factors out of the branch's features: all offsets, then all masks."""
+    split = 2 * output_size[0] * output_size[1]
+    offset = y[..., :split].reshape(*y.shape[:-1], *output_size, 2)
+    if not modulated:
+        return offset, None
+    logits = y[..., split:].reshape(*y.shape[:-1], *output_size)
+    return offset, jax.nn.sigmoid(logits)
