@@ -1,0 +1,135 @@
+"""Checkpoints: everything that a run needs to go on to the same bits.
+
+A checkpoint is a folder <workdir>/checkpoints/<step> with the items `model` (variables
+under dotted paths), `train` (optimiser, counters), `data` (the loader's place) and
+`description` (configuration, categories). One that was not finished is ignored.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from train.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one work folder.
+
+    Saving is synchronous: when `save` returns, the checkpoint is committed, and
+    a failure is raised there and then. State is small beside the time between saves.
+    """
+
+    def __init__(self, workdir: str | Path, *, keep: int | None = None):
+        self.folder = Path(workdir).absolute() / "checkpoints"
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                enable_async_checkpointing=False,
+                create=keep is not None,
+                read_only=keep is None,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """Returns the newest finished step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data: dict, description: dict) -> None:
+        """Writes a checkpoint of `state.step`, if there is none yet.
+
+        Args:
+          state: What to save.
+          data: State of the data iterator, as JSON holds it.
+          description: Configuration, categories: what `check` compares.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        items = {
+            "model": ocp.args.StandardSave({**state.params, **state.frozen}),
+            "train": ocp.args.StandardSave(_counters(state)),
+            "data": ocp.args.JsonSave(data),
+            "description": ocp.args.JsonSave(description),
+        }
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
+        """Returns the state and the data iterator's state saved at `step`.
+
+        Args:
+          step: A step that `latest` returned.
+          like: Shapes, types and placement (`jax.ShapeDtypeStruct` with sharding).
+        """
+        args = ocp.args.Composite(
+            model=ocp.args.StandardRestore({**like.params, **like.frozen}),
+            train=ocp.args.StandardRestore(_counters(like)),
+            data=ocp.args.JsonRestore(),
+        )
+        saved = self._manager.restore(step, args=args)
+        state = TrainState(
+            params={path: saved.model[path] for path in like.params},
+            frozen={path: saved.model[path] for path in like.frozen},
+            **saved.train,
+        )
+        return state, saved.data
+
+    def restore_variables(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        """Returns only the model's variables saved at `step`."""
+        args = ocp.args.Composite(model=ocp.args.StandardRestore(like))
+        return self._manager.restore(step, args=args).model
+
+    def description(self, step: int) -> dict:
+        """Returns what was written beside the state at `step`."""
+        args = ocp.args.Composite(description=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args).description
+
+    def check(self, step: int, description: dict, variables: dict[str, Any]) -> None:
+        """Refuses a checkpoint whose model is not the configured one.
+
+        Raises:
+          ValueError: Names the first field, or array, that differs.
+        """
+        where = f"The checkpoint {self.folder / str(step)} is of another model:"
+        saved = self.description(step)
+        # What JSON makes of tuples must not look like a difference.
+        ours = json.loads(json.dumps(description["model"]))
+        for name in sorted(saved["model"].keys() | ours.keys()):
+            was, now = saved["model"].get(name), ours.get(name)
+            if was != now:
+                raise ValueError(
+                    f"{where} `{name}` was {was}, the configuration says {now}."
+                )
+        metadata = self._manager.item_metadata(step)["model"]
+        shapes = {path: tuple(leaf.shape) for path, leaf in metadata.items()}
+        for path in sorted(shapes.keys() | variables.keys()):
+            if path not in shapes or path not in variables:
+                has = "lacks" if path not in shapes else "has"
+                raise ValueError(f"{where} it {has} the array {path}.")
+            if shapes[path] != tuple(variables[path].shape):
+                raise ValueError(
+                    f"{where} {path} has shape {shapes[path]}; expected "
+                    f"{tuple(variables[path].shape)}."
+                )
+
+    def close(self) -> None:
+        """Releases the manager's threads."""
+        self._manager.close()
+
+
+def _counters(state: TrainState) -> dict[str, Any]:
+    return {
+        "opt_state": state.opt_state,
+        "step": state.step,
+        "skipped": state.skipped,
+    }
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Returns shapes, types and placement of a tree, as `restore` takes them."""
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings
+    )

@@ -1,0 +1,1 @@
+"""Experiments: one file per family, `get_config(arg)` returns the record of a run."""

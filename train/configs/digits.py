@@ -1,0 +1,74 @@
+"""The demo: DCNv2 with feature mimicking on deformed digits, on two CPU cores.
+
+The paper's DCNv2 row (modulated convolutions in conv3 to conv5, modulated RoI pooling,
+foreground mimicking) with a thin ResNet trained from scratch.
+
+    python -m train.main --config=train/configs/digits.py --workdir=runs/demo
+    python -m train.main --config=train/configs/digits.py:regular
+
+":regular" is the same recipe with regular convolutions and aligned RoI pooling, and
+without mimicking.
+"""
+
+from ml_collections import ConfigDict
+
+from train.configs import _base
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the demo's configuration, or its regular counterpart."""
+    if arg not in ("", "regular"):
+        raise ValueError(f"digits.py:{arg}: expected no argument or 'regular'.")
+    config = _base.get_config()
+    config.name = "digits_regular" if arg else "digits"
+    config.steps = 1500
+    config.batch_size = 8
+
+    data = config.data
+    data.name = "deformed_digits"
+    data.options.update({"train_images": 2400, "test_images": 600, "seed": 0})
+    data.eval_split = "test"
+    data.canvases = ((256, 256),)
+    data.short_sides = (208, 224, 240, 256)
+    data.eval_short_side = 256
+    data.max_side = 256
+    data.flip = False  # a mirrored digit is no digit
+    data.max_boxes = 6
+
+    backbone = config.backbone
+    backbone.depths = (1, 1, 2, 1)
+    backbone.stem_features = 32
+    backbone.norm = "group_norm"
+
+    detector = config.detector
+    detector.anchor_sizes = (16.0, 32.0, 64.0, 128.0)
+    detector.aspect_ratios = (1.0, 1.6)
+    detector.rpn_features = 128
+    detector.rpn_pre_nms_top_n = (512, 512)
+    detector.rpn_post_nms_top_n = (128, 64)
+    detector.rpn_samples = 64
+    detector.reduction_features = 64
+    detector.roi_branch_features = 128
+    detector.roi_samples = 32
+    detector.head_features = 256
+    detector.mimic_count = 2
+    detector.mimic_crop_size = 64
+    detector.max_detections = 20
+
+    optim = config.optim
+    optim.lr = 0.02
+    optim.warmup_steps = 100
+    optim.warmup_factor = 0.1
+    optim.clip_norm = 10.0
+
+    config.log.every = 25
+    config.log.offset_health_every = 250
+    config.checkpoint.every = 500
+    config.eval.batch_size = 20
+    config.eval.pictures = 9
+
+    if arg:
+        backbone.deform_stages = (False, False, False, False)
+        detector.roi_pooling = "roi_align"
+        detector.mimic = "none"
+    return config

@@ -1,0 +1,108 @@
+"""Pictures: detections on images, several of them in a grid, and a run's curves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+# Small images are enlarged before labels are written on them.
+_SHORT_SIDE = 512
+# Colours of the labels, repeated (Tableau's ten).
+_COLOURS = (
+    (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189),
+    (140, 86, 75), (227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207),
+)  # fmt: skip
+
+
+def draw_detections(
+    image: UInt8[np.ndarray, "H W 3"],
+    boxes: Float[np.ndarray, "D 4"],
+    scores: Float[np.ndarray, " D"],
+    labels: Sequence[int],
+    names: Sequence[str],
+) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """Returns the image, enlarged if small, with boxes, labels and scores on it.
+
+    Args:
+      image: RGB.
+      boxes: x1 y1 x2 y2 in pixels of `image`.
+      scores: Between 0 and 1.
+      labels: 1 is the first of `names`.
+      names: Of the categories.
+    """
+    scale = max(1.0, _SHORT_SIDE / min(image.shape[:2]))
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    picture = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    width = max(2, round(min(size) / 250))
+    font = min(size) / 900
+    # The best detection is drawn last, on top.
+    for i in np.argsort(scores):
+        colour = _COLOURS[(labels[i] - 1) % len(_COLOURS)]
+        x1, y1, x2, y2 = (round(float(v) * scale) for v in boxes[i])
+        cv2.rectangle(picture, (x1, y1), (x2, y2), colour, width)
+        text = f"{names[labels[i] - 1]} {scores[i]:.2f}"
+        (tw, th), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font, width)
+        # Above the box, or inside it where that would leave the picture.
+        top = y1 - th - base if y1 >= th + base else y1
+        left = max(0, min(x1, size[0] - tw))
+        cv2.rectangle(picture, (left, top), (left + tw, top + th + base), colour, -1)
+        cv2.putText(
+            picture, text, (left, top + th), cv2.FONT_HERSHEY_SIMPLEX, font,
+            (255, 255, 255), max(1, width - 1), cv2.LINE_AA,
+        )  # fmt: skip
+    return picture
+
+
+def grid(pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the pictures side by side in about a square, each in an equal cell."""
+    columns = int(np.ceil(np.sqrt(len(pictures))))
+    rows = -(-len(pictures) // columns)
+    height = max(p.shape[0] for p in pictures) + 4
+    width = max(p.shape[1] for p in pictures) + 4
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = i // columns * height, i % columns * width
+        sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+    return sheet
+
+
+def save_picture(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Writes an RGB picture; the ending of `path` says how.
+
+    Raises:
+      OSError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+        raise OSError(f"Cannot write the picture {path}.")
+
+
+def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draws losses, learning rate and AP of a metrics.jsonl against the step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    names = {name for record in records for name in record}
+    losses = sorted(n for n in names if n == "loss" or n.startswith("loss/"))
+    health = sorted(n for n in names if n.startswith("offset/"))
+    scores = [n for n in ("bbox/AP", "bbox/AP50", "bbox/AP75") if n in names]
+    titles = ("loss", "offsets", "bbox AP")
+    for axis, title, shown in zip(axes, titles, (losses, health, scores), strict=True):
+        for name in shown:
+            points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+            axis.plot(
+                *zip(*points, strict=True), label=name, marker="." * (len(points) < 30)
+            )
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        if shown:
+            axis.legend(fontsize="small")
+    axes[0].set_yscale("log")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

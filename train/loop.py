@@ -1,0 +1,264 @@
+"""A run: data, steps, logs, checkpoints, evaluation, from any point to the end."""
+
+import json
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from train import inputs, sharding
+from train.checkpoint import Checkpoints, abstract
+from train.draw import save_curves
+from train.evaluate import Evaluator, write_evaluation
+from train.metrics import Clock, MetricWriter, log_line, read_metrics
+from train.model import Skeleton, build_skeleton, describe, variables_of
+from train.optim import learning_rate, make_optimizer, trainable
+from train.step import Metrics, TrainState, init_state, make_train_step
+
+_log = logging.getLogger("train")
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains from the newest checkpoint in `workdir`, or from the start.
+
+    Returns when the last step was done, saved and evaluated, or when SIGTERM came and
+    the state was saved.
+
+    Raises:
+      ValueError: The configuration, the data or a checkpoint is at fault.
+      OSError: A file or folder is missing or broken.
+    """
+    mesh = sharding.make_mesh(config.mesh.model)
+    sharding.check_batch_size(config.batch_size, mesh, "batch_size")
+    if config.compile_cache:
+        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+    with _SigTerm() as sigterm:
+        source = inputs.open_source(config, config.data.train_split)
+        held_out = inputs.open_source(config, config.data.eval_split)
+        skeleton = build_skeleton(config, len(source.categories))
+        evaluator = Evaluator(config, skeleton, mesh, held_out)
+        run = _Run(config, workdir, mesh, skeleton, source, evaluator)
+        try:
+            if run.advance(sigterm):
+                run.finish()
+        finally:
+            run.close()
+
+
+class _Run:
+    """State of a run, in memory and in its folder."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        mesh: Mesh,
+        skeleton: Skeleton,
+        source: Any,
+        evaluator: Evaluator,
+    ):
+        self._config, self._workdir, self._mesh = config, workdir, mesh
+        self._skeleton, self._evaluator = skeleton, evaluator
+        self._loader = inputs.open_train_loader(config, source)
+        self._steps = inputs.count_steps(config, source)
+        self._description = describe(config, source.categories)
+
+        frozen = tuple(
+            f"backbone.{name}." for name in skeleton.abstract.backbone.frozen_names
+        )
+        paths = trainable(skeleton.parameters, config.optim, frozen)
+        optimizer = make_optimizer(config.optim, paths)
+
+        def init() -> TrainState:
+            return init_state(skeleton.init(config.seed), paths, optimizer)
+
+        like = jax.eval_shape(init)
+        shardings = sharding.state_shardings(like, mesh)
+        self._train_step = make_train_step(
+            skeleton,
+            optimizer,
+            learning_rate(config.optim, self._steps),
+            seed=config.seed,
+            mesh=mesh,
+            shardings=shardings,
+        )
+        self._checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+        step = self._checkpoints.latest()
+        if step is None:
+            self._state = jax.jit(init, out_shardings=shardings)()
+            self._load_weights(shardings)
+            step = 0
+        else:
+            self._checkpoints.check(step, self._description, skeleton.variables)
+            self._state, place = self._checkpoints.restore(
+                step, abstract(like, shardings)
+            )
+            self._loader.set_state(place)
+            _log.info("going on from the checkpoint of step %d", step)
+        self._step = step
+        active = jax.process_index() == 0
+        if active:
+            text = json.dumps(self._description["config"], indent=2)
+            (workdir / "config.json").write_text(text + "\n")
+        self._writer = MetricWriter(
+            workdir, step=step, active=active, wandb=_wandb(config, workdir, active)
+        )
+
+        def offset_health(state: TrainState, images: jax.Array, sizes: jax.Array):
+            model = skeleton.model({**state.params, **state.frozen})
+            return model.offset_health(images, sizes)
+
+        self._offset_health = jax.jit(
+            offset_health, out_shardings=sharding.replicated(mesh)
+        )
+
+    def _load_weights(self, shardings: TrainState) -> None:
+        config = self._config
+        if not config.init_from:
+            if config.backbone.norm == "frozen_bn":
+                raise ValueError(
+                    "`backbone.norm` is 'frozen_bn', whose statistics come with "
+                    "pretrained weights; expected `init_from` to name their file, or "
+                    "'group_norm'."
+                )
+            return
+        from dcn_jax.weights import init_from
+
+        state = self._state
+        model = self._skeleton.model({**state.params, **state.frozen})
+        init_from(model.backbone, config.init_from)
+        loaded = variables_of(model)
+        place = {**shardings.params, **shardings.frozen}
+        placed = {
+            path: jax.make_array_from_callback(
+                value.shape, place[path], np.asarray(value).__getitem__
+            )
+            for path, value in loaded.items()
+        }
+        self._state = state._replace(
+            params={path: placed[path] for path in state.params},
+            frozen={path: placed[path] for path in state.frozen},
+        )
+
+    def advance(self, sigterm: "_SigTerm") -> bool:
+        """Steps to the end; returns False where SIGTERM ended it before."""
+        config = self._config
+        clock = Clock(config.batch_size, self._steps)
+        window: list[Metrics] = []
+        seen_shapes = set()
+        while self._step < self._steps:
+            batch = inputs.to_batch(next(self._loader), self._mesh)
+            new_shape = batch.images.shape not in seen_shapes
+            seen_shapes.add(batch.images.shape)
+            self._state, metrics = self._train_step(self._state, batch)
+            window.append(metrics)
+            self._step += 1
+            # Bounds how many batches wait on the devices.
+            jax.block_until_ready(window[max(0, len(window) - 2)])
+            if new_shape:
+                jax.block_until_ready(metrics)
+                clock.skip()
+            last = self._step == self._steps
+            # Alone, a process may stop anywhere; several agree at log steps.
+            stop = sigterm.received and jax.process_count() == 1
+            if self._step % config.log.every == 0 or last:
+                scalars = _mean(jax.device_get(window))
+                speed, left = clock.tick(self._step, len(window))
+                scalars["images/s"] = speed
+                log_line(self._step, self._steps, scalars, left)
+                window = []
+                every = config.log.offset_health_every
+                if every and (self._step % every == 0 or last):
+                    health = self._offset_health(self._state, batch.images, batch.sizes)
+                    scalars |= {k: float(v) for k, v in health.items()}
+                self._writer.write(self._step, scalars)
+                stop = sigterm.received_anywhere()
+                clock.skip()
+            if self._step % config.checkpoint.every == 0 or last or stop:
+                self._save()
+                clock.skip()
+            if stop and not last:
+                _log.info("SIGTERM: saved step %d", self._step)
+                return False
+            every = config.eval.every
+            if every and self._step % every == 0 and not last:
+                self._evaluate()
+                clock.skip()
+        return True
+
+    def finish(self) -> None:
+        """Evaluates the last step and draws the curves."""
+        self._evaluate()
+        if jax.process_index() == 0:
+            records = read_metrics(self._workdir / "metrics.jsonl")
+            save_curves(self._workdir / "curves.png", records)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._writer.close()
+        self._checkpoints.close()
+
+    def _save(self) -> None:
+        self._checkpoints.save(self._state, self._loader.get_state(), self._description)
+
+    def _evaluate(self) -> None:
+        result = self._evaluator({**self._state.params, **self._state.frozen})
+        if jax.process_index() == 0:
+            write_evaluation(self._workdir, self._step, result)
+        known = {f"bbox/{k}": v for k, v in result.bbox.items() if v is not None}
+        self._writer.write(self._step, known)
+
+
+class _SigTerm:
+    """Whether SIGTERM came; the step under way is finished, and saved, first."""
+
+    def __init__(self):
+        self.received = False
+
+    def __enter__(self) -> "_SigTerm":
+        self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = True
+
+    def received_anywhere(self) -> bool:
+        """Returns whether any process got it; all processes ask at the same step."""
+        if jax.process_count() == 1:
+            return self.received
+        answers = multihost_utils.process_allgather(np.asarray([self.received]))
+        return bool(answers.any())
+
+
+def _mean(window: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Returns the mean of each loss over the steps whose losses are finite."""
+    scalars = {name: float(value) for name, value in window[-1].items()}
+    for name in scalars:
+        if name.startswith("loss"):
+            values = np.asarray([metrics[name] for metrics in window])
+            finite = values[np.isfinite(values)]
+            scalars[name] = float(finite.mean()) if finite.size else float("nan")
+    return scalars
+
+
+def _wandb(config: ConfigDict, workdir: Path, active: bool) -> Any:
+    if not (config.log.wandb and active):
+        return None
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "`log.wandb` is set, but wandb is not installed: pip install .[wandb]"
+        ) from error
+    return wandb.init(
+        project="dcn-jax", name=config.name, dir=str(workdir), config=config.to_dict()
+    )

@@ -1,0 +1,29 @@
+"""Trains a detector: `python -m train.main --config=train/configs/FILE.py[:ARG]`."""
+
+from absl import flags
+
+from train import cli
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "host:port of process 0 of a run of several, or 'auto'."
+)
+_PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes of the run.")
+_PROCESS = flags.DEFINE_integer("process", 0, "Rank of this process.")
+
+
+def main(arguments: list[str]) -> None:
+    """Trains the configured detector in the work folder."""
+    if arguments:
+        raise ValueError(f"Unexpected arguments: {' '.join(arguments)}")
+    # The cluster must be joined before anything asks jax for its devices.
+    from train import sharding
+
+    sharding.join_cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+
+    from train import loop
+
+    loop.train(cli.config(), cli.workdir())
+
+
+if __name__ == "__main__":
+    cli.run(main)

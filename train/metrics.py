@@ -1,0 +1,112 @@
+"""What a run writes about itself: log lines, metrics.jsonl, TensorBoard."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger("train")
+
+
+class MetricWriter:
+    """Writes the scalars of a step to every place that follows the run.
+
+    Only process 0 writes. A run that goes on from a checkpoint first cuts what was
+    written after it, so that the files read as if it had never stopped.
+    """
+
+    def __init__(self, workdir: Path, *, step: int, active: bool, wandb: Any = None):
+        self._file = self._board = None
+        self._wandb = wandb
+        if not active:
+            return
+        # Slow to import, and of no use to the other processes.
+        from tensorboardX import SummaryWriter
+
+        path = workdir / "metrics.jsonl"
+        cut_after(path, step)
+        self._file = path.open("a")
+        purge = step + 1 if step else None
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends the scalars of a step; non-finite numbers become null."""
+        if self._file is None:
+            return
+        finite = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(scalars), step=step)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the records of a metrics.jsonl, without a last one cut short."""
+    records = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Drops what a metrics.jsonl says of the steps after `step`."""
+    kept = [r for r in read_metrics(path) if r["step"] <= step]
+    # A file that is replaced whole is never found half written.
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    temporary.replace(path)
+
+
+class Clock:
+    """Throughput and time left, without the steps that compiled something."""
+
+    def __init__(self, batch_size: int, steps: int):
+        self._batch_size, self._steps = batch_size, steps
+        self._seconds = self._done = 0
+        self._last = time.monotonic()
+
+    def skip(self) -> None:
+        """Leaves the time since the last call out of the account."""
+        self._last = time.monotonic()
+
+    def tick(self, step: int, steps_since: int) -> tuple[float, float]:
+        """Returns (images a second since the last call, seconds left of the run)."""
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        self._seconds += seconds
+        self._done += steps_since
+        left = (self._steps - step) * self._seconds / max(self._done, 1)
+        return self._batch_size * steps_since / max(seconds, 1e-9), left
+
+
+def log_line(step: int, steps: int, scalars: Mapping[str, float], left: float) -> None:
+    """Logs one line: losses, rate, throughput, time left."""
+    losses = " ".join(
+        f"{name.removeprefix('loss/')} {value:.3f}"
+        for name, value in scalars.items()
+        if name.startswith("loss/")
+    )
+    hours, rest = divmod(round(left), 3600)
+    _log.info(
+        "step %d/%d  loss %.3f (%s)  lr %.2g  grad %.2f  skipped %d  %.1f images/s  "
+        "%d:%02d:%02d left",
+        step, steps, scalars["loss"], losses, scalars["lr"], scalars["grad_norm"],
+        scalars["skipped"], scalars["images/s"], hours, *divmod(rest, 60),
+    )  # fmt: skip

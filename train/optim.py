@@ -1,0 +1,112 @@
+"""The optimiser of a configuration: schedule, decay, multipliers, frozen parameters.
+
+Parameters are a flat dictionary from dotted path ("backbone.layer2.0.conv1.kernel").
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+Params = dict[str, jax.Array]
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+
+
+def learning_rate(optim: ConfigDict, steps: int) -> Schedule:
+    """Returns the rate at a step: linear warm-up, then drops at fractions of the run.
+
+    Raises:
+      ValueError: `optim.decay_at` does not rise within (0, 1].
+    """
+    fractions = tuple(optim.decay_at)
+    if list(fractions) != sorted(set(fractions)) or not all(
+        0 < f <= 1 for f in fractions
+    ):
+        raise ValueError(
+            f"`optim.decay_at` is {fractions}; expected rising fractions of the run, "
+            f"each above 0 and at most 1."
+        )
+    drops = optax.piecewise_constant_schedule(
+        optim.lr, {round(f * steps): optim.decay_factor for f in fractions}
+    )
+
+    def rate(step: Int[Array, ""]) -> Float[Array, ""]:
+        done = jnp.minimum(step / max(optim.warmup_steps, 1), 1.0)
+        warm = optim.warmup_factor + (1.0 - optim.warmup_factor) * done
+        return drops(step) * (warm if optim.warmup_steps else 1.0)
+
+    return rate
+
+
+def multiplier(path: str, optim: ConfigDict) -> float:
+    """Returns the factor on the rate of the parameter at `path`."""
+    for pattern, factor in optim.lr_multipliers:
+        if re.search(pattern, path):
+            return float(factor)
+    return 1.0
+
+
+def trainable(
+    parameters: Iterable[str], optim: ConfigDict, frozen: tuple[str, ...] = ()
+) -> set[str]:
+    """Returns the parameters that an optimiser step changes.
+
+    Args:
+      parameters: Dotted paths.
+      optim: The section `optim` of a configuration.
+      frozen: Beginnings of the paths that are left out, beside those with factor 0.
+    """
+    return {
+        path
+        for path in parameters
+        if multiplier(path, optim) > 0 and not path.startswith(frozen)
+    }
+
+
+def make_optimizer(
+    optim: ConfigDict, paths: Iterable[str]
+) -> optax.GradientTransformation:
+    """Returns the transformation of gradients up to, but without, the schedule.
+
+    The training step multiplies by the rate of its own step counter, so that a skipped
+    step leaves everything that the optimiser holds as it was.
+
+    Args:
+      optim: The section `optim` of a configuration.
+      paths: Dotted paths of the trainable parameters.
+
+    Raises:
+      ValueError: `optim.name` is neither "sgd" nor "adamw".
+    """
+    factors = {path: multiplier(path, optim) for path in paths}
+    clip = (
+        optax.clip_by_global_norm(optim.clip_norm)
+        if optim.clip_norm
+        else optax.identity()
+    )
+    decay = optax.add_decayed_weights(optim.weight_decay, _is_weight)
+    if optim.name == "sgd":
+        # The decay enters the momentum, as in the recipe's own implementation.
+        rule = (clip, decay, optax.trace(optim.momentum))
+    elif optim.name == "adamw":
+        rule = (clip, optax.scale_by_adam(), decay)
+    else:
+        raise ValueError(f"`optim.name` is {optim.name!r}; expected 'sgd' or 'adamw'.")
+    return optax.chain(*rule, _scale_each(factors))
+
+
+def _is_weight(params: Params) -> dict[str, bool]:
+    # Biases and the scales of norms are vectors.
+    return {path: value.ndim > 1 for path, value in params.items()}
+
+
+def _scale_each(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    def update(updates: Params, params: Params | None = None) -> Params:
+        del params
+        return {path: value * factors[path] for path, value in updates.items()}
+
+    return optax.stateless(update)

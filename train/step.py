@@ -1,0 +1,111 @@
+"""One optimiser step: loss, gradient, update, and what becomes of a bad one."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from dcn_jax.types import Batch
+from train.model import Skeleton
+from train.optim import Params, Schedule
+from train.sharding import divided, replicated
+
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step, apart from its place in the data."""
+
+    # Trainable parameters, dotted path -> array.
+    params: Params
+    # Frozen parameters and the model's other variables.
+    frozen: Params
+    # What the optimiser keeps for each trainable parameter.
+    opt_state: Any
+    # Steps done, skipped ones included.
+    step: Int[Array, ""]
+    # Steps whose loss or gradient was not finite, and that changed nothing.
+    skipped: Int[Array, ""]
+
+
+def init_state(
+    variables: Params, trainable: set[str], optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Returns the state before the first step."""
+    params = {path: v for path, v in variables.items() if path in trainable}
+    return TrainState(
+        params=params,
+        frozen={path: v for path, v in variables.items() if path not in trainable},
+        opt_state=optimizer.init(params),
+        step=jnp.int32(0),
+        skipped=jnp.int32(0),
+    )
+
+
+def make_train_step(
+    skeleton: Skeleton,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    *,
+    seed: int,
+    mesh: Mesh,
+    shardings: TrainState,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns the compiled step; it consumes (donates) the state it is given.
+
+    A step is a pure function of state and batch: its random numbers come from the seed
+    and the step counter. Where the loss or the gradient's norm is not finite,
+    parameters and optimiser keep their bits and `skipped` rises by one.
+
+    Args:
+      skeleton: The model without its arrays.
+      optimizer: Transformation of the gradients, see `train.optim.make_optimizer`.
+      schedule: Learning rate at a step.
+      seed: Of all random choices in the losses.
+      mesh: Batches are divided over its axis `data`.
+      shardings: Placement of the state.
+    """
+
+    def loss_of(params: Params, frozen: Params, batch: Batch, key: jax.Array):
+        losses = skeleton.model({**params, **frozen}).losses(batch, key)
+        return sum(losses.values()), losses
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        (loss, losses), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, state.frozen, batch, key
+        )
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        rate = schedule(state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+
+        def keep_if_bad(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        skipped = state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
+        metrics = {f"loss/{name}": value for name, value in losses.items()}
+        metrics |= {"loss": loss, "lr": rate, "grad_norm": grad_norm}
+        metrics["skipped"] = skipped
+        return (
+            TrainState(
+                params=keep_if_bad(params, state.params),
+                frozen=state.frozen,
+                opt_state=keep_if_bad(opt_state, state.opt_state),
+                step=state.step + 1,
+                skipped=skipped,
+            ),
+            metrics,
+        )
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, divided(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
