@@ -21,7 +21,7 @@ them. To add an operator:
            implementation = resolve_implementation(implementation)
            x, rois = align(x, rois)
            if implementation == "reference":
-               return reference.roi_pool(x, rois, height=..., width=...)[0]
+               return _pool(x, rois, implementation="reference", height=..., ...)[0]
            return _roi_pool(...)   # jax.custom_vjp; its rules call _pool(x, rois, ...)
 
 Every operand and result leads with the batch size N, so that the partitioner can split
@@ -165,6 +165,23 @@ def align(*operands: jax.Array | None, shared: Sequence[int] = ()) -> tuple:
     return tuple(aligned)
 
 
+def _in_auto_mode(reference, results):
+    """Lets the compiler, not the types, split `reference` under an Explicit mesh."""
+
+    def function(*operands, **params):
+        first = jax.typeof(operands[0])
+        plain = functools.partial(reference, **params)
+        if first.sharding.spec[0] is not None:
+            shardings = tuple(
+                _batch_sharding(first, len(shape))
+                for shape, _ in results(*operands, **params)
+            )
+            plain = jax.sharding.auto_axes(plain, out_sharding=shardings)
+        return tuple(plain(*operands))
+
+    return function
+
+
 def _batch_sharding(like, ndim: int) -> NamedSharding:
     """Sharding of a batch-leading array of rank `ndim` that is split as `like` is."""
     spec = P(like.sharding.spec[0], *(None,) * (ndim - 1))
@@ -197,8 +214,10 @@ def make_primitive(
       shared: Positions of operands that lead with 1 or N; all others lead with N.
 
     Returns:
-      `call(*operands, implementation=None, **params) -> [array, ...]`.
+      `call(*operands, implementation=None, **params) -> [array, ...]`, where
+      implementation="reference" runs the reference instead of the primitive.
     """
+    reference = _in_auto_mode(reference, results)
     primitive = Primitive(target)
     primitive.multiple_results = True
 
@@ -238,7 +257,7 @@ def make_primitive(
             operands = list(primals)
             for i, x in zip(moving, moved, strict=True):
                 operands[i] = x
-            return tuple(reference(*operands, **params))
+            return reference(*operands, **params)
 
         _, output_tangents = jax.jvp(
             along, [primals[i] for i in moving], [tangents[i] for i in moving]
@@ -294,6 +313,8 @@ def make_primitive(
         )
 
     def call(*operands, implementation=None, **params):
+        if implementation == "reference":
+            return list(reference(*operands, **params))
         return primitive.bind(*operands, implementation=implementation, **params)
 
     return call

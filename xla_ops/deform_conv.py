@@ -159,7 +159,8 @@ def deform_conv2d(
     settings = _Settings(**window._asdict(), groups=groups, precision=precision)
     x, offset, kernel, mask = align(x, offset, kernel[None], mask, shared=(2,))
     if implementation == "reference":
-        (y,) = reference.deform_conv2d(x, offset, kernel, mask, **settings._asdict())
+        # Without jax.custom_vjp, so that jax.jvp works.
+        y, _ = _deform_conv2d_fwd(x, offset, kernel, mask, implementation, settings)
     else:
         y = _deform_conv2d(x, offset, kernel, mask, implementation, settings)
     return y if bias is None else y + bias[None, None, None]

@@ -53,19 +53,29 @@ def deform_conv2d_gradients(x, offset, kernel, *mask_and_gradient, **params):
     return pull_back(gradient.astype(offset.dtype))
 
 
-def _convolve(
-    x, offset, kernel, mask=None, *, strides, padding, dilation, groups, precision
-):
+def _convolve(x, offset, kernel, mask=None, **params):
     """The forward pass, in the type of offset."""
-    images, height, width, channels = x.shape
-    _, rows, columns, offset_groups, taps, _ = offset.shape
-    _, _, kernel_width, _, features = kernel.shape
+    per_image = kernel.shape[0] == x.shape[0]
+    convolve = jax.vmap(
+        functools.partial(_convolve_image, **params),
+        in_axes=(0, 0, 0 if per_image else None, None if mask is None else 0),
+    )
+    return convolve(x, offset, kernel if per_image else kernel[0], mask)
+
+
+def _convolve_image(
+    x, offset, kernel, mask, *, strides, padding, dilation, groups, precision
+):
+    """`_convolve` for one image: operands without their first axis."""
+    height, width, channels = x.shape
+    rows, columns, offset_groups, taps, _ = offset.shape
+    _, kernel_width, _, features = kernel.shape
     real = offset.dtype
     pixels = x.astype(real).reshape(
-        images, height * width, offset_groups, channels // offset_groups
+        height * width, offset_groups, channels // offset_groups
     )
     kernel = kernel.astype(real).reshape(
-        kernel.shape[0], taps, channels // groups, groups, features // groups
+        taps, channels // groups, groups, features // groups
     )
     top = jnp.arange(rows) * strides[0] - padding[0]
     left = jnp.arange(columns) * strides[1] - padding[1]
@@ -77,33 +87,28 @@ def _convolve(
         x = (left + tap % kernel_width * dilation[1]).astype(real)
         sample = _sample(
             pixels,
-            y[None, :, None, None] + offset[..., 0],
-            x[None, None, :, None] + offset[..., 1],
+            y[:, None, None] + offset[..., 0],
+            x[None, :, None] + offset[..., 1],
             height,
             width,
         )
         if mask is not None:
             sample = sample * mask[..., None]
-        sample = sample.reshape(images, rows, columns, groups, channels // groups)
-        if kernel.shape[0] == 1:
-            return jnp.einsum(
-                "npqgc,cgk->npqgk", sample, kernel[0], precision=precision
-            )
-        return jnp.einsum("npqgc,ncgk->npqgk", sample, kernel, precision=precision)
+        sample = sample.reshape(rows, columns, groups, channels // groups)
+        return jnp.einsum("pqgc,cgk->pqgk", sample, kernel, precision=precision)
 
     def add_tap(total, operands):
         return total + convolve_tap(*operands), None
 
     by_tap = (
         jnp.arange(taps),
-        jnp.moveaxis(offset, 4, 0),
-        jnp.moveaxis(kernel, 1, 0),
-        None if mask is None else jnp.moveaxis(mask, 4, 0),
+        jnp.moveaxis(offset, 3, 0),
+        kernel,
+        None if mask is None else jnp.moveaxis(mask, 3, 0),
     )
-    shape = (images, rows, columns, groups, features // groups)
-    zeros = jnp.zeros_like(offset, shape=shape)
-    total, _ = jax.lax.scan(add_tap, zeros, by_tap)
-    return total.reshape(images, rows, columns, features)
+    shape = (rows, columns, groups, features // groups)
+    total, _ = jax.lax.scan(add_tap, jnp.zeros_like(offset, shape=shape), by_tap)
+    return total.reshape(rows, columns, features)
 
 
 def _sample(pixels, y, x, height, width):
@@ -115,14 +120,14 @@ def _sample(pixels, y, x, height, width):
     as in torchvision. NaN gives NaN.
 
     Args:
-      pixels: [N, H*W, G, C/G].
-      y: [N, P, Q, G] in pixels.
-      x: [N, P, Q, G] in pixels.
+      pixels: [H*W, G, C/G].
+      y: [P, Q, G] in pixels.
+      x: [P, Q, G] in pixels.
       height: H.
       width: W.
 
     Returns:
-      [N, P, Q, G, C/G].
+      [P, Q, G, C/G].
     """
     inside = (y >= -1) & (y < height) & (x >= -1) & (x < width)
     unknown = jnp.isnan(y) | jnp.isnan(x)
@@ -132,21 +137,16 @@ def _sample(pixels, y, x, height, width):
     x = jnp.where(inside, x, elsewhere)
     y0, x0 = jnp.floor(y), jnp.floor(x)
     down, right = (y - y0)[..., None], (x - x0)[..., None]
+    group = jnp.arange(pixels.shape[1])
 
     def corner(row, column):
         on_map = (row >= 0) & (row < height) & (column >= 0) & (column < width)
         row, column = (
             jnp.where(on_map, place, 0).astype(jnp.int32) for place in (row, column)
         )
-        return _take(pixels, jnp.where(on_map, row * width + column, height * width))
+        pixel = jnp.where(on_map, row * width + column, height * width)
+        return pixels.at[pixel, group[None, None]].get(mode="fill", fill_value=0)
 
     above = (1 - right) * corner(y0, x0) + right * corner(y0, x0 + 1)
     below = (1 - right) * corner(y0 + 1, x0) + right * corner(y0 + 1, x0 + 1)
     return (1 - down) * above + down * below
-
-
-@functools.partial(jax.vmap, in_axes=(0, 0))
-@functools.partial(jax.vmap, in_axes=(1, 2), out_axes=2)
-def _take(pixels, index):
-    """Rows of pixels [H*W, C/G] at index [P, Q], zeros where it is H*W."""
-    return pixels.at[index].get(mode="fill", fill_value=0)
