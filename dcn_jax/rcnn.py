@@ -26,6 +26,7 @@ from dcn_jax.box_head import (
     select_detections,
 )
 from dcn_jax.mimic import MimicTargets, crop_patches, mimic_losses, mimic_targets
+from dcn_jax.modules.offset_health import offset_health
 from dcn_jax.modules.roi_pool import DeformRoIPool
 from dcn_jax.padding import clear_padding, map_sizes
 from dcn_jax.rpn import (
@@ -303,6 +304,17 @@ class FasterRCNN(nnx.Module):
     ) -> dict[str, Float[Array, "N P Q C"]]:
         """Maps of the backbone, and "roi": the reduced one that RoI pooling reads."""
         return self._maps(self._normalise(images, sizes), sizes)
+
+    def offset_health(
+        self, images: Num[Array, "N H W 3"], sizes: Int[Array, "N 2"]
+    ) -> dict[str, Float[Array, ""]]:
+        """Statistics of the learned offsets, see `dcn_jax.modules.offset_health`.
+
+        Returns:
+          "offset/mean_abs", "offset/outside" and "offset/dead", each the mean over the
+          deformable convolutions; empty when there are none.
+        """
+        return offset_health(self, lambda model: model.features(images, sizes))
 
     def _normalise(self, images, sizes):
         if images.ndim != 4 or images.shape[3] != 3:
