@@ -1,0 +1,300 @@
+// XLA FFI handlers of deform_conv2d: check the operands, plan, run the kernels of
+// deform_conv.h on the thread pool.
+#include "deform_conv.h"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <optional>
+#include <string>
+
+#include "../geometry.h"
+#include "parallel.h"
+#include "registry.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace xla_ops {
+namespace {
+
+namespace ffi = xla::ffi;
+
+// Packed kernels, and partial sums, of the images in flight take at most this much
+// where one image does not need more.
+constexpr int64_t kScratchBytes = int64_t{32} << 20;
+
+// Chunks of work that keep the threads of a large machine busy.
+constexpr int64_t kManyChunks = 16;
+
+std::optional<ElementType> element_type(ffi::DataType type) {
+  switch (type) {
+    case ffi::DataType::F32:
+      return ElementType::kF32;
+    case ffi::DataType::F64:
+      return ElementType::kF64;
+    case ffi::DataType::BF16:
+      return ElementType::kBF16;
+    case ffi::DataType::F16:
+      return ElementType::kF16;
+    default:
+      return std::nullopt;
+  }
+}
+
+Shape shape_of(const ffi::AnyBuffer& buffer) {
+  const auto dims = buffer.dimensions();
+  return Shape(dims.begin(), dims.end());
+}
+
+ffi::Error invalid(const std::string& what) {
+  return ffi::Error::InvalidArgument("deform_conv2d: " + what);
+}
+
+// Empty, or what is wrong with the shape or the type of a buffer.
+std::string check_buffer(const char* name, const ffi::AnyBuffer& buffer, const Shape& shape,
+                         ffi::DataType type) {
+  if (buffer.element_type() != type) {
+    return std::string("`") + name + "` has an element type that does not go with that of `x`";
+  }
+  return check_shape(name, shape_of(buffer), shape);
+}
+
+// Checks the operands that both directions have, and fills `op`; op->geometry has the
+// attributes. Returns what is wrong, or "".
+std::string decode_operands(const ffi::AnyBuffer& x, const ffi::AnyBuffer& offset,
+                            const ffi::AnyBuffer& kernel,
+                            const std::optional<ffi::AnyBuffer>& mask, DeformConvOperands* op) {
+  const auto type = element_type(x.element_type());
+  if (!type) return "`x` must be float32, float64, bfloat16 or float16";
+  op->type = *type;
+  const ffi::DataType real = *type == ElementType::kF64 ? ffi::DataType::F64 : ffi::DataType::F32;
+  DeformConvGeometry& g = op->geometry;
+  g.modulated = mask.has_value();
+  std::string error = decode_deform_conv(shape_of(x), shape_of(offset), shape_of(kernel), &g);
+  if (error.empty()) error = check_buffer("offset", offset, shape_of(offset), real);
+  if (error.empty()) error = check_buffer("kernel", kernel, shape_of(kernel), x.element_type());
+  if (error.empty() && mask) error = check_buffer("mask", *mask, deform_conv_mask_shape(g), real);
+  op->x = x.untyped_data();
+  op->offset = offset.untyped_data();
+  op->kernel = kernel.untyped_data();
+  op->mask = mask ? mask->untyped_data() : nullptr;
+  return error;
+}
+
+void fill_with_zeros(ffi::AnyBuffer& buffer) {
+  std::memset(buffer.untyped_data(), 0, buffer.size_bytes());
+}
+
+bool has_work(const DeformConvGeometry& g) {
+  return g.N > 0 && g.positions() > 0 && g.taps() > 0 && g.C > 0 && g.K > 0;
+}
+
+// A pixel of zeros of any type.
+class ZeroPixel {
+ public:
+  explicit ZeroPixel(const DeformConvGeometry& g) : memory_(g.C * sizeof(double)) {
+    std::memset(memory_.data(), 0, g.C * sizeof(double));
+  }
+  const void* data() const { return memory_.data(); }
+
+ private:
+  Scratch memory_;
+};
+
+void run_forward(ffi::ThreadPool& pool, DeformConvOperands& op, void* y) {
+  const DeformConvGeometry& g = op.geometry;
+  const ZeroPixel zeros(g);
+  op.zeros = zeros.data();
+  const DeformConvForwardPlan plan = XLA_OPS_PICK(PlanForward)(op);
+  const auto pack = XLA_OPS_PICK(PackKernel);
+  const auto forward = XLA_OPS_PICK(ForwardTile);
+
+  const int64_t packed_bytes = plan.packed_bytes;
+  const bool shared = g.kernels == 1;
+  const int64_t images = shared ? g.N : std::clamp<int64_t>(kScratchBytes / packed_bytes, 1, g.N);
+  const int64_t copies = shared ? 1 : images;
+  const Scratch packed(copies * packed_bytes);
+  const Scratch scratch(num_workers(pool, images * plan.tiles) * plan.worker_bytes);
+  for (int64_t first = 0; first < g.N; first += images) {
+    const int64_t count = std::min(images, g.N - first);
+    parallel_for(pool, (shared ? 1 : count) * plan.pack_parts, [&](int64_t i, int64_t) {
+      const int64_t copy = i / plan.pack_parts;
+      pack(op, plan, first + copy, i % plan.pack_parts, packed.as<char>() + copy * packed_bytes);
+    });
+    parallel_for(pool, count * plan.tiles, [&](int64_t i, int64_t worker) {
+      const int64_t image = i / plan.tiles;
+      forward(op, plan, packed.as<char>() + (shared ? 0 : image) * packed_bytes, first + image,
+              i % plan.tiles, y, scratch.as<char>() + worker * plan.worker_bytes);
+    });
+  }
+}
+
+void run_backward(ffi::ThreadPool& pool, DeformConvOperands& op, DeformConvGradients& grad) {
+  const DeformConvGeometry& g = op.geometry;
+  const ZeroPixel zeros(g);
+  op.zeros = zeros.data();
+  const DeformConvBackwardPlan plan = XLA_OPS_PICK(PlanBackward)(op);
+  const auto backward = XLA_OPS_PICK(BackwardBlock);
+  const auto add = XLA_OPS_PICK(AddPartialSums);
+
+  const int64_t image_bytes = (plan.blocks_per_offset_group - 1) * plan.image_slot_bytes;
+  int64_t images = g.N;
+  if (image_bytes > 0) {
+    images = std::max(kScratchBytes / image_bytes, (kManyChunks + plan.blocks - 1) / plan.blocks);
+    images = std::clamp<int64_t>(images, 1, g.N);
+  }
+  const Scratch partial(images * image_bytes);
+  const Scratch scratch(num_workers(pool, images * plan.blocks) * plan.worker_bytes);
+  grad.partial = partial.data();
+  for (int64_t first = 0; first < g.N; first += images) {
+    const int64_t count = std::min(images, g.N - first);
+    parallel_for(pool, count * plan.blocks, [&](int64_t i, int64_t worker) {
+      const int64_t place = i / plan.blocks;
+      backward(op, plan, grad, first + place, place, i % plan.blocks,
+               scratch.as<char>() + worker * plan.worker_bytes);
+    });
+    if (image_bytes == 0) continue;
+    constexpr int64_t kPositions = 512;
+    const int64_t parts = (g.positions() + kPositions - 1) / kPositions;
+    parallel_for(pool, count * parts, [&](int64_t i, int64_t) {
+      const int64_t place = i / parts, begin = i % parts * kPositions;
+      add(op, plan, grad, first + place, place, begin,
+          std::min(begin + kPositions, g.positions()));
+    });
+  }
+}
+
+ffi::Error forward_impl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer offset,
+                        ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
+                        ffi::Result<ffi::AnyBuffer> y, int64_t stride_h, int64_t stride_w,
+                        int64_t pad_top, int64_t pad_left, int64_t dilation_h, int64_t dilation_w,
+                        int64_t groups) {
+  if (rest.size() > 1) return invalid("expected 3 or 4 operands");
+  std::optional<ffi::AnyBuffer> mask;
+  if (rest.size() == 1) {
+    const auto operand = rest.get<ffi::AnyBuffer>(0);
+    if (operand.has_error()) return operand.error();
+    mask = *operand;
+  }
+  DeformConvOperands op{};
+  DeformConvGeometry& g = op.geometry;
+  g.groups = groups;
+  g.stride_h = stride_h, g.stride_w = stride_w;
+  g.pad_top = pad_top, g.pad_left = pad_left;
+  g.dilation_h = dilation_h, g.dilation_w = dilation_w;
+  std::string error = decode_operands(x, offset, kernel, mask, &op);
+  if (error.empty()) {
+    error = check_buffer("y", *y, deform_conv_output_shape(g), x.element_type());
+  }
+  if (!error.empty()) return invalid(error);
+  try {
+    if (has_work(g)) {
+      run_forward(pool, op, y->untyped_data());
+    } else {
+      fill_with_zeros(*y);
+    }
+  } catch (const std::exception& e) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                      std::string("deform_conv2d: ") + e.what());
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error backward_impl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer offset,
+                         ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
+                         ffi::Result<ffi::AnyBuffer> dx, ffi::Result<ffi::AnyBuffer> doffset,
+                         ffi::Result<ffi::AnyBuffer> dkernel, ffi::RemainingRets more,
+                         int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_left,
+                         int64_t dilation_h, int64_t dilation_w, int64_t groups) {
+  if (rest.size() < 1 || rest.size() > 2 || more.size() != rest.size() - 1) {
+    return invalid("expected 4 operands and 3 results, or with a mask 5 and 4");
+  }
+  const auto last = rest.get<ffi::AnyBuffer>(rest.size() - 1);
+  if (last.has_error()) return last.error();
+  const ffi::AnyBuffer g_out = *last;
+  std::optional<ffi::AnyBuffer> mask;
+  std::optional<ffi::AnyBuffer> dmask;
+  if (rest.size() == 2) {
+    const auto operand = rest.get<ffi::AnyBuffer>(0);
+    if (operand.has_error()) return operand.error();
+    mask = *operand;
+    auto result = more.get<ffi::AnyBuffer>(0);
+    if (result.has_error()) return result.error();
+    dmask = **result;
+  }
+  DeformConvOperands op{};
+  DeformConvGeometry& g = op.geometry;
+  g.groups = groups;
+  g.stride_h = stride_h, g.stride_w = stride_w;
+  g.pad_top = pad_top, g.pad_left = pad_left;
+  g.dilation_h = dilation_h, g.dilation_w = dilation_w;
+  std::string error = decode_operands(x, offset, kernel, mask, &op);
+  const ffi::DataType type = x.element_type(), real = offset.element_type();
+  const Shape per_image = {g.N, g.R, g.S, g.groups > 0 ? g.C / g.groups : 0, g.K};
+  if (error.empty()) error = check_buffer("g", g_out, deform_conv_output_shape(g), type);
+  if (error.empty()) error = check_buffer("dx", *dx, shape_of(x), type);
+  if (error.empty()) error = check_buffer("doffset", *doffset, shape_of(offset), real);
+  if (error.empty()) error = check_buffer("dkernel", *dkernel, per_image, real);
+  if (error.empty() && dmask) error = check_buffer("dmask", *dmask, shape_of(*mask), real);
+  if (!error.empty()) return invalid(error);
+  DeformConvGradients grad{};
+  grad.g = g_out.untyped_data();
+  grad.dx = dx->untyped_data();
+  grad.doffset = doffset->untyped_data();
+  grad.dkernel = dkernel->untyped_data();
+  grad.dmask = dmask ? dmask->untyped_data() : nullptr;
+  try {
+    if (has_work(g)) {
+      run_backward(pool, op, grad);
+    } else {
+      fill_with_zeros(*dx);
+      fill_with_zeros(*doffset);
+      fill_with_zeros(*dkernel);
+      if (dmask) fill_with_zeros(*dmask);
+    }
+  } catch (const std::exception& e) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                      std::string("deform_conv2d: ") + e.what());
+  }
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dFwd, forward_impl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()  // x
+                                  .Arg<ffi::AnyBuffer>()  // offset
+                                  .Arg<ffi::AnyBuffer>()  // kernel
+                                  .RemainingArgs()        // mask
+                                  .Ret<ffi::AnyBuffer>()  // y
+                                  .Attr<int64_t>("stride_h")
+                                  .Attr<int64_t>("stride_w")
+                                  .Attr<int64_t>("pad_top")
+                                  .Attr<int64_t>("pad_left")
+                                  .Attr<int64_t>("dilation_h")
+                                  .Attr<int64_t>("dilation_w")
+                                  .Attr<int64_t>("groups"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dBwd, backward_impl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()  // x
+                                  .Arg<ffi::AnyBuffer>()  // offset
+                                  .Arg<ffi::AnyBuffer>()  // kernel
+                                  .RemainingArgs()        // mask, g
+                                  .Ret<ffi::AnyBuffer>()  // dx
+                                  .Ret<ffi::AnyBuffer>()  // doffset
+                                  .Ret<ffi::AnyBuffer>()  // dkernel
+                                  .RemainingRets()        // dmask
+                                  .Attr<int64_t>("stride_h")
+                                  .Attr<int64_t>("stride_w")
+                                  .Attr<int64_t>("pad_top")
+                                  .Attr<int64_t>("pad_left")
+                                  .Attr<int64_t>("dilation_h")
+                                  .Attr<int64_t>("dilation_w")
+                                  .Attr<int64_t>("groups"));
+
+XLA_OPS_REGISTER("dcn_jax.deform_conv2d.fwd", DeformConv2dFwd);
+XLA_OPS_REGISTER("dcn_jax.deform_conv2d.bwd", DeformConv2dBwd);
+
+}  // namespace
+}  // namespace xla_ops

@@ -1,0 +1,412 @@
+// Backward kernel of deform_conv2d. A block of input channels of one image is owned by
+// one chunk of work: it alone adds to its slice of dx and dkernel, position after
+// position, so the bits do not depend on threads. Per tile of positions the gradient of
+// the columns is a small product; one pass over the samples then yields the columns for
+// dkernel, four dot products for doffset and dmask, and the scatter into dx.
+#include "../bilinear.h"
+#include "deform_conv.h"
+#include "gemm.h"
+
+namespace xla_ops {
+namespace XLA_OPS_ISA {
+namespace {
+
+constexpr int64_t kRows = 4 * kRowMultiple;  // output positions of a tile
+
+template <typename T>
+constexpr bool kAddsInPlace = sizeof(T) == sizeof(Arithmetic<T>);
+
+int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Part of a block that lies in one convolution group, and its cut into runs of taps
+// whose weights and weight gradients stay in cache.
+template <typename A>
+struct Segment {
+  int64_t group;
+  int64_t c0, channels;
+  int64_t outputs, padded;  // of the group; padded to whole vectors
+  int64_t run;              // taps handled together
+
+  Segment(const DeformConvGeometry& g, int64_t begin, int64_t end) {
+    group = begin / g.group_channels();
+    c0 = begin;
+    channels = min(end, (group + 1) * g.group_channels()) - begin;
+    outputs = g.group_outputs();
+    padded = round_up(outputs, kLanes<A>);
+    const int64_t cached = (int64_t{3} << 16) / (channels * padded * sizeof(A));
+    run = min(kMaxDepth / channels, cached > 1 ? cached : 1);
+    run = ceil_div(g.taps(), ceil_div(g.taps(), run));
+  }
+};
+
+// g's columns are kept in slabs of equal width that fit a tile.
+template <typename A>
+int64_t slab_width(int64_t padded) {
+  return round_up(ceil_div(padded, ceil_div(padded, kMaxDepth)), 2 * kLanes<A>);
+}
+
+template <typename A>
+struct Sample {
+  Corners<A> corners;
+  A mask;
+};
+
+template <typename T, typename A>
+struct BackwardScratch {
+  Sample<A>* samples;  // [kRows][run]
+  A* weights;          // packed kernel^T of a run: [outputs][run, channel]
+  A* g;                // [slab][kRows][kTileStride]
+  A* dcolumns;         // [kRows][kTileStride]: [run, channel]
+  A* columns;          // the same
+  A* dkernel;          // [run, channel][padded outputs]
+  A* outside;          // takes what would be added to pixels outside the map
+  A* dx;               // [H*W][block channels], where dx is not added to in place
+  size_t bytes;
+
+  BackwardScratch(const DeformConvGeometry& geometry, int64_t block_channels, void* scratch) {
+    // No run of any segment of a block is larger than these.
+    const int64_t padded = round_up(geometry.group_outputs(), kLanes<A>);
+    const int64_t slabs = ceil_div(padded, slab_width<A>(padded));
+    char* p = static_cast<char*>(scratch);
+    const char* begin = p;
+    auto take = [&p](int64_t count, size_t size) {
+      char* here = p;
+      p += round_up(count * size, 64);
+      return here;
+    };
+    samples = reinterpret_cast<Sample<A>*>(
+        take(kRows * min(kMaxDepth, geometry.taps()), sizeof(Sample<A>)));
+    weights = reinterpret_cast<A*>(take(padded * kTileStride, sizeof(A)));
+    g = reinterpret_cast<A*>(take(slabs * kRows * kTileStride, sizeof(A)));
+    dcolumns = reinterpret_cast<A*>(take(kRows * kTileStride, sizeof(A)));
+    columns = reinterpret_cast<A*>(take(kRows * kTileStride, sizeof(A)));
+    dkernel = reinterpret_cast<A*>(take(kMaxDepth * padded, sizeof(A)));
+    outside = reinterpret_cast<A*>(take(block_channels, sizeof(A)));
+    dx = reinterpret_cast<A*>(
+        take(kAddsInPlace<T> ? 0 : geometry.H * geometry.W * block_channels, sizeof(A)));
+    bytes = p - begin;
+  }
+};
+
+template <typename T>
+DeformConvBackwardPlan plan_backward(const DeformConvGeometry& g) {
+  using A = Arithmetic<T>;
+  DeformConvBackwardPlan plan;
+  const int64_t channels = g.offset_group_channels();
+  // Narrow blocks repeat the work per sample; few blocks leave threads idle.
+  int64_t block = 64;
+  while (block > 16 && g.N * g.G * ceil_div(channels, block) < 8) block /= 2;
+  plan.blocks_per_offset_group = ceil_div(channels, block);
+  plan.block_channels =
+      min(channels, round_up(ceil_div(channels, plan.blocks_per_offset_group), kLanes<A>));
+  plan.blocks_per_offset_group = ceil_div(channels, plan.block_channels);
+  plan.blocks = g.G * plan.blocks_per_offset_group;
+  plan.image_slot_bytes = g.positions() * g.G * g.taps() * (g.modulated ? 3 : 2) * sizeof(A);
+  plan.worker_bytes = BackwardScratch<T, A>(g, plan.block_channels, nullptr).bytes;
+  return plan;
+}
+
+// Packs kernel^T of the taps [t0, t1): slab after slab of rows (outputs), each as
+// multiply_packed() reads it, with columns [tap, channel] filled up with zeros.
+template <typename T, typename A>
+void pack_transposed(const DeformConvOperands& op, const Segment<A>& segment, int64_t image,
+                     int64_t t0, int64_t t1, A* packed) {
+  const DeformConvGeometry& g = op.geometry;
+  const int64_t row = g.K, tap = g.group_channels() * row;
+  const T* kernel =
+      static_cast<const T*>(op.kernel) + (g.kernels == 1 ? 0 : image) * g.taps() * tap +
+      (segment.c0 - segment.group * g.group_channels()) * row + segment.group * segment.outputs;
+  const int64_t real = (t1 - t0) * segment.channels, cols = round_up(real, kLanes<A>);
+  const int64_t slab = slab_width<A>(segment.padded);
+  for (int64_t o0 = 0; o0 < segment.outputs; o0 += slab) {
+    const int64_t depth = min(slab, segment.outputs - o0);
+    for (int64_t j = 0; j < cols;) {
+      const int64_t width = panel_width<A>(j, cols);
+      // Short runs of outputs: both sides of the transposition stay in the L1 cache.
+      for (int64_t b0 = 0; b0 < depth; b0 += 16) {
+        const int64_t b1 = min(b0 + 16, depth);
+        for (int64_t i = 0; i < width; ++i) {
+          const int64_t k = j + i;
+          if (k < real) {
+            const T* from =
+                kernel + (t0 + k / segment.channels) * tap + k % segment.channels * row + o0;
+            for (int64_t o = b0; o < b1; ++o) packed[o * width + i] = load<1>(from + o);
+          } else {
+            for (int64_t o = b0; o < b1; ++o) packed[o * width + i] = A(0);
+          }
+        }
+      }
+      packed += depth * width;
+      j += width;
+    }
+  }
+}
+
+// Copies g of the tile's positions into slabs, filled up with zeros.
+template <typename T, typename A>
+void copy_gradient(const T* g, int64_t row, int64_t rows, const Segment<A>& segment, A* out) {
+  const int64_t slab = slab_width<A>(segment.padded);
+  for (int64_t o0 = 0; o0 < segment.padded; o0 += slab, out += kRows * kTileStride) {
+    const int64_t width = min(slab, segment.padded - o0);
+    const int64_t real = min(width, segment.outputs - o0);
+    for (int64_t r = 0; r < rows; ++r) {
+      A* to = out + r * kTileStride;
+      const T* from = g + r * row + o0;
+      for_each_vector<kLanes<A>>(0, real, [&](auto w, int64_t i) {
+        constexpr int L = decltype(w)::value;
+        store<L>(to + i, load<L>(from + i));
+      });
+      for (int64_t i = real; i < width; ++i) to[i] = A(0);
+    }
+  }
+}
+
+template <typename A>
+void find_samples(const DeformConvOperands& op, int64_t image, int64_t first, int64_t rows,
+                  int64_t offset_group, int64_t t0, int64_t t1, Sample<A>* out) {
+  const DeformConvGeometry& g = op.geometry;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t position = first + r;
+    const int64_t at = ((image * g.positions() + position) * g.G + offset_group) * g.taps();
+    const A* offset = static_cast<const A*>(op.offset) + at * 2;
+    const A* mask = op.mask ? static_cast<const A*>(op.mask) + at : nullptr;
+    const int64_t y0 = position / g.Q * g.stride_h - g.pad_top;
+    const int64_t x0 = position % g.Q * g.stride_w - g.pad_left;
+    for (int64_t t = t0; t < t1; ++t, ++out) {
+      const A py = static_cast<A>(y0 + t / g.S * g.dilation_h) + offset[2 * t];
+      const A px = static_cast<A>(x0 + t % g.S * g.dilation_w) + offset[2 * t + 1];
+      out->corners = zero_padded_corners(py, px, g.H, g.W);
+      out->mask = mask ? mask[t] : A(1);
+    }
+  }
+}
+
+// Reads the four corners x of a sample and the gradient of its columns: writes the
+// columns, adds to dx, and returns the dot products of the gradient with each corner.
+template <typename T, typename A>
+XLA_OPS_ALWAYS_INLINE void visit_sample(int64_t channels, const T* const x[4], A* const dx[4],
+                                        const A weight[4], const A* dcolumn, A* column, A dot[4]) {
+  constexpr int kFull = kLanes<A>;
+  const T *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
+  A *dx0 = dx[0], *dx1 = dx[1], *dx2 = dx[2], *dx3 = dx[3];
+  const A w0 = weight[0], w1 = weight[1], w2 = weight[2], w3 = weight[3];
+  Vec<A, kFull> s0{}, s1{}, s2{}, s3{};
+  A r0 = 0, r1 = 0, r2 = 0, r3 = 0;
+  for_each_vector<kFull>(0, channels, [&](auto w, int64_t c) {
+    constexpr int L = decltype(w)::value;
+    const Vec<A, L> v0 = load<L>(x0 + c), v1 = load<L>(x1 + c);
+    const Vec<A, L> v2 = load<L>(x2 + c), v3 = load<L>(x3 + c);
+    const Vec<A, L> d = load<L>(dcolumn + c);
+    store<L>(column + c, w0 * v0 + w1 * v1 + w2 * v2 + w3 * v3);
+    if constexpr (L == kFull) {
+      s0 += d * v0;
+      s1 += d * v1;
+      s2 += d * v2;
+      s3 += d * v3;
+    } else {
+      r0 += sum_lanes<A, L>(d * v0);
+      r1 += sum_lanes<A, L>(d * v1);
+      r2 += sum_lanes<A, L>(d * v2);
+      r3 += sum_lanes<A, L>(d * v3);
+    }
+    // Corners of one sample are different pixels, except outside the map.
+    store<L>(dx0 + c, load<L>(dx0 + c) + w0 * d);
+    store<L>(dx1 + c, load<L>(dx1 + c) + w1 * d);
+    store<L>(dx2 + c, load<L>(dx2 + c) + w2 * d);
+    store<L>(dx3 + c, load<L>(dx3 + c) + w3 * d);
+  });
+  dot[0] = r0 + sum_lanes<A, kFull>(s0);
+  dot[1] = r1 + sum_lanes<A, kFull>(s1);
+  dot[2] = r2 + sum_lanes<A, kFull>(s2);
+  dot[3] = r3 + sum_lanes<A, kFull>(s3);
+}
+
+// Where the shares of doffset and dmask of position 0, tap 0 go, and the strides.
+template <typename A>
+struct OffsetShares {
+  A* doffset;
+  A* dmask;  // nullptr where not modulated
+  int64_t offset_tap, mask_tap, position_taps;
+  bool add;  // to what a former segment of this block wrote
+};
+
+template <typename A>
+OffsetShares<A> offset_shares(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
+                              const DeformConvGradients& grad, int64_t image, int64_t place,
+                              int64_t offset_group, int64_t slot) {
+  const DeformConvGeometry& g = op.geometry;
+  OffsetShares<A> out;
+  out.position_taps = g.G * g.taps();
+  out.add = false;
+  const int64_t group = offset_group * g.taps();
+  if (slot == 0) {
+    const int64_t at = image * g.positions() * out.position_taps + group;
+    out.doffset = static_cast<A*>(grad.doffset) + at * 2;
+    out.dmask = g.modulated ? static_cast<A*>(grad.dmask) + at : nullptr;
+    out.offset_tap = 2;
+    out.mask_tap = 1;
+  } else {
+    const int64_t slots = plan.blocks_per_offset_group - 1;
+    const int64_t width = g.modulated ? 3 : 2;
+    char* begin =
+        static_cast<char*>(grad.partial) + (place * slots + slot - 1) * plan.image_slot_bytes;
+    out.doffset = reinterpret_cast<A*>(begin) + group * width;
+    out.dmask = g.modulated ? out.doffset + 2 : nullptr;
+    out.offset_tap = out.mask_tap = width;
+  }
+  return out;
+}
+
+template <typename A>
+XLA_OPS_ALWAYS_INLINE void write_shares(const OffsetShares<A>& out, int64_t at,
+                                        const Sample<A>& sample, const A dot[4]) {
+  const Corners<A>& c = sample.corners;
+  A* doffset = out.doffset + at * out.offset_tap;
+  const A dy = sample.mask * derivative_y(c, dot);
+  const A dx = sample.mask * derivative_x(c, dot);
+  doffset[0] = out.add ? doffset[0] + dy : dy;
+  doffset[1] = out.add ? doffset[1] + dx : dx;
+  if (out.dmask) {
+    A* dmask = out.dmask + at * out.mask_tap;
+    const A dm =
+        c.weight[0] * dot[0] + c.weight[1] * dot[1] + c.weight[2] * dot[2] + c.weight[3] * dot[3];
+    *dmask = out.add ? *dmask + dm : dm;
+  }
+}
+
+template <typename T>
+void backward_block(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
+                    const DeformConvGradients& grad, int64_t image, int64_t place, int64_t block,
+                    void* scratch) {
+  using A = Arithmetic<T>;
+  const DeformConvGeometry& g = op.geometry;
+  const BackwardScratch<T, A> s(g, plan.block_channels, scratch);
+  const int64_t offset_group = block / plan.blocks_per_offset_group;
+  const int64_t slot = block % plan.blocks_per_offset_group;
+  const int64_t c_begin = offset_group * g.offset_group_channels() + slot * plan.block_channels;
+  const int64_t c_end =
+      min(c_begin + plan.block_channels, (offset_group + 1) * g.offset_group_channels());
+  const int64_t pixels = g.H * g.W;
+  const T* x = static_cast<const T*>(op.x) + image * pixels * g.C;
+  const T* zeros = static_cast<const T*>(op.zeros);
+  T* dx_out = static_cast<T*>(grad.dx) + image * pixels * g.C + c_begin;
+  const T* gradient = static_cast<const T*>(grad.g) + image * g.positions() * g.K;
+  A* const dkernel = static_cast<A*>(grad.dkernel) + image * g.taps() * g.group_channels() * g.K;
+
+  std::memset(s.outside, 0, plan.block_channels * sizeof(A));
+
+  // dx of the block: dx[pixel * dx_row + c - c_begin].
+  A* dx = kAddsInPlace<T> ? reinterpret_cast<A*>(dx_out) : s.dx;
+  const int64_t dx_row = kAddsInPlace<T> ? g.C : plan.block_channels;
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c = 0; c < c_end - c_begin; ++c) dx[p * dx_row + c] = A(0);
+  }
+
+  OffsetShares<A> shares = offset_shares<A>(op, plan, grad, image, place, offset_group, slot);
+  for (int64_t c0 = c_begin; c0 < c_end;) {
+    const Segment<A> segment(g, c0, c_end);
+    const int64_t slab = slab_width<A>(segment.padded);
+    for (int64_t t0 = 0; t0 < g.taps(); t0 += segment.run) {
+      const int64_t t1 = min(t0 + segment.run, g.taps());
+      const int64_t depth = (t1 - t0) * segment.channels;
+      const int64_t cols = round_up(depth, kLanes<A>);
+      pack_transposed<T, A>(op, segment, image, t0, t1, s.weights);
+      std::memset(s.dkernel, 0, depth * segment.padded * sizeof(A));
+
+      for (int64_t first = 0; first < g.positions(); first += kRows) {
+        const int64_t rows = min(kRows, g.positions() - first);
+        copy_gradient<T, A>(gradient + first * g.K + segment.group * segment.outputs, g.K, rows,
+                            segment, s.g);
+        for (int64_t o0 = 0; o0 < segment.outputs; o0 += slab) {
+          multiply_packed<A>(rows, min(slab, segment.outputs - o0), cols,
+                             s.g + o0 / slab * kRows * kTileStride, s.weights + o0 * cols,
+                             s.dcolumns, kTileStride, o0 > 0);
+        }
+        find_samples<A>(op, image, first, rows, offset_group, t0, t1, s.samples);
+        const Sample<A>* sample = s.samples;
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t t = t0; t < t1; ++t, ++sample) {
+            const Corners<A>& corners = sample->corners;
+            const T* corner_x[4];
+            A* corner_dx[4];
+            A weight[4], dot[4];
+            for (int q = 0; q < 4; ++q) {
+              const int64_t pixel = corners.pixel[q];
+              corner_x[q] = pixel < 0 ? zeros : x + pixel * g.C + c0;
+              corner_dx[q] = pixel < 0 ? s.outside : dx + pixel * dx_row + (c0 - c_begin);
+              weight[q] = corners.weight[q] * sample->mask;
+            }
+            const int64_t at = r * kTileStride + (t - t0) * segment.channels;
+            visit_sample<T, A>(segment.channels, corner_x, corner_dx, weight, s.dcolumns + at,
+                               s.columns + at, dot);
+            write_shares<A>(shares, (first + r) * shares.position_taps + t, *sample, dot);
+          }
+        }
+        for (int64_t o0 = 0; o0 < segment.padded; o0 += slab) {
+          multiply_transposed<A>(depth, rows, min(slab, segment.padded - o0), s.columns,
+                                 kTileStride, s.g + o0 / slab * kRows * kTileStride,
+                                 s.dkernel + o0, segment.padded);
+        }
+      }
+
+      for (int64_t k = 0; k < depth; ++k) {
+        const int64_t t = t0 + k / segment.channels;
+        const int64_t c = c0 - segment.group * g.group_channels() + k % segment.channels;
+        A* to = dkernel + (t * g.group_channels() + c) * g.K + segment.group * segment.outputs;
+        std::memcpy(to, s.dkernel + k * segment.padded, segment.outputs * sizeof(A));
+      }
+    }
+    shares.add = true;
+    c0 += segment.channels;
+  }
+
+  if constexpr (!kAddsInPlace<T>) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      const A* from = dx + p * dx_row;
+      T* to = dx_out + p * g.C;
+      for_each_vector<kLanes<A>>(0, c_end - c_begin, [&](auto w, int64_t i) {
+        constexpr int L = decltype(w)::value;
+        store<L>(to + i, load<L>(from + i));
+      });
+    }
+  }
+}
+
+template <typename T>
+void add_partial_sums(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
+                      const DeformConvGradients& grad, int64_t image, int64_t place,
+                      int64_t first_position, int64_t last_position) {
+  using A = Arithmetic<T>;
+  const int64_t taps = op.geometry.G * op.geometry.taps();
+  const OffsetShares<A> to = offset_shares<A>(op, plan, grad, image, place, 0, 0);
+  for (int64_t slot = 1; slot < plan.blocks_per_offset_group; ++slot) {
+    const OffsetShares<A> from = offset_shares<A>(op, plan, grad, image, place, 0, slot);
+    for (int64_t at = first_position * taps; at < last_position * taps; ++at) {
+      to.doffset[2 * at] += from.doffset[at * from.offset_tap];
+      to.doffset[2 * at + 1] += from.doffset[at * from.offset_tap + 1];
+      if (to.dmask) to.dmask[at] += from.dmask[at * from.mask_tap];
+    }
+  }
+}
+
+}  // namespace
+
+DeformConvBackwardPlan PlanBackward(const DeformConvOperands& op) {
+  XLA_OPS_RETURN_FOR(op.type, plan_backward, op.geometry);
+}
+
+void BackwardBlock(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
+                   const DeformConvGradients& grad, int64_t image, int64_t place, int64_t block,
+                   void* scratch) {
+  XLA_OPS_RETURN_FOR(op.type, backward_block, op, plan, grad, image, place, block, scratch);
+}
+
+void AddPartialSums(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
+                    const DeformConvGradients& grad, int64_t image, int64_t place,
+                    int64_t first_position, int64_t last_position) {
+  XLA_OPS_RETURN_FOR(op.type, add_partial_sums, op, plan, grad, image, place, first_position,
+                     last_position);
+}
+
+}  // namespace XLA_OPS_ISA
+}  // namespace xla_ops
