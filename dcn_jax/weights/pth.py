@@ -148,7 +148,11 @@ class _Reader:
         if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"its member {name!r} is compressed; torch stores them")
         self._unread -= info.file_size
-        if info.compress_size != info.file_size or self._unread < 0:
+        if (
+            info.compress_size != info.file_size
+            or info.header_offset < 0
+            or self._unread < 0
+        ):
             raise ValueError(
                 f"its member {name!r} claims {info.file_size} bytes; the file has not "
                 "so many"
@@ -208,27 +212,30 @@ class _Reader:
             raise ValueError(
                 f"a storage of {data.size} bytes is not one of {dtype.name}"
             )
-        elements = _native(data, dtype) if self._swap else data.view(dtype)
+        count = data.size // dtype.itemsize
         if 0 in size:
             return np.empty(size, dtype)
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        if last >= elements.size:
+        if last >= count:
             raise ValueError(
                 f"a tensor of size {size} and stride {stride} at {offset} does not fit "
-                f"into its storage of {elements.size} elements"
+                f"into its storage of {count} elements"
             )
-        return np.lib.stride_tricks.as_strided(
-            elements[offset:],
+        if self._swap:
+            data = _swapped(data, dtype)
+        return np.ndarray(
             size,
-            [s * dtype.itemsize for s in stride],
-            writeable=False,
+            dtype,
+            buffer=data,
+            offset=offset * dtype.itemsize,
+            strides=[s * dtype.itemsize for s in stride],
         )
 
 
-def _native(data: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Big-endian bytes as elements of this machine's order."""
+def _swapped(data: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Bytes of numbers in the other byte order."""
     width = dtype.itemsize // (2 if dtype.kind == "c" else 1)
-    return data.view(f">u{width}").astype(f"=u{width}").view(dtype)
+    return data.reshape(-1, width)[:, ::-1].reshape(-1)
 
 
 def _ordered_dict():
