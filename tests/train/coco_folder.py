@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 CATEGORIES = ((1, "disc"), (18, "square"), (90, "triangle"))
 
 # (id, height, width) of landscape, portrait and square images; ids as irregular as
-# COCO's. The last three show a crowd and an empty box only, nothing, and gray.
+# COCO's. The last three show a crowd (and an empty box), nothing, and gray.
 SIZES = (
     (139, 96, 128),
     (285, 128, 96),
@@ -23,15 +23,22 @@ SIZES = (
 )
 
 
-def write_coco_folder(folder: Path, split: str = "train2017") -> dict:
+def write_coco_folder(
+    folder: Path, split: str = "train2017", *, empty_box: bool = True
+) -> dict:
     """Writes `folder/split/*.jpg` and `folder/annotations/instances_split.json`.
+
+    Args:
+      folder: Where to write; other splits may be there already.
+      split: Name of the split.
+      empty_box: Whether one annotation has a box of zero area. COCO's evaluation counts
+        it as an object that nothing can match, so AP stays under 1 with it.
 
     Returns:
       The content of the JSON.
     """
     images, annotations = [], []
     (folder / split).mkdir(parents=True)
-    (folder / "annotations").mkdir(exist_ok=True)
     for image_id, height, width in SIZES:
         rng = np.random.default_rng(image_id)
         pixels = rng.normal(128, 20, (height, width, 3)).clip(0, 255).astype(np.uint8)
@@ -47,7 +54,9 @@ def write_coco_folder(folder: Path, split: str = "train2017") -> dict:
                     )
                 )
         if image_id == 1000:
-            annotations += _crowd_and_empty_box(image_id, height, width)
+            annotations.append(_crowd(image_id, height, width))
+            if empty_box:
+                annotations.append(_empty_box(image_id))
         if image_id == 1296:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
         name = f"{image_id:012d}.jpg"
@@ -84,6 +93,7 @@ def write_coco_folder(folder: Path, split: str = "train2017") -> dict:
 def write_instances(folder: Path, split: str, content: object) -> Path:
     """Writes (again) the JSON of a split; returns its path."""
     path = folder / "annotations" / f"instances_{split}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
     return path
 
@@ -140,24 +150,25 @@ def _annotation(
     }
 
 
-def _crowd_and_empty_box(image_id: int, height: int, width: int) -> list[dict]:
+def _crowd(image_id: int, height: int, width: int) -> dict:
     crowd = np.zeros((height, width), np.uint8)
     crowd[10:30, 5:90] = 1
-    return [
-        {
-            "segmentation": {"size": [height, width], "counts": plain_runs(crowd)},
-            "area": 1700,
-            "iscrowd": 1,
-            "image_id": image_id,
-            "bbox": [5, 10, 85, 20],
-            "category_id": 1,
-        },
-        {
-            "segmentation": [[40.0, 50.0, 60.0, 50.0, 60.0, 50.0]],
-            "area": 0.0,
-            "iscrowd": 0,
-            "image_id": image_id,
-            "bbox": [40.0, 50.0, 20.0, 0.0],
-            "category_id": 18,
-        },
-    ]
+    return {
+        "segmentation": {"size": [height, width], "counts": plain_runs(crowd)},
+        "area": 1700,
+        "iscrowd": 1,
+        "image_id": image_id,
+        "bbox": [5, 10, 85, 20],
+        "category_id": 1,
+    }
+
+
+def _empty_box(image_id: int) -> dict:
+    return {
+        "segmentation": [[40.0, 50.0, 60.0, 50.0, 60.0, 50.0]],
+        "area": 0.0,
+        "iscrowd": 0,
+        "image_id": image_id,
+        "bbox": [40.0, 50.0, 20.0, 0.0],
+        "category_id": 18,
+    }

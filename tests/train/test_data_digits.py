@@ -130,6 +130,9 @@ def test_wrong_arguments_get_one_line(tmp_path_factory, arguments, message):
     assert "\n" not in str(error.value)
 
 
-def test_default_size():
+def test_default_size(tmp_path):
+    builder = deformed_digits.DeformedDigits(data_dir=str(tmp_path))
+    assert builder.info.full_name == "deformed_digits/2400_600_seed0/1.0.0"
     config = deformed_digits.DeformedDigitsConfig()
-    assert (config.train_images, config.test_images) == (2400, 600)
+    same = deformed_digits.DeformedDigits(data_dir=str(tmp_path), config=config)
+    assert same.info.full_name == builder.info.full_name

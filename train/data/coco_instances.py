@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tensorflow_datasets as tfds
 
@@ -68,6 +68,10 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
+    def __init__(self, *, config: CocoInstancesConfig, **options):
+        self._config = config
+        super().__init__(config=config, **options)
+
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
@@ -79,14 +83,14 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager
-        return {self.builder_config.split: self._generate_examples()}
+        return {self._config.split: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        config = self.builder_config
-        content = coco_annotations.read_instances(config.json_path)
-        self.info.metadata.update(examples.metadata(content.categories))
-        index = {"height": [], "width": [], "num_boxes": []}
-        self.info.metadata["index"][config.split] = index
+        content = coco_annotations.read_instances(self._config.json_path)
+        cast(tfds.core.MetadataDict, self.info.metadata).update(
+            examples.metadata(content.categories)
+        )
+        index = examples.start_index(self.info, self._config.split)
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(content.images), 64):
                 images = content.images[start : start + 64]
@@ -97,9 +101,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
                     annotations = content.annotations[image["id"]]
                     height, width = image["height"], image["width"]
                     boxes, _ = examples.usable_boxes(annotations, height, width)
-                    index["height"].append(height)
-                    index["width"].append(width)
-                    index["num_boxes"].append(len(boxes))
+                    examples.index_image(index, height, width, len(boxes))
                     yield (
                         number,
                         {
@@ -114,8 +116,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
 
     def _read(self, image: dict[str, Any]) -> bytes:
         """Reads an image file, and checks that it is what the JSON says."""
-        config = self.builder_config
-        path = config.image_folder / image["file_name"]
+        path = self._config.image_folder / image["file_name"]
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such image file")
         data = path.read_bytes()
@@ -124,7 +125,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
         if found != expected:
             raise ValueError(
                 f"{path} has (height, width) {found};"
-                f" {config.json_path} says {expected}"
+                f" {self._config.json_path} says {expected}"
             )
-        transforms.decode_image(data, str(path), config.max_pixels)
+        transforms.decode_image(data, str(path), self._config.max_pixels)
         return data

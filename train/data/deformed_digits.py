@@ -10,7 +10,7 @@ image shows.
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -48,7 +48,10 @@ class DeformedDigits(tfds.core.GeneratorBasedBuilder):
     """256x256 RGB images with 2 to 4 digits each; categories 1..10 are "0".."9"."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS: ClassVar = [DeformedDigitsConfig()]
+
+    def __init__(self, *, config: DeformedDigitsConfig | None = None, **options):
+        self._config = config or DeformedDigitsConfig()
+        super().__init__(config=self._config, **options)
 
     def _info(self) -> tfds.core.DatasetInfo:
         categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
@@ -62,24 +65,19 @@ class DeformedDigits(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager
-        config = self.builder_config
         return {
-            "train": self._generate_examples("train", config.train_images),
-            "test": self._generate_examples("test", config.test_images),
+            "train": self._generate_examples("train", self._config.train_images),
+            "test": self._generate_examples("test", self._config.test_images),
         }
 
     def _generate_examples(
         self, split: str, num_images: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        index = {"height": [], "width": [], "num_boxes": []}
-        self.info.metadata["index"][split] = index
-        plan = plan_split(split, num_images, self.builder_config.seed)
-        for number, digits in enumerate(plan):
-            example = make_example(split, number, digits, self.builder_config.seed)
-            index["height"].append(IMAGE_SIDE)
-            index["width"].append(IMAGE_SIDE)
-            index["num_boxes"].append(len(digits))
-            yield number, example
+        seed = self._config.seed
+        index = examples.start_index(self.info, split)
+        for number, digits in enumerate(plan_split(split, num_images, seed)):
+            examples.index_image(index, IMAGE_SIDE, IMAGE_SIDE, len(digits))
+            yield number, make_example(split, number, digits, seed)
 
 
 def source_indices(split: str, seed: int) -> list[np.ndarray]:
@@ -169,7 +167,7 @@ def make_example(
                 "iscrowd": 0,
                 "segmentation": {
                     "size": rle["size"],
-                    "counts": rle["counts"].decode("ascii"),
+                    "counts": cast(bytes, rle["counts"]).decode("ascii"),
                 },
             }
         )

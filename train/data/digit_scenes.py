@@ -44,15 +44,15 @@ def digit_fields() -> tuple[np.ndarray, np.ndarray]:
     """
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    fields = np.empty((len(digits.images), _FIELD, _FIELD), np.float32)
-    for field, image in zip(fields, digits.images, strict=True):
+    images, labels = load_digits(return_X_y=True)
+    fields = np.empty((len(images), _FIELD, _FIELD), np.float32)
+    for field, image in zip(fields, images.reshape(-1, 8, 8), strict=True):
         ink = np.pad(image / 16.0, 2).astype(np.float32)
         ink = cv2.resize(ink, (_FIELD, _FIELD), interpolation=cv2.INTER_CUBIC)
         ink = cv2.GaussianBlur(ink, (0, 0), 2.2)
         # Subtracting the surroundings keeps the holes of 4, 6, 8 and 9 open.
         field[...] = ink - 0.55 * cv2.GaussianBlur(ink, (0, 0), 9.0)
-    return fields, digits.target
+    return fields, labels
 
 
 def draw_digit(rng: np.random.Generator, field: np.ndarray, size: str) -> Digit:
@@ -182,12 +182,11 @@ def ground(rng: np.random.Generator, side: int) -> np.ndarray:
     for _ in range(rng.integers(0, 4)):
         # From border to border, so that no piece of a line reads as a 1.
         start, end = rng.uniform(0, side, 2)
-        points = [(start, -2), (end, side + 2)]
+        first, last = (int(start), -2), (int(end), side + 2)
         if rng.random() < 0.5:
-            points = [(y, x) for x, y in points]
-        points = [(int(x), int(y)) for x, y in points]
+            first, last = first[::-1], last[::-1]
         colour = rng.uniform(20, 235, 3).tolist()
-        cv2.line(image, *points, colour, int(rng.integers(1, 4)), cv2.LINE_AA)
+        cv2.line(image, first, last, colour, int(rng.integers(1, 4)), cv2.LINE_AA)
     return np.clip(image, 0, 255)
 
 

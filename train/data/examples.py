@@ -6,7 +6,7 @@ ground truth) stands in the data set's metadata, in record order.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -38,6 +38,22 @@ def metadata(categories: Sequence[Mapping[str, Any]]) -> tfds.core.MetadataDict:
     """
     kept = [{"id": int(c["id"]), "name": str(c["name"])} for c in categories]
     return tfds.core.MetadataDict(categories=kept, index={})
+
+
+def start_index(info: tfds.core.DatasetInfo, split: str) -> dict[str, list[int]]:
+    """Adds an empty index of `split` to the metadata; fill it by `index_image`."""
+    index = {"height": [], "width": [], "num_boxes": []}
+    cast(tfds.core.MetadataDict, info.metadata)["index"][split] = index
+    return index
+
+
+def index_image(
+    index: dict[str, list[int]], height: int, width: int, num_boxes: int
+) -> None:
+    """Appends an image to an index."""
+    index["height"].append(height)
+    index["width"].append(width)
+    index["num_boxes"].append(num_boxes)
 
 
 def usable_boxes(

@@ -253,6 +253,8 @@ def train_loader(
       ValueError: If no image is left, or an argument is wrong.
     """
     rows = _rows(batch_size, process_index, process_count)
+    if not short_sides or min(short_sides) < 1:
+        raise ValueError(f"`short_sides` is {short_sides}; expected pixels")
     indices = np.arange(len(source))
     if skip_empty:
         indices = indices[source.num_boxes > 0]
