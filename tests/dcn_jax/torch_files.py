@@ -76,13 +76,9 @@ def _pickle(value: Any, storages: list[np.ndarray]) -> bytes:
         case View():
             return _tensor(value, storages)
         case np.ndarray():
-            view = View(
-                value.reshape(-1),
-                0,
-                value.shape,
-                tuple(s // value.itemsize for s in np.ascontiguousarray(value).strides),
-            )
-            return _tensor(view, storages)
+            value = np.asarray(value, order="C")
+            stride = tuple(s // value.itemsize for s in value.strides)
+            return _tensor(View(value.reshape(-1), 0, value.shape, stride), storages)
         case OrderedDict():
             items = b"(" + many(v for item in value.items() for v in item) + b"u"
             # torch keeps version numbers in an attribute.
