@@ -25,8 +25,8 @@ def map_sizes(sizes: Int[Array, "N 2"], stride: int) -> Int[Array, "N 2"]:
 
 def valid_mask(sizes: Int[Array, "N 2"], hw: Sequence[int]) -> Bool[Array, "N H W"]:
     """Positions of [H, W] maps that lie inside the valid sizes."""
-    rows = jnp.arange(hw[0])[None, :] < sizes[:, :1]
-    columns = jnp.arange(hw[1])[None, :] < sizes[:, 1:]
+    rows = jnp.arange(hw[0], dtype=sizes.dtype)[None, :] < sizes[:, :1]
+    columns = jnp.arange(hw[1], dtype=sizes.dtype)[None, :] < sizes[:, 1:]
     return rows[:, :, None] & columns[:, None, :]
 
 

@@ -1,0 +1,197 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_detector import tiny_backbone, tiny_batch, tiny_detector
+
+from dcn_jax.backbones import ResNet, resnet50
+from dcn_jax.rcnn import FasterRCNN
+
+DETECTOR_LOSSES = {"rpn_class", "rpn_box", "class", "box"}
+
+
+def losses_and_gradient(model, batch, key):
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    @jax.jit
+    def run(params, rest, batch, key):
+        def total(params):
+            losses = nnx.merge(graph, params, rest).losses(batch, key)
+            return sum(losses.values()), losses
+
+        return jax.grad(total, has_aux=True)(params)
+
+    gradient, losses = run(params, rest, batch, key)
+    return losses, gradient
+
+
+@pytest.fixture(scope="module")
+def dcnv2():
+    """DCNv2 with mimicking: modulated convolutions and pooling."""
+    backbone = tiny_backbone(
+        norm="group_norm", deform_stages=(False, False, True, True)
+    )
+    return tiny_detector(backbone, mimic="fg")
+
+
+def test_losses_are_finite_also_where_there_is_nothing_to_learn(dcnv2):
+    batch = tiny_batch(images=3)
+    # The second image has no ground truth, the third one not even pixels.
+    batch = batch._replace(
+        valid=batch.valid.at[1:].set(False), sizes=batch.sizes.at[2].set(0)
+    )
+    losses, gradient = losses_and_gradient(dcnv2, batch, jax.random.key(0))
+    assert set(losses) == DETECTOR_LOSSES | {"mimic_class", "mimic_cos"}
+    assert all(jnp.isfinite(v) and v > 0 for v in losses.values())
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+    empty = batch._replace(valid=jnp.zeros_like(batch.valid))
+    losses, gradient = losses_and_gradient(dcnv2, empty, jax.random.key(0))
+    for name in ("rpn_box", "box", "mimic_class", "mimic_cos"):
+        assert losses[name] == 0
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+def test_padding_changes_no_detection():
+    backbone = tiny_backbone(
+        norm="group_norm", deform_stages=(False, False, False, True)
+    )
+    model = tiny_detector(backbone, score_threshold=0.2)
+    # A fresh detector says the same everywhere; this one has opinions.
+    for name, layer, scale in (
+        ("classifier", model.head.classifier, 0.5),
+        ("objectness", model.rpn.objectness, 0.5),
+        ("deltas", model.rpn.deltas, 0.05),
+    ):
+        noise = jax.random.normal(jax.random.key(len(name)), layer.kernel.shape)
+        layer.kernel[...] = scale * noise
+    detect = jax.jit(lambda model, images, sizes: model.detect(images, sizes))
+    batch = tiny_batch(images=2, height=50, width=41)
+    exact = detect(model, batch.images, batch.sizes)
+    canvas = jnp.pad(
+        batch.images, ((0, 0), (0, 14), (0, 39), (0, 0)), constant_values=200
+    )
+    padded = detect(model, canvas, batch.sizes)
+    assert exact.valid.any(1).all()
+    np.testing.assert_array_equal(padded.valid, exact.valid)
+    np.testing.assert_array_equal(padded.labels, exact.labels)
+    np.testing.assert_allclose(padded.scores, exact.scores, atol=1e-4)
+    np.testing.assert_allclose(padded.boxes, exact.boxes, atol=1e-3)
+
+
+def test_detections_are_sorted_boxes_of_the_image(dcnv2):
+    batch = tiny_batch()
+    found = jax.jit(lambda m, x, s: m.detect(x, s))(dcnv2, batch.images, batch.sizes)
+    assert found.boxes.shape == (2, 10, 4) and found.valid.any()
+    assert (jnp.diff(found.scores, axis=1) <= 0).all()
+    labels = found.labels[found.valid]
+    assert labels.min() >= 1 and labels.max() <= 3
+    assert (found.boxes >= 0).all() and (found.boxes <= 64).all()
+
+
+def test_targets_hold_the_decisions_that_the_losses_take():
+    model = tiny_detector(mimic="fg")
+    batch = tiny_batch()
+
+    @jax.jit
+    def both(model, key):
+        targets = model.targets(batch, key)
+        return model.losses(batch, key), model.losses(batch, key, targets)
+
+    free, held = both(model, jax.random.key(3))
+    for name in free:
+        np.testing.assert_allclose(free[name], held[name], rtol=1e-5)
+    other, _ = both(model, jax.random.key(4))
+    assert free["rpn_class"] != other["rpn_class"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"roi_pooling": "roi_align", "class_agnostic_boxes": True},
+        {"roi_pooling": "deform", "dtype": jnp.bfloat16},
+    ],
+)
+def test_other_poolings_heads_and_types(options):
+    dtype = options.get("dtype")
+    model = tiny_detector(tiny_backbone(norm="frozen_bn", dtype=dtype), **options)
+    losses, gradient = losses_and_gradient(model, tiny_batch(), jax.random.key(0))
+    assert set(losses) == DETECTOR_LOSSES
+    assert {v.dtype for v in losses.values()} == {jnp.dtype(jnp.float32)}
+    assert all(jnp.isfinite(v) for v in losses.values())
+    for path, leaf in nnx.to_flat_state(gradient):
+        assert leaf.dtype == jnp.float32 and jnp.isfinite(leaf[...]).all(), path
+
+
+def test_offset_health():
+    backbone = tiny_backbone(
+        norm="group_norm", deform_stages=(False, False, False, True)
+    )
+    model = tiny_detector(backbone)
+    batch = tiny_batch()
+    health = jax.jit(lambda m: m.offset_health(batch.images, batch.sizes))(model)
+    assert set(health) == {"offset/mean_abs", "offset/outside", "offset/dead"}
+    assert health["offset/mean_abs"] == 0
+    assert tiny_detector().offset_health(batch.images, batch.sizes) == {}
+
+
+def count(deform_stages, modulated, roi_pooling) -> int:
+    def make():
+        backbone = resnet50(
+            deform_stages=deform_stages,
+            modulated=modulated,
+            dilate_conv5=True,
+            rngs=nnx.Rngs(0),
+        )
+        return FasterRCNN(backbone, 80, roi_pooling=roi_pooling, rngs=nnx.Rngs(0))
+
+    params = nnx.state(nnx.eval_shape(make), nnx.Param)
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("deform_stages", "modulated", "roi_pooling", "added"),
+    [
+        ("5", False, "roi_align", 248_886),
+        ("45", False, "roi_align", 497_826),
+        ("345", False, "roi_align", 580_842),
+        ("5", False, "deform", 1_478_296),
+        ("345", False, "deform", 1_810_252),
+        ("345", True, "modulated", 14_917_618),
+    ],
+)
+def test_parameters_added_by_the_rows_of_the_papers_tables(
+    deform_stages, modulated, roi_pooling, added
+):
+    regular = count((False,) * 4, False, "roi_align")
+    stages = tuple(str(i) in deform_stages for i in range(2, 6))
+    assert count(stages, modulated, roi_pooling) - regular == added
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"roi_pooling": "max"}, "`roi_pooling` is 'max'; expected one of"),
+        ({"mimic": "all"}, "`mimic` is 'all'; expected one of"),
+        ({"mimic_reduction": "max"}, "`mimic_reduction` is 'max'; expected one of"),
+    ],
+)
+def test_wrong_arguments_are_named(options, message):
+    with pytest.raises(ValueError) as error:
+        tiny_detector(**options)
+    assert str(error.value).startswith(message)
+
+
+def test_a_backbone_of_stride_32_is_refused():
+    backbone = ResNet((1, 1, 1, 1), stem_features=8, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="one stride for c4 and c5"):
+        tiny_detector(backbone)
+
+
+def test_wrong_images_are_named():
+    model = tiny_detector()
+    with pytest.raises(ValueError, match=r"`images` has shape \(1, 8, 8, 4\)"):
+        model.features(jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 2), jnp.int32))
+    with pytest.raises(ValueError, match=r"`sizes` has shape \(2, 2\)"):
+        model.features(jnp.zeros((1, 8, 8, 3)), jnp.zeros((2, 2), jnp.int32))

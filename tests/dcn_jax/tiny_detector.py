@@ -1,0 +1,56 @@
+"""A detector and a batch so small that a test can afford to compile them."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dcn_jax.backbones import ResNet
+from dcn_jax.rcnn import FasterRCNN
+from dcn_jax.types import Batch
+
+
+def tiny_backbone(**kwargs):
+    """A ResNet of one block a stage whose widths are an eighth of the usual ones."""
+    defaults = dict(stem_features=8, dilate_conv5=True, rngs=nnx.Rngs(0))
+    return ResNet((1, 1, 1, 1), **(defaults | kwargs))
+
+
+def tiny_detector(backbone=None, **kwargs):
+    """Faster R-CNN with a handful of everything, on a tiny backbone."""
+    defaults = dict(
+        rpn_features=8,
+        anchor_sizes=(16, 32),
+        rpn_pre_nms_top_n=(60, 60),
+        rpn_post_nms_top_n=(20, 20),
+        rpn_samples=16,
+        reduction_features=8,
+        roi_output_size=3,
+        roi_branch_features=8,
+        roi_samples=12,
+        head_features=16,
+        max_detections=10,
+        mimic_count=3,
+        mimic_crop_size=32,
+        rngs=nnx.Rngs(1),
+    )
+    if backbone is None:
+        backbone = tiny_backbone(norm="group_norm")
+    return FasterRCNN(backbone, 3, **(defaults | kwargs))
+
+
+def tiny_batch(images=2, height=64, width=64, seed=0):
+    """Noise with two boxes in each image, and two rows of padding."""
+    rng = np.random.default_rng(seed)
+    boxes = np.zeros((images, 4, 4), np.float32)
+    boxes[:, 0] = [5, 5, 30, 34]
+    boxes[:, 1] = [20, 31, 60, 60]
+    boxes[:, :2] += rng.uniform(-3, 3, (images, 2, 4))
+    labels = np.zeros((images, 4), np.int32)
+    labels[:, :2] = [1, 3]
+    return Batch(
+        images=jnp.asarray(rng.integers(0, 255, (images, height, width, 3), np.uint8)),
+        sizes=jnp.full((images, 2), jnp.asarray([height, width], jnp.int32)),
+        boxes=jnp.asarray(boxes),
+        labels=jnp.asarray(labels),
+        valid=jnp.asarray(labels > 0),
+    )
