@@ -25,6 +25,7 @@ from dcn_jax.box_head import (
     box_targets,
     select_detections,
 )
+from dcn_jax.fast_forms import pointwise_conv
 from dcn_jax.mimic import MimicTargets, crop_patches, mimic_losses, mimic_targets
 from dcn_jax.modules.offset_health import offset_health
 from dcn_jax.modules.roi_pool import DeformRoIPool
@@ -207,6 +208,7 @@ class FasterRCNN(nnx.Module):
             reduction_features,
             (1, 1),
             kernel_init=gaussian,
+            conv_general_dilated=pointwise_conv,
             **types,
         )
         if roi_pooling != "roi_align":

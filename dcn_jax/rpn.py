@@ -25,6 +25,7 @@ from dcn_jax.boxes import (
     encode_boxes,
     large_enough,
 )
+from dcn_jax.fast_forms import pointwise_conv
 from dcn_jax.losses import masked_mean, smooth_l1
 from dcn_jax.matching import match_boxes
 from dcn_jax.padding import map_sizes, valid_mask
@@ -74,8 +75,11 @@ class RPNHead(nnx.Module):
             kernel_init=_gaussian, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
         self.conv = nnx.Conv(in_features, features, (3, 3), padding=1, **types)
-        self.objectness = nnx.Conv(features, num_anchors, (1, 1), **types)
-        self.deltas = nnx.Conv(features, 4 * num_anchors, (1, 1), **types)
+        pointwise = dict(
+            kernel_size=(1, 1), conv_general_dilated=pointwise_conv, **types
+        )
+        self.objectness = nnx.Conv(features, num_anchors, **pointwise)
+        self.deltas = nnx.Conv(features, 4 * num_anchors, **pointwise)
 
     def __call__(
         self, x: Float[Array, "N Hg Wg C"]

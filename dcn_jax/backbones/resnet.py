@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from dcn_jax.fast_forms import max_pool_3x3, pointwise_conv
 from dcn_jax.modules.deform_conv import DeformConv
 from dcn_jax.padding import clear_padding, map_sizes, valid_mask
 
@@ -130,9 +131,12 @@ class Bottleneck(nnx.Module):
         out_features = planes * _EXPANSION
         types = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         conv = dict(use_bias=False, kernel_init=_conv_init, **types)
+        pointwise = dict(
+            kernel_size=(1, 1), conv_general_dilated=pointwise_conv, **conv
+        )
 
         self.strides = strides
-        self.conv1 = nnx.Conv(in_features, width, (1, 1), **conv)
+        self.conv1 = nnx.Conv(in_features, width, **pointwise)
         self.norm1 = _norm(norm, width, **types)
         three = dict(
             strides=strides,
@@ -154,12 +158,12 @@ class Bottleneck(nnx.Module):
         else:
             self.conv2 = nnx.Conv(width, width, (3, 3), **three)
         self.norm2 = _norm(norm, width, **types)
-        self.conv3 = nnx.Conv(width, out_features, (1, 1), **conv)
+        self.conv3 = nnx.Conv(width, out_features, **pointwise)
         self.norm3 = _norm(norm, out_features, zero_scale=True, **types)
         self.has_downsample = strides != 1 or in_features != out_features
         if self.has_downsample:
             self.downsample_conv = nnx.Conv(
-                in_features, out_features, (1, 1), strides=strides, padding=0, **conv
+                in_features, out_features, strides=strides, padding=0, **pointwise
             )
             self.downsample_norm = _norm(norm, out_features, **types)
 
@@ -331,7 +335,7 @@ class ResNet(nnx.Module):
         x = jax.nn.relu(self.norm1(x, sizes))
         # After the ReLU a cleared position never wins against a valid one.
         x = clear_padding(x, sizes)
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool_3x3(x)
         sizes = _halve(sizes)
         x = self._stop_if_frozen(x, 1)
         maps = {}
