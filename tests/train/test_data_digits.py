@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -109,6 +110,16 @@ def test_builder_stores_what_was_drawn(tmp_path, examples):
         assert source[i].image_id == i + 1
         assert source.num_boxes[i] == len(source[i].boxes)
     assert len(make_source("deformed_digits", "test", tmp_path, **options)) == 2
+
+
+def test_one_prepares_and_the_others_wait(tmp_path):
+    def make(_):
+        return make_source(
+            "deformed_digits", "train", tmp_path, train_images=5, test_images=1
+        )
+
+    with ThreadPoolExecutor(3) as pool:
+        assert [len(source) for source in pool.map(make, range(3))] == [5, 5, 5]
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,12 @@ def _annotation(
         raise _Wrong(f"{what}: unknown category id {category_id!r}")
     height, width = sizes[image_id]
     bbox = annotation.get("bbox")
-    if not _are_numbers(bbox) or len(bbox) != 4 or min(bbox[2:]) < 0:
+    if (
+        not isinstance(bbox, list)
+        or not _are_numbers(bbox)
+        or len(bbox) != 4
+        or min(bbox[2:]) < 0
+    ):
         raise _Wrong(f"{what}: `bbox` is {bbox!r}; expected [x, y, width, height]")
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
@@ -150,7 +155,7 @@ def _mask_area(segmentation: Any, height: int, width: int, what: str) -> int:
     if not isinstance(segmentation, list):
         raise _Wrong(f"{what}: `segmentation` is neither polygons nor an RLE mask")
     for polygon in segmentation:
-        if not _are_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
+        if not _is_outline(polygon):
             raise _Wrong(
                 f"{what}: a polygon of `segmentation` is not [x1, y1, x2, y2, x3, ...]"
             )
@@ -196,11 +201,20 @@ def decode_counts(counts: str) -> np.ndarray | None:
     return runs
 
 
+def _is_outline(polygon: Any) -> bool:
+    return (
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and _are_numbers(polygon)
+    )
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
 
 
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(
+def _are_numbers(values: list[Any]) -> bool:
+    return all(
         isinstance(value, int | float) and math.isfinite(value) for value in values
     )

@@ -3,7 +3,7 @@
 import fcntl
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -52,7 +52,7 @@ class Source:
             raise ValueError(
                 f"`split` is {split!r}; {builder.name} has {', '.join(splits)}"
             )
-        metadata = builder.info.metadata
+        metadata = cast(tfds.core.MetadataDict, builder.info.metadata)
         index = metadata["index"][split]
         self.categories = list(metadata["categories"])
         self.sizes = np.stack([index["height"], index["width"]], axis=1)
@@ -66,7 +66,7 @@ class Source:
             )
         self._max_pixels = max_pixels
         self._records = builder.as_data_source(
-            split, decoders={"image": tfds.decode.SkipDecoding()}
+            split=split, decoders={"image": tfds.decode.SkipDecoding()}
         )
         self._labels = {c["id"]: k for k, c in enumerate(self.categories, start=1)}
 
@@ -154,11 +154,11 @@ def make_source(
         raise ValueError(f"options of {name}: {error}") from error
     data_dir = Path(data_dir).expanduser().absolute()
     data_dir.mkdir(parents=True, exist_ok=True)
-    builder = builder_class(
-        data_dir=str(data_dir), config=config, file_format="array_record"
-    )
     # Several processes of a run may come here at once: one prepares, the rest wait.
     with (data_dir / f".{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        builder = builder_class(
+            data_dir=str(data_dir), config=config, file_format="array_record"
+        )
         builder.download_and_prepare()
     return Source(builder, split, max_pixels)
