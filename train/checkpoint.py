@@ -49,8 +49,11 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        variables = {**state.params, **state.frozen}
+        arrays = {path: list(value.shape) for path, value in variables.items()}
+        description = {**description, "arrays": arrays}
         items = {
-            "model": ocp.args.StandardSave({**state.params, **state.frozen}),
+            "model": ocp.args.StandardSave(variables),
             "train": ocp.args.StandardSave(_counters(state)),
             "data": ocp.args.JsonSave(data),
             "description": ocp.args.JsonSave(description),
@@ -103,15 +106,14 @@ class Checkpoints:
                 raise ValueError(
                     f"{where} `{name}` was {was}, the configuration says {now}."
                 )
-        metadata = self._manager.item_metadata(step)["model"]
-        shapes = {path: tuple(leaf.shape) for path, leaf in metadata.items()}
+        shapes = saved["arrays"]
         for path in sorted(shapes.keys() | variables.keys()):
             if path not in shapes or path not in variables:
                 has = "lacks" if path not in shapes else "has"
                 raise ValueError(f"{where} it {has} the array {path}.")
-            if shapes[path] != tuple(variables[path].shape):
+            if shapes[path] != list(variables[path].shape):
                 raise ValueError(
-                    f"{where} {path} has shape {shapes[path]}; expected "
+                    f"{where} {path} has shape {tuple(shapes[path])}; expected "
                     f"{tuple(variables[path].shape)}."
                 )
 

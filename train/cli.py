@@ -72,6 +72,10 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _fail(error: Exception) -> None:
-    text = " ".join(str(error).split()) or type(error).__name__
+    # ml_collections wraps its errors, and a KeyError's text is the repr of its message.
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
+    text = " ".join(text.split()) or type(error).__name__
     print(f"error: {text}", file=sys.stderr)
     sys.exit(1)

@@ -41,6 +41,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
     with _SigTerm() as sigterm:
         source = inputs.open_source(config, config.data.train_split)
         held_out = inputs.open_source(config, config.data.eval_split)
+        if held_out.categories != source.categories:
+            raise ValueError(
+                f"The splits {config.data.train_split!r} and "
+                f"{config.data.eval_split!r} have different categories."
+            )
         skeleton = build_skeleton(config, len(source.categories))
         evaluator = Evaluator(config, skeleton, mesh, held_out)
         run = _Run(config, workdir, mesh, skeleton, source, evaluator)
@@ -148,6 +153,8 @@ class _Run:
 
     def advance(self, sigterm: "_SigTerm") -> bool:
         """Steps to the end; returns False where SIGTERM ended it before."""
+        # A run that was killed while it evaluated does so again.
+        self._evaluate_if_due()
         config = self._config
         clock = Clock(config.batch_size, self._steps)
         window: list[Metrics] = []
@@ -186,15 +193,12 @@ class _Run:
             if stop and not last:
                 _log.info("SIGTERM: saved step %d", self._step)
                 return False
-            every = config.eval.every
-            if every and self._step % every == 0 and not last:
-                self._evaluate()
-                clock.skip()
+            self._evaluate_if_due()
+            clock.skip()
         return True
 
     def finish(self) -> None:
-        """Evaluates the last step and draws the curves."""
-        self._evaluate()
+        """Draws the curves."""
         if jax.process_index() == 0:
             records = read_metrics(self._workdir / "metrics.jsonl")
             save_curves(self._workdir / "curves.png", records)
@@ -207,7 +211,11 @@ class _Run:
     def _save(self) -> None:
         self._checkpoints.save(self._state, self._loader.get_state(), self._description)
 
-    def _evaluate(self) -> None:
+    def _evaluate_if_due(self) -> None:
+        every = self._config.eval.every
+        inside = every and self._step and self._step % every == 0
+        if not (inside or self._step == self._steps):
+            return
         result = self._evaluator({**self._state.params, **self._state.frozen})
         if jax.process_index() == 0:
             write_evaluation(self._workdir, self._step, result)

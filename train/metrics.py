@@ -66,8 +66,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drops what a metrics.jsonl says of the steps after `step`."""
-    kept = [r for r in read_metrics(path) if r["step"] <= step]
+    """Drops what a metrics.jsonl says of steps after `step`, and of its evaluation.
+
+    The evaluation of a step comes after its checkpoint, and is made again.
+    """
+    kept = [
+        record
+        for record in read_metrics(path)
+        if record["step"] < step
+        or (record["step"] == step and not any(k.startswith("bbox/") for k in record))
+    ]
     # A file that is replaced whole is never found half written.
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))

@@ -30,14 +30,16 @@ def learning_rate(optim: ConfigDict, steps: int) -> Schedule:
             f"`optim.decay_at` is {fractions}; expected rising fractions of the run, "
             f"each above 0 and at most 1."
         )
-    drops = optax.piecewise_constant_schedule(
-        optim.lr, {round(f * steps): optim.decay_factor for f in fractions}
-    )
+    drops = [round(fraction * steps) for fraction in fractions]
 
     def rate(step: Int[Array, ""]) -> Float[Array, ""]:
-        done = jnp.minimum(step / max(optim.warmup_steps, 1), 1.0)
-        warm = optim.warmup_factor + (1.0 - optim.warmup_factor) * done
-        return drops(step) * (warm if optim.warmup_steps else 1.0)
+        value = jnp.asarray(optim.lr, jnp.float32)
+        if optim.warmup_steps:
+            done = jnp.minimum(step.astype(jnp.float32) / optim.warmup_steps, 1.0)
+            value *= optim.warmup_factor + (1.0 - optim.warmup_factor) * done
+        for drop in drops:
+            value *= jnp.where(step < drop, 1.0, optim.decay_factor)
+        return value
 
     return rate
 

@@ -79,7 +79,7 @@ def make_train_step(
         (loss, losses), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state.frozen, batch, key
         )
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         rate = schedule(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -36,11 +36,11 @@ class TinyDetector(nnx.Module):
         # Dropout of whole images makes the loss depend on the key.
         kept = jax.random.bernoulli(key, 0.8, batch.labels.shape[:1])
         classes = jnp.arange(1, self.head.out_features + 1)[None, None]
-        present = (batch.labels[..., None] == classes).any(1)
+        present = (batch.labels[..., None] == classes).any(1).astype(jnp.float32)
         log_p = jax.nn.log_softmax(self._logits(batch.images))
         class_loss = -(log_p * present).sum(1)
         return {
-            "class": (class_loss * kept).mean(),
+            "class": jnp.where(kept, class_loss, 0.0).mean(),
             "box": 0.1 * jnp.square(self.head.kernel[...]).mean(),
         }
 

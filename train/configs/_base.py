@@ -164,9 +164,7 @@ def get_config() -> ConfigDict:
     evaluation.every = 0
     # Images of one call of the detector, over all devices.
     evaluation.batch_size = 8
-    # Evaluate on the first images only; 0: on all.
-    evaluation.max_images = 0
-    # How many of them are drawn with their detections.
+    # How many of the images are drawn with their detections.
     evaluation.pictures = 8
     # Detections with a lower score are not drawn (all of them count in the AP).
     evaluation.picture_score = 0.5

@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+from train.metrics import Clock, MetricWriter, read_metrics
+
+
+def test_records_after_the_restored_step_are_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records = [
+        {"step": 10, "loss": 1.0},
+        {"step": 10, "bbox/AP": 0.5},
+        {"step": 20, "loss": 0.5},
+        {"step": 20, "bbox/AP": 0.6},
+        {"step": 30, "loss": 0.4},
+    ]
+    # The last line was being written when the run was killed.
+    text = "".join(json.dumps(r) + "\n" for r in records) + '{"step": 40, "lo'
+    path.write_text(text)
+    writer = MetricWriter(tmp_path, step=20, active=True)
+    writer.write(30, {"loss": 0.3})
+    writer.close()
+    assert read_metrics(path) == [*records[:3], {"step": 30, "loss": 0.3}]
+
+
+def test_a_fresh_run_starts_a_fresh_file(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    MetricWriter(tmp_path, step=0, active=True).close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_what_is_not_finite_becomes_null(tmp_path):
+    writer = MetricWriter(tmp_path, step=0, active=True)
+    writer.write(1, {"loss": float("nan"), "lr": 0.5})
+    writer.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": None, "lr": 0.5}
+    ]
+
+
+def test_only_the_first_process_writes(tmp_path):
+    writer = MetricWriter(tmp_path, step=0, active=False)
+    writer.write(1, {"loss": 1.0})
+    writer.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_clock_leaves_compilation_out(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    clock = Clock(batch_size=4, steps=100)
+    now[0] = 60.0  # compiling
+    clock.skip()
+    now[0] = 70.0
+    speed, left = clock.tick(10, 10)
+    assert speed == pytest.approx(4.0)
+    assert left == pytest.approx(90.0)

@@ -1,0 +1,164 @@
+"""The optimiser step, with the fast double in place of the detector."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dcn_jax.types import Batch
+from tests.train import double
+from train import inputs, sharding
+from train.configs import _base
+from train.model import Skeleton
+from train.optim import learning_rate, make_optimizer, trainable
+from train.step import init_state, make_train_step
+
+CLASSES = 3
+
+
+@functools.cache
+def compiled(build, devices, seed, lr):
+    """Returns (initialisation, step, mesh) for a module on some of the devices."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    optim = _base.get_config().optim
+    optim.update({"warmup_steps": 0, "lr": lr})
+    skeleton = Skeleton(build)
+    paths = trainable(skeleton.parameters, optim, ("backbone.conv1.",))
+    optimizer = make_optimizer(optim, paths)
+
+    def init():
+        return init_state(skeleton.init(seed), paths, optimizer)
+
+    shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
+    schedule = learning_rate(optim, 100)
+    step = make_train_step(
+        skeleton, optimizer, schedule, seed=seed, mesh=mesh, shardings=shardings
+    )
+    return jax.jit(init, out_shardings=shardings), step, mesh
+
+
+def make(build, *, devices=1, seed=0, lr=0.1):
+    init, step, mesh = compiled(build, devices, seed, lr)
+    return init(), step, mesh
+
+
+def tiny(rngs):
+    return double.TinyDetector(CLASSES, rngs)
+
+
+def host(tree):
+    return jax.tree.map(np.array, tree)
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, host(a), host(b))
+
+
+def run(state, step, mesh, batches):
+    metrics = []
+    for arrays in batches:
+        state, values = step(state, inputs.to_batch(arrays, mesh))
+        metrics.append(host(values))
+    return state, metrics
+
+
+def test_a_step_trains_and_keeps_what_is_frozen():
+    state, step, mesh = make(tiny)
+    before = host(state)
+    after, (metrics,) = run(state, step, mesh, [double.batch()])
+    assert after.step == 1 and after.skipped == 0
+    assert metrics["lr"] == pytest.approx(0.1)
+    terms = metrics["loss/class"] + metrics["loss/box"]
+    assert metrics["loss"] == pytest.approx(terms)
+    assert_same_bits(before.frozen, after.frozen)
+    assert set(before.frozen) == {"backbone.conv1.kernel", "backbone.conv1.bias"}
+    for path, value in before.params.items():
+        assert (value != after.params[path]).any(), path
+    # The state that went in was given away.
+    assert state.params["head.kernel"].is_deleted()
+
+
+def test_loss_falls():
+    state, step, mesh = make(tiny)
+    _, metrics = run(state, step, mesh, [double.batch(seed=1)] * 30)
+    losses = [float(m["loss"]) for m in metrics]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_steps_repeat_bit_by_bit():
+    batches = [double.batch(seed=i) for i in range(4)]
+    first, metrics = run(*make(tiny), batches)
+    second, again = run(*make(tiny), batches)
+    assert_same_bits(first, second)
+    assert_same_bits(metrics, again)
+
+
+def test_random_numbers_follow_seed_and_step():
+    batches = [double.batch()] * 6
+    # Without a rate, only the random numbers tell the steps apart.
+    _, metrics = run(*make(tiny, lr=0.0), batches)
+    losses = {float(m["loss"]) for m in metrics}
+    assert len(losses) > 1
+    _, other = run(*make(tiny, lr=0.0, seed=1), batches)
+    assert [m["loss"] for m in other] != [m["loss"] for m in metrics]
+
+
+def test_eight_devices_take_the_step_of_one():
+    batches = [double.batch(seed=i) for i in range(3)]
+    one, metrics_one = run(*make(tiny), batches)
+    eight, metrics_eight = run(*make(tiny, devices=8), batches)
+    for a, b in zip(metrics_one, metrics_eight, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        host(one.params),
+        host(eight.params),
+    )
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_step_with_a_nan_is_skipped(devices):
+    state, step, mesh = make(tiny, devices=devices)
+    state, _ = run(state, step, mesh, [double.batch()])
+    before = host(state)
+    bad = double.batch()
+    bad["images"] = bad["images"].astype(np.float32)
+    bad["images"][5, 0, 0, 0] = np.nan
+    after, (metrics,) = run(state, step, mesh, [bad])
+    assert not np.isfinite(metrics["loss"])
+    assert_same_bits(before.params, after.params)
+    assert_same_bits(before.opt_state, after.opt_state)
+    assert after.step == 2 and after.skipped == 1 and metrics["skipped"] == 1
+    # And training goes on.
+    good, (metrics,) = run(after, step, mesh, [double.batch()])
+    assert np.isfinite(metrics["loss"])
+    assert (host(good.params)["head.kernel"] != before.params["head.kernel"]).any()
+
+
+class _InfiniteSlope(nnx.Module):
+    """A finite loss with an infinite gradient."""
+
+    def __init__(self, rngs):
+        self.weight = nnx.Param(jnp.zeros(()))
+
+    def losses(self, batch, key):
+        return {"root": jnp.sqrt(jnp.abs(self.weight[...]))}
+
+
+def test_a_step_with_a_bad_gradient_alone_is_skipped():
+    state, step, mesh = make(_InfiniteSlope)
+    after, (metrics,) = run(state, step, mesh, [double.batch()])
+    assert np.isfinite(metrics["loss"])
+    assert after.skipped == 1
+    assert after.params["weight"] == 0.0
+
+
+def test_batches_become_global_arrays():
+    mesh = sharding.make_mesh()
+    batch = inputs.to_batch(double.batch(), mesh)
+    assert isinstance(batch, Batch)
+    assert batch.images.shape == (8, 32, 32, 3)
+    assert batch.images.addressable_shards[0].data.shape == (1, 32, 32, 3)
