@@ -14,8 +14,7 @@ from flax.linen import dtypes
 from jaxtyping import Array, Float, Int, Num
 
 from dcn_jax.modules import deform_conv, roi_pool
-import xla_ops
-from xla_ops import deform_conv2d
+from xla_ops import deform_conv2d, deform_roi_pool
 
 _zeros = nn.initializers.zeros
 _gaussian = nn.initializers.normal(0.01)
@@ -118,7 +117,7 @@ class DeformRoIPool(nn.Module):
             sampling_ratio=self.sampling_ratio,
             offset_scale=self.offset_scale,
         )
-        y = xla_ops.deform_roi_pool(features, rois, **pool)
+        y = deform_roi_pool(features, rois, **pool)
         y = y.reshape(*y.shape[:2], -1)
         if self.modulated:
             for name in ("fc1", "fc2"):
@@ -139,4 +138,4 @@ class DeformRoIPool(nn.Module):
             name="offset_fc",
         )(y)
         offset, mask = roi_pool.split_branch(y, output_size, self.modulated)
-        return xla_ops.deform_roi_pool(features, rois, offset, mask, **pool)
+        return deform_roi_pool(features, rois, offset, mask, **pool)

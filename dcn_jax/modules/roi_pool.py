@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
 from dcn_jax.modules.deform_conv import as_pair, branch_dtype
-import xla_ops
+from xla_ops import deform_roi_pool
 
 _zeros = nnx.initializers.zeros
 _gaussian = nnx.initializers.normal(0.01)
@@ -119,8 +119,8 @@ class DeformRoIPool(nnx.Module):
             sampling_ratio=self.sampling_ratio,
             offset_scale=self.offset_scale,
         )
-        offset, mask = self.branch(xla_ops.deform_roi_pool(features, rois, **pool))
-        return xla_ops.deform_roi_pool(features, rois, offset, mask, **pool)
+        offset, mask = self.branch(deform_roi_pool(features, rois, **pool))
+        return deform_roi_pool(features, rois, offset, mask, **pool)
 
     def branch(
         self, pooled: Float[Array, "N B h w C"]
