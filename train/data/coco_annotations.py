@@ -7,7 +7,7 @@ write outside its buffers.
 import json
 import math
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -114,10 +114,12 @@ def _annotation(
     if crowd not in (0, 1):
         raise _Wrong(f"{what}: `iscrowd` is {crowd!r}; expected 0 or 1")
     segmentation = annotation.get("segmentation") or []
-    mask_area = _mask_area(segmentation, height, width, what)
+    _check_segmentation(segmentation, height, width, what)
     area = annotation.get("area")
     if area is None:
-        area = mask_area if segmentation else bbox[2] * bbox[3]
+        area = bbox[2] * bbox[3]
+        if segmentation:
+            area = _mask_area(segmentation, height, width)
     elif not _are_numbers([area]):
         raise _Wrong(f"{what}: `area` is {area!r}; expected a number")
     return {
@@ -131,27 +133,21 @@ def _annotation(
     }
 
 
-def _mask_area(segmentation: Any, height: int, width: int, what: str) -> int:
-    """Checks polygons or a run-length encoded mask; returns its area in pixels."""
+def _check_segmentation(segmentation: Any, height: int, width: int, what: str) -> None:
+    """Checks polygons or a run-length encoded mask."""
     if isinstance(segmentation, dict):
-        size, counts = segmentation.get("size"), segmentation.get("counts")
+        size, runs = segmentation.get("size"), _runs(segmentation.get("counts"))
         if size != [height, width]:
             raise _Wrong(
                 f"{what}: `segmentation` has the size {size!r}; the image has"
                 f" {[height, width]}"
             )
-        if isinstance(counts, str):
-            runs = decode_counts(counts)
-        elif isinstance(counts, list) and all(_is_int(run) for run in counts):
-            runs = np.array(counts, np.float64)
-        else:
-            runs = None
         if runs is None or (runs < 0).any() or runs.sum() != height * width:
             raise _Wrong(
                 f"{what}: the runs of `segmentation` do not add up to"
                 f" {height} x {width} pixels"
             )
-        return int(runs[1::2].sum())
+        return
     if not isinstance(segmentation, list):
         raise _Wrong(f"{what}: `segmentation` is neither polygons nor an RLE mask")
     for polygon in segmentation:
@@ -163,10 +159,24 @@ def _mask_area(segmentation: Any, height: int, width: int, what: str) -> int:
         for values, side in ((polygon[::2], width), (polygon[1::2], height)):
             if min(values) < -side or max(values) > 2 * side:
                 raise _Wrong(f"{what}: a polygon lies far outside of its image")
-    if not segmentation:
-        return 0
-    masks = coco_mask.frPyObjects(segmentation, height, width)
-    return int(coco_mask.area(coco_mask.merge(masks)))
+
+
+def _mask_area(segmentation: list | dict, height: int, width: int) -> float:
+    """Area in pixels of a mask that `_check_segmentation` passed."""
+    if isinstance(segmentation, dict):
+        runs = cast(np.ndarray, _runs(segmentation["counts"]))
+        return float(runs[1::2].sum())
+    rles = coco_mask.frPyObjects(segmentation, height, width)
+    return float(coco_mask.area(coco_mask.merge(rles)))
+
+
+def _runs(counts: Any) -> np.ndarray | None:
+    """Lengths [n] of the runs of 0 and 1, or None if `counts` is no such thing."""
+    if isinstance(counts, str):
+        return decode_counts(counts)
+    if isinstance(counts, list) and all(_is_int(run) for run in counts):
+        return np.array(counts, np.float64)
+    return None
 
 
 def decode_counts(counts: str) -> np.ndarray | None:

@@ -65,8 +65,9 @@ class Source:
                 f" {max_pixels} are allowed (`max_pixels`)"
             )
         self._max_pixels = max_pixels
-        self._records = builder.as_data_source(
-            split=split, decoders={"image": tfds.decode.SkipDecoding()}
+        # The decorator of `as_data_source` hides its signature from type checkers.
+        self._records = cast(Any, builder).as_data_source(
+            split, decoders={"image": tfds.decode.SkipDecoding()}
         )
         self._labels = {c["id"]: k for k, c in enumerate(self.categories, start=1)}
 
