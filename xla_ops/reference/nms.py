@@ -56,7 +56,7 @@ def nms(boxes, scores, class_ids, valid, *, threshold, max_outputs):
 
 
 def _product(a, b):
-    """a * b, rounded before it enters a sum.
+    """The product, rounded before it enters a sum.
 
     Compilers contract a product and a sum into one rounding, which changes the IoU's
     last bit; none can reach across a maximum.

@@ -10,7 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-# Values of feature maps that one step of the loop over RoIs may hold.
+# Values of an image's feature maps that one step of the loop over RoIs may hold.
 _STEP_ELEMENTS = 1 << 24
 
 
@@ -37,11 +37,13 @@ def roi_pool(
     Returns:
       [N, B, h, w, C] in the maps' dtype; computed in the dtype of `boxes`.
     """
-    batch, num_boxes = levels.shape
+    num_boxes = levels.shape[1]
     channels = features[0].shape[-1]
-    if 0 in (num_boxes, channels, batch, *output_size):
-        shape = (batch, num_boxes, *output_size, channels)
-        return jnp.zeros(shape, features[0].dtype)
+    dtype = features[0].dtype
+    if num_boxes == 0:
+        return jnp.zeros((*levels.shape, *output_size, channels), dtype)
+    # Gradients of the maps, too, are then summed in the type of the boxes.
+    features = [f.astype(boxes.dtype) for f in features]
     pool_box = partial(
         _pool_gather if sampling_ratio else _pool_dense,
         output_size=output_size,
@@ -51,7 +53,7 @@ def roi_pool(
         cost = 4 * sampling_ratio**2 * math.prod(output_size) * channels
     else:
         cost = math.prod(output_size) * max(f.shape[2] for f in features) * channels
-    step = max(1, min(num_boxes, _STEP_ELEMENTS // (batch * cost)))
+    step = max(1, min(num_boxes, _STEP_ELEMENTS // max(cost, 1)))
 
     @jax.vmap
     def pool_image(features, map_sizes, *per_box):
@@ -61,7 +63,7 @@ def roi_pool(
 
         return jax.lax.map(pool, per_box, batch_size=step)
 
-    return pool_image(features, map_sizes, boxes, levels, shift, mask)
+    return pool_image(features, map_sizes, boxes, levels, shift, mask).astype(dtype)
 
 
 def _pool_gather(
@@ -92,9 +94,9 @@ def _pool_gather(
 
     pixel = first + y[..., :, None] * row + x[..., None, :]
     inside = inside_y[..., :, None] & inside_x[..., None, :]
-    value = jnp.where(inside[..., None], flat[pixel].astype(box.dtype), 0)
+    value = jnp.where(inside[..., None], flat[pixel], 0)
     pooled = _contract("ijyxc,ijy,ijx->ijc", value, weight_y, weight_x)
-    return _finish(pooled, mask, undefined).astype(flat.dtype)
+    return _finish(pooled, mask, undefined)
 
 
 def _pool_dense(
@@ -128,9 +130,9 @@ def _pool_dense(
             for axis, length in enumerate(feature.shape[:2])
         )
         valid = rows[:, None] & columns[None]
-        value = jnp.where(valid[..., None], feature.astype(box.dtype), 0)
+        value = jnp.where(valid[..., None], feature, 0)
         pooled += _contract("ijy,yxc,ijx->ijc", weights[0], value, weights[1])
-    return _finish(pooled, mask, undefined).astype(features[0].dtype)
+    return _finish(pooled, mask, undefined)
 
 
 def _known_level(level, num_levels):

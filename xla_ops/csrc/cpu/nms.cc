@@ -1,0 +1,129 @@
+// FFI handler of nms: greedy non-maximum suppression with a fixed number of outputs.
+//
+// N images, B boxes of an image, D outputs.
+#include "nms.h"
+
+#include <algorithm>
+#include <new>
+#include <string>
+
+#include "../geometry.h"
+#include "parallel.h"
+#include "registry.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace xla_ops {
+namespace {
+
+namespace ffi = ::xla::ffi;
+
+template <typename A>
+struct Image {
+  const A* boxes;
+  const A* scores;
+  const int32_t* class_ids;
+  const bool* valid;
+};
+
+// Writes the numbers of the boxes that take part by falling score, the lower number
+// first among equals. Returns how many there are.
+template <typename A>
+int64_t sort_candidates(const Image<A>& image, int64_t num_boxes, int32_t* order) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < num_boxes; ++i) {
+    const A* box = image.boxes + 4 * i;
+    bool defined = image.scores[i] == image.scores[i];
+    for (int k = 0; k < 4; ++k) defined = defined && box[k] == box[k];
+    if (image.valid[i] && defined) order[count++] = static_cast<int32_t>(i);
+  }
+  std::sort(order, order + count, [&](int32_t a, int32_t b) {
+    const A first = image.scores[a], second = image.scores[b];
+    return first > second || (first == second && a < b);
+  });
+  return count;
+}
+
+template <typename A>
+ffi::Error suppress(ffi::ThreadPool& pool, int64_t images, int64_t num_boxes,
+                    const Image<A>& first, A threshold, int64_t max_outputs, int32_t* indices,
+                    bool* selected) {
+  const int64_t width = std::min(num_boxes, max_outputs) + kNmsPadding;
+  const int64_t vectors = (kNmsArrays * width * sizeof(A) + 63) / 64 * 64;
+  const int64_t bytes = vectors + (num_boxes * sizeof(int32_t) + 63) / 64 * 64;
+  const auto select_boxes = XLA_OPS_PICK(SelectBoxes<A>);
+  try {
+    Scratch scratch(num_workers(pool, images) * bytes);
+    parallel_for(pool, images, [&](int64_t n, int64_t worker) {
+      char* mine = scratch.as<char>() + worker * bytes;
+      int32_t* order = reinterpret_cast<int32_t*>(mine + vectors);
+      const int64_t skip = n * num_boxes;
+      const Image<A> image{first.boxes + skip * 4, first.scores + skip, first.class_ids + skip,
+                           first.valid + skip};
+      const int64_t candidates = sort_candidates(image, num_boxes, order);
+      int32_t* out = indices + n * max_outputs;
+      const int64_t count = select_boxes(image.boxes, image.class_ids, order, candidates,
+                                         threshold, max_outputs, reinterpret_cast<A*>(mine), out);
+      std::fill(out + count, out + max_outputs, 0);
+      bool* flags = selected + n * max_outputs;
+      std::fill(flags, flags + count, true);
+      std::fill(flags + count, flags + max_outputs, false);
+    });
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for nms");
+  }
+  return ffi::Error::Success();
+}
+
+template <typename Buffer>
+Shape shape_of(const Buffer& buffer) {
+  return Shape(buffer.dimensions().begin(), buffer.dimensions().end());
+}
+
+ffi::Error NmsImpl(ffi::ThreadPool pool, ffi::AnyBuffer boxes, ffi::AnyBuffer scores,
+                   ffi::Buffer<ffi::S32> class_ids, ffi::Buffer<ffi::PRED> valid,
+                   ffi::ResultBuffer<ffi::S32> indices, ffi::ResultBuffer<ffi::PRED> selected,
+                   double threshold) {
+  const Shape shape = shape_of(scores), output = shape_of(*indices);
+  std::string error;
+  if (shape.size() != 2) error = "`scores` has shape " + shape_text(shape) + "; expected (N, B)";
+  if (error.empty()) error = check_shape("boxes", shape_of(boxes), {shape[0], shape[1], 4});
+  if (error.empty()) error = check_shape("class_ids", shape_of(class_ids), shape);
+  if (error.empty()) error = check_shape("valid", shape_of(valid), shape);
+  if (error.empty() && (output.size() != 2 || output[0] != shape[0])) {
+    error = "the result has shape " + shape_text(output);
+  }
+  if (error.empty()) error = check_shape("the result", shape_of(*selected), output);
+  if (error.empty() && shape[1] > INT32_MAX) error = "too many boxes";
+  if (error.empty() && scores.element_type() != boxes.element_type()) {
+    error = "`boxes` and `scores` differ in dtype";
+  }
+  const bool is_f32 = boxes.element_type() == ffi::DataType::F32;
+  if (error.empty() && !is_f32 && boxes.element_type() != ffi::DataType::F64) {
+    error = "`boxes` has a wrong dtype";
+  }
+  if (!error.empty()) return ffi::Error::InvalidArgument("nms: " + error);
+
+  const auto run = [&](auto real) {
+    using A = decltype(real);
+    const Image<A> first{boxes.typed_data<A>(), scores.typed_data<A>(), class_ids.typed_data(),
+                         valid.typed_data()};
+    return suppress<A>(pool, shape[0], shape[1], first, static_cast<A>(threshold), output[1],
+                       indices->typed_data(), selected->typed_data());
+  };
+  return is_f32 ? run(float()) : run(double());
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Nms, NmsImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::PRED>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::PRED>>()
+                                  .Attr<double>("iou_threshold"));
+XLA_OPS_REGISTER("dcn_jax.nms", Nms);
+
+}  // namespace
+}  // namespace xla_ops

@@ -1,0 +1,33 @@
+// What the handler of nms (nms.cc) asks of its kernel (nms_kernel.cc).
+#ifndef XLA_OPS_CPU_NMS_H_
+#define XLA_OPS_CPU_NMS_H_
+
+#include <cstdint>
+
+#include "isa.h"
+
+namespace xla_ops {
+
+// Scratch holds the selected boxes in vectors: this many more than are selected.
+constexpr int64_t kNmsPadding = 64;
+// Arrays of `A` in scratch: four corners, the area, and the class.
+constexpr int64_t kNmsArrays = 6;
+
+// Greedy non-maximum suppression of one image. Goes through the boxes in the order
+// `order` [candidates] and stops when `max_outputs` are selected. Writes their numbers to
+// `indices`, returns how many there are. `boxes` [B,4], `class_ids` [B]; `scratch` holds
+// kNmsArrays * (min(candidates, max_outputs) + kNmsPadding) values of `A`, aligned.
+//
+// IoU is computed and rounded as torchvision does: inter / (area + area - inter).
+// clang-format off
+XLA_OPS_PER_ISA(
+    template <typename A>
+    int64_t SelectBoxes(const A* boxes, const int32_t* class_ids, const int32_t* order,
+                        int64_t candidates, A threshold, int64_t max_outputs, A* scratch,
+                        int32_t* indices);
+)
+// clang-format on
+
+}  // namespace xla_ops
+
+#endif  // XLA_OPS_CPU_NMS_H_

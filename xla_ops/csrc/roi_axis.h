@@ -1,0 +1,90 @@
+// RoI pooling along one axis: which pixels a bin reads, with which weights. The mean
+// over a bin's grid of bilinear samples is separable, so that a bin is the sum of
+// row weight * column weight * pixel, and a pixel that several samples read is read
+// once. Shared by the CPU and the CUDA kernels.
+
+#ifndef XLA_OPS_ROI_AXIS_H_
+#define XLA_OPS_ROI_AXIS_H_
+
+#include <cstdint>
+
+#include "bilinear.h"
+
+namespace xla_ops {
+
+// A pixel of an axis, its weight in a bin, and the derivative of the weight with respect
+// to the bin's position.
+template <typename A>
+struct AxisTap {
+  int64_t pixel;
+  A weight;
+  A slope;
+};
+
+// Samples that a bin visits at most along an axis of `size` pixels. Adaptive ones
+// (sampling_ratio 0) that lie on the map are at least half a pixel apart, or are one.
+XLA_OPS_INLINE int64_t max_axis_samples(int64_t sampling_ratio, int64_t size) {
+  return sampling_ratio > 0 ? sampling_ratio : 2 * size + 6;
+}
+
+XLA_OPS_INLINE int64_t max_axis_taps(int64_t sampling_ratio, int64_t size) {
+  return 2 * max_axis_samples(sampling_ratio, size);
+}
+
+// Adds a tap, or adds to the tap of that pixel: samples are in order along the axis, so
+// it is one of the last three.
+template <typename A>
+XLA_OPS_INLINE int64_t add_tap(AxisTap<A>* taps, int64_t count, AxisTap<A> tap) {
+  for (int64_t k = count - 1; k >= 0 && k >= count - 3; --k) {
+    if (taps[k].pixel == tap.pixel) {
+      taps[k].weight += tap.weight;
+      taps[k].slope += tap.slope;
+      return count;
+    }
+  }
+  taps[count] = tap;
+  return count + 1;
+}
+
+// Taps of a bin that begins at `start` (finite or infinite) and is `extent` long, on an
+// axis of `size` pixels. Returns their number, at most max_axis_taps().
+//
+// A sample at -1 <= position <= size counts and is moved to [0, size - 1], as in
+// RoIAlign; the others count as 0, so the divisor is the number of all samples. The
+// slope is the right-hand one at pixels, and 0 where the sample was moved.
+template <typename A>
+XLA_OPS_INLINE int64_t axis_taps(A start, A extent, int64_t sampling_ratio, int64_t size,
+                                 AxisTap<A>* taps) {
+  A count = static_cast<A>(sampling_ratio), first = A(0);
+  int64_t visited = sampling_ratio;
+  if (sampling_ratio == 0) {
+    count = extent > A(0) ? __builtin_ceil(extent) : A(0);
+    if (!(count > A(0))) return 0;
+    // One before the first sample on the map.
+    first = __builtin_floor((A(-1) - start) / (extent / count) - A(0.5));
+    first = first < A(0) ? A(0) : first > count ? count : first;
+    const A most = static_cast<A>(max_axis_samples(0, size));
+    visited = static_cast<int64_t>(count - first < most ? count - first : most);
+  }
+  const A share = A(1) / count;
+  int64_t taps_count = 0;
+  for (int64_t k = 0; k < visited; ++k) {
+    const A sample = first + static_cast<A>(k);
+    const A position = start + (sample + A(0.5)) * extent / count;
+    const bool inside = position >= A(-1) && position <= static_cast<A>(size) && size > 0;
+    if (!inside) continue;
+    const int64_t low = floor_index(position);
+    if (low < 0 || low + 1 >= size) {
+      taps_count = add_tap(taps, taps_count, {low < 0 ? 0 : size - 1, share, A(0)});
+    } else {
+      const A fraction = position - static_cast<A>(low);
+      taps_count = add_tap(taps, taps_count, {low, (A(1) - fraction) * share, -share});
+      taps_count = add_tap(taps, taps_count, {low + 1, fraction * share, share});
+    }
+  }
+  return taps_count;
+}
+
+}  // namespace xla_ops
+
+#endif  // XLA_OPS_ROI_AXIS_H_

@@ -1,0 +1,152 @@
+"""Non-maximum suppression with a fixed number of outputs.
+
+Letters: B boxes of an image, D outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xla_ops import _geometry
+from xla_ops._call import align, make_primitive, resolve_implementation
+from xla_ops.reference import nms as reference
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int, Int32
+
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+def nms(
+    boxes: Float[Array, "*batch B 4"],
+    scores: Float[Array, "*batch B"],
+    *,
+    iou_threshold: float,
+    max_outputs: int,
+    class_ids: Int[Array, "*batch B"] | None = None,
+    valid: Bool[Array, "*batch B"] | None = None,
+    implementation: str | None = None,
+) -> tuple[Int32[Array, "*batch D"], Bool[Array, "*batch D"]]:
+    """Greedy non-maximum suppression: keeps boxes that no better kept box overlaps.
+
+    Boxes are taken by falling score, among equal scores the lower index first. A box is
+    dropped when its IoU with a kept box is greater than the threshold; the IoU is
+    rounded as torchvision rounds it, and two boxes without area never drop each other.
+    Boxes with a NaN in their coordinates or score are never kept and drop nothing.
+    Infinite scores are ordinary ones.
+
+    The shapes are fixed, so it runs under `jax.jit`, `jax.vmap` and `jax.shard_map`,
+    and the batch may be split over devices. The choice has no derivative: no gradient
+    flows to any argument.
+
+    Args:
+      boxes: [..., B, 4] as x1 y1 x2 y2; half precision is computed in float32.
+      scores: [..., B]; float64 only beside float64 boxes.
+      iou_threshold: 0 to 1.
+      max_outputs: D, at least 1.
+      class_ids: [..., B]; a box drops only boxes of its own class. None: all are of one
+        class.
+      valid: [..., B]; False takes a box out. None: all take part.
+      implementation: As in `xla_ops.deform_conv2d`.
+
+    Returns:
+      indices [..., D] int32 of the kept boxes by falling score, then zeros; and valid
+      [..., D], True for the kept ones.
+
+    Raises:
+      TypeError: An argument is not an array, or has a dtype that does not fit.
+      ValueError: A shape or a number does not fit; the message names the argument.
+      NotImplementedError: "ffi", and the platform has no kernel.
+      RuntimeError: The CPU kernels are not built.
+
+    Source: `torchvision.ops.nms`; with `class_ids`, `torchvision.ops.batched_nms`
+    without its shift of coordinates, which loses digits.
+    """
+    implementation = resolve_implementation(implementation)
+    boxes = _geometry.check_array("boxes", boxes)
+    if boxes.ndim < 2 or boxes.shape[-1] != 4:
+        raise ValueError(f"`boxes` has shape {boxes.shape}; expected (..., B, 4)")
+    shape = boxes.shape[:-1]
+    beside = f" = boxes.shape[:-1] for `boxes` {boxes.shape}"
+    letters = ", ".join(["_"] * (len(shape) - 1) + ["B"])
+    scores = _geometry.check_dtype_beside(
+        "scores", _geometry.check_array("scores", scores), boxes
+    )
+    _geometry.check_shape("scores", scores, shape, letters, beside)
+    boxes = boxes.astype(scores.dtype)
+    if class_ids is None:
+        class_ids = jnp.zeros_like(scores, jnp.int32)
+    else:
+        class_ids = _geometry.check_array("class_ids", class_ids, _INTEGERS)
+        _geometry.check_shape("class_ids", class_ids, shape, letters, beside)
+    if valid is None:
+        valid = jnp.ones_like(scores, bool)
+    else:
+        valid = _geometry.check_array("valid", valid, ("bool",))
+        _geometry.check_shape("valid", valid, shape, letters, beside)
+
+    run = functools.partial(
+        _nms,
+        threshold=_threshold(iou_threshold, scores.dtype),
+        max_outputs=_geometry.check_integer("max_outputs", max_outputs),
+        implementation=implementation,
+    )
+    operands = (
+        jax.lax.stop_gradient(boxes),
+        jax.lax.stop_gradient(scores),
+        class_ids.astype(jnp.int32),
+        valid,
+    )
+    if len(shape) == 1:
+        indices, kept = run(*(x[None] for x in operands))
+        return indices[0], kept[0]
+    for _ in shape[2:]:
+        run = jax.vmap(run)
+    return run(*operands)
+
+
+def _threshold(value, dtype) -> float:
+    """The largest number of type `dtype` that is not above `value`.
+
+    What is greater than the one is greater than the other, and torchvision compares
+    with float64.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`iou_threshold` is {value!r}; expected a number")
+    if not 0 <= value <= 1:
+        raise ValueError(f"`iou_threshold` is {value!r}; expected 0 to 1")
+    rounded = float(dtype.type(value))
+    if rounded > value:
+        rounded = float(np.nextafter(dtype.type(value), dtype.type(-math.inf)))
+    return rounded
+
+
+def _nms(*operands, implementation, **params):
+    operands = align(*operands)
+    if implementation == "reference":
+        return _reference(*operands, **params)
+    return tuple(_select(*operands, implementation=implementation, **params))
+
+
+def _reference(*operands, **params):
+    return jax.vmap(functools.partial(reference.nms, **params))(*operands)
+
+
+_select = make_primitive(
+    "dcn_jax.nms",
+    results=lambda boxes, *_, max_outputs, threshold: [
+        ((boxes.shape[0], max_outputs), np.dtype("int32")),
+        ((boxes.shape[0], max_outputs), np.dtype("bool")),
+    ],
+    reference=_reference,
+    attributes=lambda *, threshold, max_outputs: {
+        "iou_threshold": np.float64(threshold)
+    },
+)

@@ -1,0 +1,454 @@
+"""RoI pooling: `roi_align` and `deform_roi_pool`, on one map or a pyramid.
+
+Letters: N batch, L pyramid levels, H W map, C channels, B RoIs of an image,
+h w bins of a RoI.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xla_ops import _geometry
+from xla_ops._call import align, make_primitive, resolve_implementation
+from xla_ops.reference import roi_pool as reference
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Num
+
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+def roi_align(
+    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H W C"]],
+    rois: Float[Array, "N B 4"],
+    *,
+    output_size: int | Sequence[int],
+    spatial_scale: float | Sequence[float],
+    levels: Int[Array, "N B"] | None = None,
+    map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    implementation: str | None = None,
+) -> Float[Array, "N B h w C"]:
+    """RoIAlign: the mean of bilinear samples in each of a RoI's h x w bins.
+
+    A sample up to one pixel outside the map reads the map's border, one further away
+    counts as 0. A RoI that is not finite gives NaN and passes no gradient. No gradient
+    flows to `rois`.
+
+    Reverse-mode derivatives of any order are available, also under `jax.vmap` and
+    forward mode over them; `jax.jvp` of the operator itself needs
+    implementation="reference". The backward pass keeps nothing but the arguments, and
+    its bits do not depend on the number of threads. The batch may be split over devices
+    by an Auto or Explicit mesh or `jax.shard_map`.
+
+    Args:
+      features: Map [N, H, W, C], float32, bfloat16, float16 or float64; or a sequence
+        of maps of one C, the levels of a pyramid.
+      rois: [N, B, 4] as x1 y1 x2 y2, in pixels of the input image.
+      output_size: Bins (h, w), or one number for both.
+      spatial_scale: Map pixels per image pixel; for a pyramid, one for each level.
+      levels: [N, B], only for a pyramid: the level that each RoI reads. RoIs with any
+        other number than 0 to L - 1 are not pooled: zeros.
+      map_sizes: [N, 2] as (height, width) in pixels of the map: the part of each
+        image's map that is no padding. Samples see a map of that size. For a pyramid,
+        one for each level. None: whole maps.
+      sampling_ratio: Samples of a bin along each axis. 0: ceil(RoI size / bins), as
+        many as the RoI has pixels; only those on the map cost time, so that a RoI may
+        be of any size.
+      aligned: True puts pixel centres at half-integer image coordinates. False is the
+        older convention: no half-pixel shift, and RoIs of at least one map pixel.
+      implementation: None takes the kernel where the platform has one, else the plain
+        jnp form with a warning; "ffi" asks for the kernel, "reference" for the plain
+        form. The environment variable DCN_JAX_IMPLEMENTATION replaces None. With
+        sampling_ratio 0 the plain form needs maps that are finite everywhere.
+
+    Returns:
+      [N, B, h, w, C] in the dtype of `features`; sums and coordinates are float32 for
+      half precision.
+
+    Raises:
+      TypeError: An argument is not an array, or has a dtype that does not fit.
+      ValueError: A shape or a number does not fit; the message names the argument.
+      NotImplementedError: "ffi", and the platform has no kernel.
+      RuntimeError: The CPU kernels are not built.
+
+    Source: He et al. 2017 (arXiv:1703.06870) section 3; `torchvision.ops.roi_align`.
+    """
+    if not isinstance(aligned, bool):
+        raise TypeError(f"`aligned` is {aligned!r}; expected True or False")
+    return _pool(
+        features,
+        rois,
+        None,
+        None,
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        levels=levels,
+        map_sizes=map_sizes,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+        offset_scale=0.0,
+        implementation=implementation,
+    )
+
+
+def deform_roi_pool(
+    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H W C"]],
+    rois: Float[Array, "N B 4"],
+    offset: Float[Array, "N B h w 2"] | None = None,
+    mask: Float[Array, "N B h w"] | None = None,
+    *,
+    output_size: int | Sequence[int],
+    spatial_scale: float | Sequence[float],
+    levels: Int[Array, "N B"] | None = None,
+    map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
+    sampling_ratio: int = 2,
+    offset_scale: float = 0.1,
+    implementation: str | None = None,
+) -> Float[Array, "N B h w C"]:
+    """Deformable RoI pooling: DCNv1, or DCNv2 where there is a mask.
+
+    `roi_align` (aligned) whose bin (i, j) of a RoI is moved by offset_scale *
+    (RoI height, RoI width) * offset[i, j] and multiplied by mask[i, j]. Without offset
+    and mask it is `roi_align`, and what is said there on derivatives, partitioning and
+    RoIs that are not finite holds here.
+
+    The derivative with respect to offset is that of the result everywhere: 0 where a
+    sample outside the map reads its border, right-hand at integer positions. A NaN
+    offset gives NaN in its bin, and passes no gradient; an infinite one gives 0.
+
+    Args:
+      features: As in `roi_align`, like rois.
+      rois: See there.
+      offset: [N, B, h, w, 2] as (dy, dx), in units of the RoI's size. May be float32
+        beside half-precision `features`. None: no bin is moved.
+      mask: [N, B, h, w], a factor for each bin; None is DCNv1. May be float32 like
+        `offset`.
+      output_size: As in `roi_align`, like all arguments to sampling_ratio.
+      spatial_scale: See there.
+      levels: See there.
+      map_sizes: See there.
+      sampling_ratio: See there.
+      offset_scale: gamma of the papers.
+      implementation: As in `roi_align`.
+
+    Returns:
+      [N, B, h, w, C] in the dtype of `features`; sums and coordinates are float32 for
+      half precision.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError, RuntimeError: As in `roi_align`.
+
+    Source: Dai et al. 2017 (arXiv:1703.06211) eq. 5 and 6; Zhu et al. 2019
+    (arXiv:1811.11168) eq. 2; samples as in mmcv's `DeformRoIPool`, which holds offsets
+    as (dx, dy), and whose gradient of offset is wrong at the border of the map.
+    """
+    return _pool(
+        features,
+        rois,
+        offset,
+        mask,
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        levels=levels,
+        map_sizes=map_sizes,
+        sampling_ratio=sampling_ratio,
+        aligned=True,
+        offset_scale=_number("offset_scale", offset_scale),
+        implementation=implementation,
+    )
+
+
+def _pool(
+    features,
+    rois,
+    offset,
+    mask,
+    *,
+    output_size,
+    spatial_scale,
+    levels,
+    map_sizes,
+    sampling_ratio,
+    aligned,
+    offset_scale,
+    implementation,
+):
+    implementation = resolve_implementation(implementation)
+    maps, scales, sizes = _check_maps(features, spatial_scale, levels, map_sizes)
+    first = maps[0]
+    real = _geometry.coordinate_dtype(first.dtype)
+    images = first.shape[0]
+    beside = f" for `features` {first.shape}"
+
+    rois = _beside("rois", rois, first)
+    _geometry.check_shape("rois", rois, (images, None, 4), "N, B, 4", beside)
+    num_boxes = rois.shape[1]
+    if levels is None:
+        levels = jnp.zeros_like(rois, jnp.int32, shape=(images, num_boxes))
+    else:
+        levels = _geometry.check_array("levels", levels, _INTEGERS)
+        _geometry.check_shape("levels", levels, (images, num_boxes), "N, B", beside)
+        known = (levels >= 0) & (levels < len(maps))
+        levels = jnp.where(known, levels, len(maps)).astype(jnp.int32)
+    boxes = _boxes_on_map(jax.lax.stop_gradient(rois), levels, scales, aligned)
+
+    height, width = output_size = _geometry.check_pair("output_size", output_size)
+    bins = (images, num_boxes, height, width)
+    shift = None
+    if offset is not None:
+        offset = _beside("offset", offset, first)
+        _geometry.check_shape("offset", offset, (*bins, 2), "N, B, h, w, 2")
+        extent = jnp.asarray(offset_scale, real) * boxes[:, :, None, None, 2:]
+        shift = extent * offset
+    if mask is not None:
+        mask = _beside("mask", mask, first)
+        _geometry.check_shape("mask", mask, bins, "N, B, h, w")
+
+    settings = _Settings(
+        num_levels=len(maps),
+        output_size=output_size,
+        sampling_ratio=_geometry.check_integer(
+            "sampling_ratio", sampling_ratio, minimum=0
+        ),
+        has_shift=shift is not None,
+        has_mask=mask is not None,
+    )
+    *maps, boxes, levels, sizes, shift, mask = align(
+        *maps, boxes, levels, sizes, shift, mask
+    )
+    arguments = (tuple(maps), boxes, levels, sizes, shift, mask)
+    if implementation == "reference":
+        return reference.roi_pool(
+            *arguments,
+            output_size=settings.output_size,
+            sampling_ratio=settings.sampling_ratio,
+        )
+    return _roi_pool(*arguments, implementation, settings)
+
+
+def _check_maps(features, spatial_scale, levels, map_sizes):
+    """Returns the maps, their scales, and their sizes [N, L, 2]."""
+    if isinstance(features, list | tuple):
+        if not features:
+            raise ValueError("`features` is empty; expected at least one map")
+        if levels is None:
+            raise ValueError(
+                "`levels` is None; expected (N, B) for `features` that is a sequence"
+            )
+        scales = _one_each("spatial_scale", spatial_scale, features)
+        if map_sizes is not None:
+            map_sizes = _one_each("map_sizes", map_sizes, features)
+        names = [f"features[{level}]" for level in range(len(features))]
+        size_names = [f"map_sizes[{level}]" for level in range(len(features))]
+    else:
+        if levels is not None:
+            raise ValueError("`levels` is for `features` that is a sequence of maps")
+        features, scales, names = [features], [spatial_scale], ["features"]
+        map_sizes, size_names = (
+            None if map_sizes is None else [map_sizes],
+            ["map_sizes"],
+        )
+
+    maps = [
+        _geometry.check_array(name, x) for name, x in zip(names, features, strict=True)
+    ]
+    for name, x in zip(names, maps, strict=True):
+        _geometry.check_rank(name, x, "N, H, W, C")
+        images, height, width, channels = maps[0].shape
+        expected = (images, None, None, channels)
+        _geometry.check_shape(name, x, expected, "N, H, W, C", f" as `{names[0]}` has")
+        if x.dtype != maps[0].dtype:
+            raise TypeError(
+                f"`{name}` has dtype {x.dtype.name}; expected {maps[0].dtype.name} as "
+                f"`{names[0]}` has"
+            )
+        if 0 in x.shape[1:3]:
+            raise ValueError(
+                f"`{name}` has shape {x.shape}; expected H and W of at least 1"
+            )
+    scales = [_number("spatial_scale", scale) for scale in scales]
+    if min(scales) <= 0:
+        raise ValueError(f"`spatial_scale` is {spatial_scale}; expected more than 0")
+
+    sizes = []
+    for level, x in enumerate(maps):
+        images, height, width, _ = x.shape
+        whole = jnp.asarray([[height, width]], jnp.int32)
+        if map_sizes is None:
+            size = jnp.broadcast_to(whole, (images, 2))
+        else:
+            name = size_names[level]
+            size = _geometry.check_array(
+                name, map_sizes[level], (*_INTEGERS, *_geometry.FLOATS)
+            )
+            _geometry.check_shape(name, size, (images, 2), "N, 2")
+            # NaN compares with nothing and becomes 0.
+            inside = jnp.minimum(size, whole.astype(size.dtype))
+            size = jnp.where(size > 0, inside, 0).astype(jnp.int32)
+        sizes.append(size)
+    return maps, scales, jnp.stack(sizes, axis=1)
+
+
+def _one_each(name, values, features):
+    if not isinstance(values, list | tuple):
+        raise TypeError(
+            f"`{name}` is {type(values).__name__}; expected a sequence, one for each "
+            f"of the {len(features)} maps of `features`"
+        )
+    if len(values) != len(features):
+        raise ValueError(
+            f"`{name}` has {len(values)} entries; expected {len(features)}, one for "
+            "each map of `features`"
+        )
+    return values
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` is {value!r}; expected a number")
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` is {value!r}; expected a finite number")
+    return float(value)
+
+
+def _beside(name, value, x):
+    return _geometry.check_dtype_beside(name, _geometry.check_array(name, value), x)
+
+
+def _boxes_on_map(rois, levels, scales, aligned):
+    """RoIs as (y, x, height, width) in pixels of their maps, centres at integers."""
+    scale = jnp.zeros_like(rois[..., :1])
+    for level, factor in enumerate(scales):
+        factor = jnp.asarray(factor, rois.dtype)
+        scale = jnp.where((levels == level)[..., None], factor, scale)
+    corners = rois * scale - (0.5 if aligned else 0)
+    x1, y1, x2, y2 = jnp.split(corners, 4, axis=-1)
+    height, width = y2 - y1, x2 - x1
+    if not aligned:
+        height, width = jnp.maximum(height, 1), jnp.maximum(width, 1)
+    return jnp.concatenate([y1, x1, height, width], axis=-1)
+
+
+class _Settings(NamedTuple):
+    """What the primitives need besides arrays."""
+
+    num_levels: int
+    output_size: tuple[int, int]
+    sampling_ratio: int
+    has_shift: bool
+    has_mask: bool
+
+
+def _flat(features, boxes, levels, map_sizes, shift, mask):
+    optional = [x for x in (shift, mask) if x is not None]
+    return (*features, boxes, levels, map_sizes, *optional)
+
+
+def _reference_forward(
+    *operands, num_levels, output_size, sampling_ratio, has_shift, has_mask
+):
+    features = operands[:num_levels]
+    boxes, levels, map_sizes, *optional = operands[num_levels:]
+    y = reference.roi_pool(
+        features,
+        boxes,
+        levels,
+        map_sizes,
+        optional[0] if has_shift else None,
+        optional[-1] if has_mask else None,
+        output_size=output_size,
+        sampling_ratio=sampling_ratio,
+    )
+    return (y,)
+
+
+def _reference_backward(*operands, **settings):
+    *operands, gradient = operands
+    num_levels = settings["num_levels"]
+    discrete = operands[num_levels : num_levels + 3]
+
+    def pool(*moving):
+        operands = (*moving[:num_levels], *discrete, *moving[num_levels:])
+        return _reference_forward(*operands, **settings)[0]
+
+    moving = (*operands[:num_levels], *operands[num_levels + 3 :])
+    _, pull_back = jax.vjp(pool, *moving)
+    return pull_back(gradient)
+
+
+def _forward_results(*operands, num_levels, output_size, **settings):
+    x, boxes = operands[0], operands[num_levels]
+    return [((*boxes.shape[:2], *output_size, x.shape[-1]), x.dtype)]
+
+
+def _backward_results(*operands, num_levels, **settings):
+    moving = (*operands[:num_levels], *operands[num_levels + 3 : -1])
+    return [(x.shape, x.dtype) for x in moving]
+
+
+def _attributes(*, num_levels, output_size, sampling_ratio, has_shift, has_mask):
+    del output_size  # The shape of the result says it.
+    return {
+        "num_levels": np.int64(num_levels),
+        "sampling_ratio": np.int64(sampling_ratio),
+        "has_shift": np.int64(has_shift),
+        "has_mask": np.int64(has_mask),
+    }
+
+
+_forward = make_primitive(
+    "dcn_jax.roi_pool.fwd",
+    results=_forward_results,
+    reference=_reference_forward,
+    attributes=_attributes,
+)
+_backward = make_primitive(
+    "dcn_jax.roi_pool.bwd",
+    results=_backward_results,
+    reference=_reference_backward,
+    attributes=_attributes,
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _roi_pool(
+    features, boxes, levels, map_sizes, shift, mask, implementation, settings
+):
+    y, _ = _roi_pool_fwd(
+        features, boxes, levels, map_sizes, shift, mask, implementation, settings
+    )
+    return y
+
+
+def _roi_pool_fwd(
+    features, boxes, levels, map_sizes, shift, mask, implementation, settings
+):
+    saved = (features, boxes, levels, map_sizes, shift, mask)
+    (y,) = _forward(*_flat(*saved), implementation=implementation, **settings._asdict())
+    return y, saved
+
+
+def _roi_pool_bwd(implementation, settings, saved, gradient):
+    gradients = _backward(
+        *_flat(*saved), gradient, implementation=implementation, **settings._asdict()
+    )
+    features, optional = (
+        gradients[: settings.num_levels],
+        gradients[settings.num_levels :],
+    )
+    dshift = optional[0] if settings.has_shift else None
+    dmask = optional[-1] if settings.has_mask else None
+    return tuple(features), None, None, None, dshift, dmask
+
+
+_roi_pool.defvjp(_roi_pool_fwd, _roi_pool_bwd)
