@@ -5,7 +5,17 @@ import pytest
 from tiny_detector import tiny_batch, tiny_detector
 
 from dcn_jax.box_head import BoxTargets
-from dcn_jax.mimic import crop_patches, mimic_losses, mimic_targets
+from dcn_jax import mimic
+from dcn_jax.mimic import crop_patches
+
+# One compilation in place of one for each operation.
+mimic_losses = jax.jit(
+    mimic.mimic_losses, static_argnames=("reduction", "detach_teacher")
+)
+mimic_targets = jax.jit(
+    mimic.mimic_targets,
+    static_argnames=("regions", "count", "include_ground_truth"),
+)
 
 
 def sampled_rois():

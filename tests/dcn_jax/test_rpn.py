@@ -5,12 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dcn_jax.rpn import (
-    anchors_of_grid,
-    propose,
-    rpn_losses,
-    rpn_targets,
-    usable_anchors,
+from dcn_jax import rpn
+from dcn_jax.rpn import anchors_of_grid, rpn_losses, usable_anchors
+
+# One compilation in place of one for each operation.
+propose = jax.jit(
+    rpn.propose, static_argnames=("pre_nms_top_n", "post_nms_top_n", "nms_threshold")
+)
+rpn_targets = jax.jit(
+    rpn.rpn_targets, static_argnames=("samples", "positive_iou", "negative_iou")
 )
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "detectors" / "faster_rcnn_dc5.npz"
@@ -130,7 +133,6 @@ def test_sampling_is_random_by_key_and_balanced():
     anchors = anchors_of_grid((8, 8), 8, (16,), (1,))
     boxes = jnp.asarray([[[8, 8, 40, 40], [16, 16, 32, 32]]], jnp.float32)
 
-    @jax.jit
     def sample(key):
         return rpn_targets(
             key,
@@ -164,7 +166,7 @@ def test_images_without_ground_truth_teach_background():
     def total(logits, deltas):
         return sum(rpn_losses(logits, deltas, targets).values())
 
-    grads = jax.grad(total, (0, 1))(jnp.zeros((1, 16)), jnp.zeros((1, 16, 4)))
+    grads = jax.jit(jax.grad(total, (0, 1)))(jnp.zeros((1, 16)), jnp.zeros((1, 16, 4)))
     assert jnp.isfinite(grads[0]).all() and (grads[1] == 0).all()
 
 
