@@ -14,16 +14,17 @@ from dcn_jax.modules import DeformConv, OffsetStatistics, offset_health
 from xla_ops import deform_conv2d
 
 
-def random_input(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape)
+def random_input(*shape):
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
 
 
-def with_random_branch(module, seed=1, scale=0.3):
+def with_random_branch(module):
     """The module with offsets and masks that are not zero."""
-    for i, variable in enumerate((module.offset_conv.kernel, module.offset_conv.bias)):
-        key = jax.random.fold_in(jax.random.key(seed), i)
+    rng = np.random.default_rng(1)
+    for variable in (module.offset_conv.kernel, module.offset_conv.bias):
         value = variable.get_value()
-        variable.set_value(scale * jax.random.normal(key, value.shape, value.dtype))
+        random = 0.3 * rng.standard_normal(value.shape)
+        variable.set_value(jnp.asarray(random, value.dtype))
     return module
 
 
@@ -59,7 +60,8 @@ def test_order_of_the_branchs_channels():
         DeformConv(4, 6, 3, offset_groups=2, mask_scale=2, rngs=nnx.Rngs(0))
     )
     channels = np.asarray(layer.offset_conv(x))
-    offset, mask = layer.sampling(x)
+    sampling = layer.sampling(x)
+    offset, mask = map(np.asarray, sampling)
     assert offset.shape == (2, 5, 6, 2, 9, 2)
     assert mask.shape == (2, 5, 6, 2, 9)
     for group, tap in ((0, 0), (0, 5), (1, 8)):
@@ -73,6 +75,7 @@ def test_order_of_the_branchs_channels():
         np.testing.assert_allclose(
             mask[..., group, tap], 2 / (1 + np.exp(-logit)), rtol=1e-5
         )
+    offset, mask = sampling
     expected = deform_conv2d(x, offset, layer.kernel[...], mask, layer.bias[...])
     np.testing.assert_array_equal(layer(x), expected)
     unmodulated = DeformConv(4, 6, 3, modulated=False, rngs=nnx.Rngs(0))
@@ -104,25 +107,20 @@ def test_gradients_of_all_parameters(x64, modulated):
     loss = jax.jit(lambda state, x: loss_of(nnx.merge(graph, state), x))
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))(state, x)
     step = 1e-6
+    point = jax.tree.map(np.asarray, (state, x))
     for seed in range(3):
-        leaves, tree = jax.tree.flatten((state, x))
-        keys = jax.random.split(jax.random.key(seed), len(leaves))
-        direction = tree.unflatten(
-            [
-                jax.random.normal(k, leaf.shape, leaf.dtype)
-                for k, leaf in zip(keys, leaves, strict=True)
-            ]
-        )
+        rng = np.random.default_rng(seed)
+        direction = jax.tree.map(lambda v, r=rng: r.standard_normal(v.shape), point)
         ahead, behind = (
-            jax.tree.map(lambda v, d, h=h: v + h * d, (state, x), direction)
+            jax.tree.map(lambda v, d, h=h: v + h * d, point, direction)
             for h in (step, -step)
         )
         numeric = (loss(*ahead) - loss(*behind)) / (2 * step)
-        products = jax.tree.map(lambda g, d: jnp.sum(g * d), gradient, direction)
+        products = jax.tree.map(lambda g, d: np.sum(g * d), gradient, direction)
         exact = sum(jax.tree.leaves(products))
         np.testing.assert_allclose(exact, numeric, rtol=1e-6, atol=1e-7)
     for leaf in jax.tree.leaves(gradient):
-        assert jnp.any(leaf != 0)
+        assert np.any(leaf)
 
 
 def test_half_precision_computes_offsets_in_float32():
@@ -140,7 +138,7 @@ def test_half_precision_computes_offsets_in_float32():
     np.testing.assert_allclose(
         y.astype(jnp.float32), exact(rounded.astype(jnp.float32)), atol=0.1
     )
-    gradient = jax.grad(lambda m: layer_sum(m, rounded))(layer)
+    gradient = jax.jit(jax.grad(layer_sum))(layer, rounded)
     assert gradient.offset_conv.kernel[...].dtype == jnp.float32
 
 
@@ -158,10 +156,9 @@ def test_hessian_vector_product_and_vmap():
 
     ones = jax.tree.map(jnp.ones_like, state)
     _, product = jax.jit(lambda s: jax.jvp(gradient, (s,), (ones,)))(state)
-    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(product))
-    stacked = jnp.stack([x, 2 * x])
-    mapped = jax.vmap(layer)(stacked)
-    np.testing.assert_allclose(mapped[1], layer(2 * x), atol=1e-5)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(product))
+    mapped = jax.jit(jax.vmap(layer))(np.stack([x, x]))
+    np.testing.assert_allclose(mapped[1], layer(x), atol=1e-5)
 
 
 def chain():
@@ -174,14 +171,10 @@ def chain():
 def test_health_is_the_mean_over_layers():
     model, x = chain(), random_input(2, 6, 7, 3)
     health = jax.jit(lambda m, x: offset_health(m, lambda m: m(x)))(model, x)
-    assert not hasattr(model.layers[0], "__captures__")
-    inputs = (x, model.layers[0](x))
-    expected = np.mean(
-        [
-            jnp.mean(jnp.abs(layer.sampling(i)[0]))
-            for layer, i in zip(model.layers, inputs, strict=True)
-        ]
-    )
+    first, second = model.layers
+    assert not hasattr(first, "__captures__")
+    offsets = (first.sampling(x)[0], second.sampling(first(x))[0])
+    expected = np.mean([np.abs(offset).mean() for offset in offsets])
     np.testing.assert_allclose(health["offset/mean_abs"], expected, rtol=1e-5)
     assert set(health) == {"offset/mean_abs", "offset/outside", "offset/dead"}
     conv = nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))

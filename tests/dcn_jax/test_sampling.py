@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from dcn_jax.anchors import cell_anchors, grid_anchors
 from dcn_jax.boxes import box_iou, encode_boxes
 from dcn_jax.matching import match_boxes
-from dcn_jax.sampling import sample_balanced, top_k
+from dcn_jax.sampling import gather_rows, sample_balanced, top_k
 
 
 def labels(positives, negatives, ignored):
@@ -119,3 +119,9 @@ def test_targets_of_a_sharded_batch_stay_on_their_device(axis_type):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected
     )
+
+
+def test_rows_of_each_image():
+    values = np.arange(24).reshape(2, 4, 3)
+    rows = gather_rows(jnp.asarray(values), jnp.asarray([[3, 0], [1, 1]], jnp.int32))
+    np.testing.assert_array_equal(rows, [values[0, [3, 0]], values[1, [1, 1]]])

@@ -1,0 +1,79 @@
+"""The Linen layers against the NNX ones, with equal weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dcn_jax import modules
+from dcn_jax.modules import linen
+
+
+def random_like(variables):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda v: jnp.asarray(0.3 * rng.standard_normal(v.shape), v.dtype), variables
+    )
+
+
+def copy_to(module, params):
+    """The NNX module with the Linen parameters, which must have the same names."""
+    state = nnx.state(module)
+    names = {path for path, _ in nnx.to_flat_state(state)}
+    assert names == set(nnx.traversals.flatten_mapping(params))
+    nnx.replace_by_pure_dict(state, params)
+    nnx.update(module, state)
+    return module
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(kernel_size=3),
+        dict(
+            kernel_size=(3, 2),
+            strides=2,
+            padding=1,
+            offset_groups=2,
+            mask_scale=2,
+            feature_group_count=2,
+            use_bias=False,
+        ),
+        dict(kernel_size=3, modulated=False, kernel_dilation=2, dtype=jnp.bfloat16),
+    ],
+)
+def test_deform_conv_equals_nnx(arguments):
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 6, 7, 4), np.float32))
+    layer = linen.DeformConv(6, **arguments)
+    params = random_like(layer.init(jax.random.key(0), x)["params"])
+    other = copy_to(modules.DeformConv(4, 6, **arguments, rngs=nnx.Rngs(0)), params)
+    y = layer.apply({"params": params}, x)
+    assert y.dtype == arguments.get("dtype", jnp.float32)
+    np.testing.assert_array_equal(y, other(x))
+
+
+@pytest.mark.parametrize("modulated", [True, False])
+def test_deform_roi_pool_equals_nnx(modulated):
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.standard_normal((2, 6, 7, 4), np.float32))
+    rois = jnp.asarray([[[1.0, 2.0, 20.0, 17.0]], [[0.0, 0.0, 24.0, 24.0]]])
+    sizes = jnp.asarray([[6, 7], [5, 5]])
+    arguments = dict(
+        output_size=3, spatial_scale=0.25, hidden_features=5, modulated=modulated
+    )
+    layer = linen.DeformRoIPool(**arguments)
+    params = random_like(layer.init(jax.random.key(0), x, rois)["params"])
+    other = copy_to(modules.DeformRoIPool(4, **arguments, rngs=nnx.Rngs(0)), params)
+    np.testing.assert_array_equal(
+        layer.apply({"params": params}, x, rois, sizes), other(x, rois, sizes)
+    )
+
+
+def test_starts_as_an_ordinary_convolution_and_checks_its_arguments():
+    x = jnp.ones((1, 4, 4, 2))
+    layer = linen.DeformConv(2, 3, mask_scale=2)
+    params = layer.init(jax.random.key(0), x)["params"]
+    assert not any(v.any() for v in params["offset_conv"].values())
+    with pytest.raises(ValueError, match="`offset_groups` is 3"):
+        linen.DeformConv(2, 3, offset_groups=3).init(jax.random.key(0), x)
