@@ -1,13 +1,14 @@
-// Bilinear sampling of an H x W map: which pixels a point reads, with which
-// weights. Shared by the CPU and the CUDA kernels.
+// Bilinear sampling of an H x W map that is surrounded by zeros: which pixels a point
+// reads, with which weights. Shared by the CPU and the CUDA kernels.
 //
-// Corners are numbered 0: top left, 1: top right, 2: bottom left, 3: bottom
-// right. The cell is chosen by floor, so derivatives are right-hand ones.
+// Corners are numbered 0: top left, 1: top right, 2: bottom left, 3: bottom right. The
+// cell is chosen by floor, so derivatives are right-hand ones.
 
 #ifndef XLA_OPS_BILINEAR_H_
 #define XLA_OPS_BILINEAR_H_
 
 #include <cstdint>
+#include <type_traits>
 
 // Always inlined: the CPU kernels compile this header once per instruction set,
 // and no out-of-line copy may be shared between them.
@@ -19,13 +20,6 @@
 
 namespace xla_ops {
 
-template <typename T>
-struct Corners {
-  int64_t pixel[4];  // y * W + x, or -1: outside the map, its value is 0.
-  T weight[4];
-  T ly, lx;  // Position inside the cell, in [0, 1).
-};
-
 // floor(v) for |v| < 2^62; the caller has checked the range.
 template <typename T>
 XLA_OPS_INLINE int64_t floor_index(T v) {
@@ -33,100 +27,71 @@ XLA_OPS_INLINE int64_t floor_index(T v) {
   return i - (v < static_cast<T>(i) ? 1 : 0);
 }
 
-template <typename T>
-XLA_OPS_INLINE void set_weights(Corners<T>* c) {
-  const T hy = T(1) - c->ly, hx = T(1) - c->lx;
-  c->weight[0] = hy * hx;
-  c->weight[1] = hy * c->lx;
-  c->weight[2] = c->ly * hx;
-  c->weight[3] = c->ly * c->lx;
+// Real is float, double, or a vector of them; Index an integer, or a vector with as many
+// lanes.
+template <typename Real, typename Index>
+struct Corners {
+  Index pixel[4];  // y * W + x, or -1: outside the map, its value is 0
+  Real weight[4];
+  Real ly, lx;  // position inside the cell, in [0, 1)
+};
+
+template <typename To, typename From>
+XLA_OPS_INLINE To convert_lanes(From v) {
+  if constexpr (std::is_arithmetic_v<From>) {
+    return static_cast<To>(v);
+  } else {
+    return __builtin_convertvector(v, To);
+  }
 }
 
-// Corners of (y, x) on a map that is surrounded by zeros.
+// Corners of (y, x). T is the element type of Real; Index holds H * W.
 //
-// A point with -1 <= y < H and -1 <= x < W reads those of its corners that lie
-// on the map. At exactly -1 all weights of the map's pixels are 0, and the
-// derivative is the right-hand one, as in torchvision. Any other point, infinite
-// ones too, reads nothing and has zero weights. NaN gives NaN weights, no pixel.
-template <typename T>
-XLA_OPS_INLINE Corners<T> zero_padded_corners(T y, T x, int64_t H, int64_t W) {
-  Corners<T> c;
-  const bool inside = y >= T(-1) && y < static_cast<T>(H) && x >= T(-1) && x < static_cast<T>(W);
-  if (!inside) {
-    const bool is_nan = y != y || x != x;
-    const T w = is_nan ? y + x : T(0);
-    for (int q = 0; q < 4; ++q) {
-      c.pixel[q] = -1;
-      c.weight[q] = w;
-    }
-    c.ly = c.lx = w;
-    return c;
-  }
-  const int64_t y0 = floor_index(y), x0 = floor_index(x);
-  c.ly = y - static_cast<T>(y0);
-  c.lx = x - static_cast<T>(x0);
-  set_weights(&c);
-  const bool top = y0 >= 0 && y0 < H, bottom = y0 + 1 < H;
-  const bool left = x0 >= 0 && x0 < W, right = x0 + 1 < W;
-  const int64_t p = y0 * W + x0;
-  c.pixel[0] = top && left ? p : -1;
-  c.pixel[1] = top && right ? p + 1 : -1;
-  c.pixel[2] = bottom && left ? p + W : -1;
-  c.pixel[3] = bottom && right ? p + W + 1 : -1;
+// A point with -1 <= y < H and -1 <= x < W reads those of its corners that lie on the
+// map. At exactly -1 all weights of the map's pixels are 0, and the derivative is the
+// right-hand one, as in torchvision. Any other point, infinite ones too, reads nothing
+// and has zero weights. NaN gives NaN weights, no pixel.
+template <typename T, typename Index, typename Real>
+XLA_OPS_INLINE Corners<Real, Index> zero_padded_corners(Real y, Real x, Index H, Index W) {
+  Corners<Real, Index> c;
+  const auto inside =
+      (y >= T(-1)) & (y < convert_lanes<Real>(H)) & (x >= T(-1)) & (x < convert_lanes<Real>(W));
+  const Real elsewhere = ((y != y) | (x != x)) ? y + x : Real{};
+  y = inside ? y : Real{};
+  x = inside ? x : Real{};
+  Real y0 = convert_lanes<Real>(convert_lanes<Index>(y));
+  Real x0 = convert_lanes<Real>(convert_lanes<Index>(x));
+  y0 = y < y0 ? y0 - T(1) : y0;
+  x0 = x < x0 ? x0 - T(1) : x0;
+  c.ly = inside ? y - y0 : elsewhere;
+  c.lx = inside ? x - x0 : elsewhere;
+  const Real hy = T(1) - c.ly, hx = T(1) - c.lx;
+  c.weight[0] = inside ? hy * hx : elsewhere;
+  c.weight[1] = inside ? hy * c.lx : elsewhere;
+  c.weight[2] = inside ? c.ly * hx : elsewhere;
+  c.weight[3] = inside ? c.ly * c.lx : elsewhere;
+
+  const Index row = convert_lanes<Index>(y0), column = convert_lanes<Index>(x0);
+  const Index pixel = row * W + column, none = Index{} - 1;
+  const auto top = inside & (row >= 0), bottom = inside & (row + 1 < H);
+  const auto left = column >= 0, right = column + 1 < W;
+  c.pixel[0] = (top & left) ? pixel : none;
+  c.pixel[1] = (top & right) ? pixel + 1 : none;
+  c.pixel[2] = (bottom & left) ? pixel + W : none;
+  c.pixel[3] = (bottom & right) ? pixel + W + 1 : none;
   return c;
 }
 
-// Corners of (y, x) on a map whose border pixels are repeated, as RoIAlign reads
-// it: a point with -1 <= y <= H and -1 <= x <= W is moved to the nearest point of
-// [0, H-1] x [0, W-1]; any other point reads nothing. Where the point was moved,
-// opposite corners are one pixel, so the derivative comes out as 0.
-//
-// The map may be the top left part of rows of `row` pixels.
+// Derivatives of the sampled value with respect to y and x, from the values (or any
+// linear function of the values) at the four corners.
 template <typename T>
-XLA_OPS_INLINE Corners<T> clamped_corners(T y, T x, int64_t H, int64_t W, int64_t row) {
-  Corners<T> c;
-  const bool inside = y >= T(-1) && y <= static_cast<T>(H) && x >= T(-1) &&
-                      x <= static_cast<T>(W) && H > 0 && W > 0;
-  if (!inside) {
-    const bool is_nan = y != y || x != x;
-    const T w = is_nan ? y + x : T(0);
-    for (int q = 0; q < 4; ++q) {
-      c.pixel[q] = -1;
-      c.weight[q] = w;
-    }
-    c.ly = c.lx = w;
-    return c;
-  }
-  int64_t y0 = floor_index(y), x0 = floor_index(x);
-  c.ly = y - static_cast<T>(y0);
-  c.lx = x - static_cast<T>(x0);
-  int64_t y1 = y0 + 1, x1 = x0 + 1;
-  if (y0 < 0 || y1 >= H) {
-    y0 = y1 = y0 < 0 ? 0 : H - 1;
-    c.ly = T(0);
-  }
-  if (x0 < 0 || x1 >= W) {
-    x0 = x1 = x0 < 0 ? 0 : W - 1;
-    c.lx = T(0);
-  }
-  set_weights(&c);
-  c.pixel[0] = y0 * row + x0;
-  c.pixel[1] = y0 * row + x1;
-  c.pixel[2] = y1 * row + x0;
-  c.pixel[3] = y1 * row + x1;
-  return c;
-}
-
-// Derivatives of the sampled value with respect to y and x, from the values (or
-// any linear function of the values) at the four corners.
-template <typename T>
-XLA_OPS_INLINE T derivative_y(const Corners<T>& c, const T v[4]) {
-  return (T(1) - c.lx) * (v[2] - v[0]) + c.lx * (v[3] - v[1]);
+XLA_OPS_INLINE T derivative_y(T lx, const T v[4]) {
+  return (T(1) - lx) * (v[2] - v[0]) + lx * (v[3] - v[1]);
 }
 
 template <typename T>
-XLA_OPS_INLINE T derivative_x(const Corners<T>& c, const T v[4]) {
-  return (T(1) - c.ly) * (v[1] - v[0]) + c.ly * (v[3] - v[2]);
+XLA_OPS_INLINE T derivative_x(T ly, const T v[4]) {
+  return (T(1) - ly) * (v[1] - v[0]) + ly * (v[3] - v[2]);
 }
 
 }  // namespace xla_ops

@@ -65,10 +65,13 @@ inline std::string decode_deform_conv(const Shape& x, const Shape& offset, const
   g->P = offset[1], g->Q = offset[2], g->G = offset[3];
   g->kernels = kernel[0], g->R = kernel[1], g->S = kernel[2], g->K = kernel[4];
 
-  // Coordinates and row numbers stay far from the ends of int64 below this.
+  // Coordinates stay far from the ends of int64, and a pixel's number fits int32.
   constexpr int64_t kLimit = int64_t{1} << 31;
   for (int64_t size : {g->H, g->W, g->P, g->Q, g->R, g->S}) {
     if (size >= kLimit) return "a map or kernel side of " + std::to_string(size) + " is too large";
+  }
+  if ((g->H + 1) * (g->W + 1) >= kLimit) {
+    return "a map of " + std::to_string(g->H) + " x " + std::to_string(g->W) + " is too large";
   }
   for (int64_t value : {g->stride_h, g->stride_w, g->dilation_h, g->dilation_w}) {
     if (value < 1 || value >= kLimit) {

@@ -3,8 +3,8 @@
 // position, so the bits do not depend on threads. Per tile of positions the gradient of
 // the columns is a small product; one pass over the samples then yields the columns for
 // dkernel, four dot products for doffset and dmask, and the scatter into dx.
-#include "../bilinear.h"
 #include "deform_conv.h"
+#include "deform_conv_samples.h"
 #include "gemm.h"
 
 namespace xla_ops {
@@ -45,22 +45,16 @@ int64_t slab_width(int64_t padded) {
   return round_up(ceil_div(padded, ceil_div(padded, kMaxDepth)), 2 * kLanes<A>);
 }
 
-template <typename A>
-struct Sample {
-  Corners<A> corners;
-  A mask;
-};
-
 template <typename T, typename A>
 struct BackwardScratch {
-  Sample<A>* samples;  // [kRows][run]
-  A* weights;          // packed kernel^T of a run: [outputs][run, channel]
-  A* g;                // [slab][kRows][kTileStride]
-  A* dcolumns;         // [kRows][kTileStride]: [run, channel]
-  A* columns;          // the same
-  A* dkernel;          // [run, channel][padded outputs]
-  A* outside;          // takes what would be added to pixels outside the map
-  A* dx;               // [H*W][block channels], where dx is not added to in place
+  char* samples;  // of Samples::bytes()
+  A* weights;     // packed kernel^T of a run: [outputs][run, channel]
+  A* g;           // [slab][kRows][kTileStride]
+  A* dcolumns;    // [kRows][kTileStride]: [run, channel]
+  A* columns;     // the same
+  A* dkernel;     // [run, channel][padded outputs]
+  A* outside;     // takes what would be added to pixels outside the map
+  A* dx;          // [H*W][block channels], where dx is not added to in place
   size_t bytes;
 
   BackwardScratch(const DeformConvGeometry& geometry, int64_t block_channels, void* scratch) {
@@ -74,8 +68,7 @@ struct BackwardScratch {
       p += round_up(count * size, 64);
       return here;
     };
-    samples = reinterpret_cast<Sample<A>*>(
-        take(kRows * min(kMaxDepth, geometry.taps()), sizeof(Sample<A>)));
+    samples = take(Samples<A>::bytes(kRows * min(kMaxDepth, geometry.taps())), 1);
     weights = reinterpret_cast<A*>(take(padded * kTileStride, sizeof(A)));
     g = reinterpret_cast<A*>(take(slabs * kRows * kTileStride, sizeof(A)));
     dcolumns = reinterpret_cast<A*>(take(kRows * kTileStride, sizeof(A)));
@@ -94,8 +87,10 @@ DeformConvBackwardPlan plan_backward(const DeformConvGeometry& g) {
   DeformConvBackwardPlan plan;
   const int64_t channels = g.offset_group_channels();
   // Narrow blocks repeat the work per sample; few blocks leave threads idle.
-  int64_t block = 64;
-  while (block > 16 && g.N * g.G * ceil_div(channels, block) < 8) block /= 2;
+  int64_t block = 128;
+  auto chunks = [&] { return g.N * g.G * ceil_div(channels, block); };
+  while (block > 32 && chunks() < 8) block /= 2;
+  while (block > 16 && chunks() < 4) block /= 2;
   plan.blocks_per_offset_group = ceil_div(channels, block);
   plan.block_channels =
       min(channels, round_up(ceil_div(channels, plan.blocks_per_offset_group), kLanes<A>));
@@ -161,26 +156,6 @@ void copy_gradient(const T* g, int64_t row, int64_t rows, const Segment<A>& segm
   }
 }
 
-template <typename A>
-void find_samples(const DeformConvOperands& op, int64_t image, int64_t first, int64_t rows,
-                  int64_t offset_group, int64_t t0, int64_t t1, Sample<A>* out) {
-  const DeformConvGeometry& g = op.geometry;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t position = first + r;
-    const int64_t at = ((image * g.positions() + position) * g.G + offset_group) * g.taps();
-    const A* offset = static_cast<const A*>(op.offset) + at * 2;
-    const A* mask = op.mask ? static_cast<const A*>(op.mask) + at : nullptr;
-    const int64_t y0 = position / g.Q * g.stride_h - g.pad_top;
-    const int64_t x0 = position % g.Q * g.stride_w - g.pad_left;
-    for (int64_t t = t0; t < t1; ++t, ++out) {
-      const A py = static_cast<A>(y0 + t / g.S * g.dilation_h) + offset[2 * t];
-      const A px = static_cast<A>(x0 + t % g.S * g.dilation_w) + offset[2 * t + 1];
-      out->corners = zero_padded_corners(py, px, g.H, g.W);
-      out->mask = mask ? mask[t] : A(1);
-    }
-  }
-}
-
 // Reads the four corners x of a sample and the gradient of its columns: writes the
 // columns, adds to dx, and returns the dot products of the gradient with each corner.
 template <typename T, typename A>
@@ -191,7 +166,7 @@ XLA_OPS_ALWAYS_INLINE void visit_sample(int64_t channels, const T* const x[4], A
   A *dx0 = dx[0], *dx1 = dx[1], *dx2 = dx[2], *dx3 = dx[3];
   const A w0 = weight[0], w1 = weight[1], w2 = weight[2], w3 = weight[3];
   Vec<A, kFull> s0{}, s1{}, s2{}, s3{};
-  A r0 = 0, r1 = 0, r2 = 0, r3 = 0;
+  dot[0] = dot[1] = dot[2] = dot[3] = A(0);
   for_each_vector<kFull>(0, channels, [&](auto w, int64_t c) {
     constexpr int L = decltype(w)::value;
     const Vec<A, L> v0 = load<L>(x0 + c), v1 = load<L>(x1 + c);
@@ -204,10 +179,7 @@ XLA_OPS_ALWAYS_INLINE void visit_sample(int64_t channels, const T* const x[4], A
       s2 += d * v2;
       s3 += d * v3;
     } else {
-      r0 += sum_lanes<A, L>(d * v0);
-      r1 += sum_lanes<A, L>(d * v1);
-      r2 += sum_lanes<A, L>(d * v2);
-      r3 += sum_lanes<A, L>(d * v3);
+      add_lanes_of_4<A, L>(dot, d * v0, d * v1, d * v2, d * v3);
     }
     // Corners of one sample are different pixels, except outside the map.
     store<L>(dx0 + c, load<L>(dx0 + c) + w0 * d);
@@ -215,10 +187,7 @@ XLA_OPS_ALWAYS_INLINE void visit_sample(int64_t channels, const T* const x[4], A
     store<L>(dx2 + c, load<L>(dx2 + c) + w2 * d);
     store<L>(dx3 + c, load<L>(dx3 + c) + w3 * d);
   });
-  dot[0] = r0 + sum_lanes<A, kFull>(s0);
-  dot[1] = r1 + sum_lanes<A, kFull>(s1);
-  dot[2] = r2 + sum_lanes<A, kFull>(s2);
-  dot[3] = r3 + sum_lanes<A, kFull>(s3);
+  add_lanes_of_4<A, kFull>(dot, s0, s1, s2, s3);
 }
 
 // Where the shares of doffset and dmask of position 0, tap 0 go, and the strides.
@@ -258,18 +227,17 @@ OffsetShares<A> offset_shares(const DeformConvOperands& op, const DeformConvBack
 }
 
 template <typename A>
-XLA_OPS_ALWAYS_INLINE void write_shares(const OffsetShares<A>& out, int64_t at,
-                                        const Sample<A>& sample, const A dot[4]) {
-  const Corners<A>& c = sample.corners;
+XLA_OPS_ALWAYS_INLINE void write_shares(const OffsetShares<A>& out, int64_t at, A ly, A lx, A mask,
+                                        const A dot[4]) {
   A* doffset = out.doffset + at * out.offset_tap;
-  const A dy = sample.mask * derivative_y(c, dot);
-  const A dx = sample.mask * derivative_x(c, dot);
+  const A dy = mask * derivative_y(lx, dot);
+  const A dx = mask * derivative_x(ly, dot);
   doffset[0] = out.add ? doffset[0] + dy : dy;
   doffset[1] = out.add ? doffset[1] + dx : dx;
   if (out.dmask) {
     A* dmask = out.dmask + at * out.mask_tap;
-    const A dm =
-        c.weight[0] * dot[0] + c.weight[1] * dot[1] + c.weight[2] * dot[2] + c.weight[3] * dot[3];
+    const A dm = (A(1) - ly) * ((A(1) - lx) * dot[0] + lx * dot[1]) +
+                 ly * ((A(1) - lx) * dot[2] + lx * dot[3]);
     *dmask = out.add ? *dmask + dm : dm;
   }
 }
@@ -322,24 +290,25 @@ void backward_block(const DeformConvOperands& op, const DeformConvBackwardPlan& 
                              s.g + o0 / slab * kRows * kTileStride, s.weights + o0 * cols,
                              s.dcolumns, kTileStride, o0 > 0);
         }
-        find_samples<A>(op, image, first, rows, offset_group, t0, t1, s.samples);
-        const Sample<A>* sample = s.samples;
+        Samples<A> samples(s.samples, rows * (t1 - t0));
+        samples.find(op, image, first, rows, offset_group, t0, t1);
+        int64_t i = 0;
         for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t t = t0; t < t1; ++t, ++sample) {
-            const Corners<A>& corners = sample->corners;
+          for (int64_t t = t0; t < t1; ++t, ++i) {
             const T* corner_x[4];
             A* corner_dx[4];
             A weight[4], dot[4];
             for (int q = 0; q < 4; ++q) {
-              const int64_t pixel = corners.pixel[q];
+              const int64_t pixel = samples.pixel[q][i];
               corner_x[q] = pixel < 0 ? zeros : x + pixel * g.C + c0;
               corner_dx[q] = pixel < 0 ? s.outside : dx + pixel * dx_row + (c0 - c_begin);
-              weight[q] = corners.weight[q] * sample->mask;
+              weight[q] = samples.weight[q][i];
             }
             const int64_t at = r * kTileStride + (t - t0) * segment.channels;
             visit_sample<T, A>(segment.channels, corner_x, corner_dx, weight, s.dcolumns + at,
                                s.columns + at, dot);
-            write_shares<A>(shares, (first + r) * shares.position_taps + t, *sample, dot);
+            write_shares<A>(shares, (first + r) * shares.position_taps + t, samples.ly[i],
+                            samples.lx[i], samples.mask[i], dot);
           }
         }
         for (int64_t o0 = 0; o0 < segment.padded; o0 += slab) {

@@ -1,8 +1,8 @@
 // Forward kernel of deform_conv2d: a tile of output positions is sampled into a bounded
 // matrix [position][tap, channel] and multiplied with the packed kernel; the column
 // matrix of an image never exists.
-#include "../bilinear.h"
 #include "deform_conv.h"
+#include "deform_conv_samples.h"
 #include "gemm.h"
 
 namespace xla_ops {
@@ -55,34 +55,25 @@ void for_each_step(const DeformConvGeometry& g, F&& f) {
   }
 }
 
-// One sample: the four corner pixels and their weights, modulation included.
-template <typename T, typename A>
-struct Sample {
-  const T* pixel[4];
-  A weight[4];
-};
-
 // Scratch of a worker: samples, then the sampled matrix, then the output tile.
-template <typename T, typename A>
+template <typename A>
 struct ForwardScratch {
-  Sample<T, A>* samples;  // [rows][taps]
-  A* columns;             // [rows][kTileStride]
-  A* sums;                // [rows][padded outputs of a group]
+  Samples<A> samples;  // [rows][taps]
+  A* columns;          // [rows][kTileStride]
+  A* sums;             // [rows][padded outputs of a group]
 
-  static int64_t samples_bytes(const DeformConvGeometry& g, int64_t rows) {
-    return round_up(rows * g.taps() * sizeof(Sample<T, A>), 64);
-  }
   static int64_t columns_bytes(int64_t rows) { return rows * kTileStride * sizeof(A); }
   static int64_t sums_bytes(const DeformConvGeometry& g, int64_t rows) {
     return rows * padded_outputs<A>(g) * sizeof(A);
   }
-  ForwardScratch(const DeformConvGeometry& g, int64_t rows, void* scratch) {
-    char* p = static_cast<char*>(scratch);
-    samples = reinterpret_cast<Sample<T, A>*>(p);
-    p += samples_bytes(g, rows);
+  static int64_t bytes(const DeformConvGeometry& g, int64_t rows) {
+    return Samples<A>::bytes(rows * g.taps()) + columns_bytes(rows) + sums_bytes(g, rows);
+  }
+  ForwardScratch(const DeformConvGeometry& g, int64_t rows, void* scratch)
+      : samples(scratch, rows * g.taps()) {
+    char* p = static_cast<char*>(scratch) + Samples<A>::bytes(rows * g.taps());
     columns = reinterpret_cast<A*>(p);
-    p += columns_bytes(rows);
-    sums = reinterpret_cast<A*>(p);
+    sums = reinterpret_cast<A*>(p + columns_bytes(rows));
   }
 };
 
@@ -98,8 +89,7 @@ DeformConvForwardPlan plan_forward(const DeformConvGeometry& g) {
   plan.tiles = ceil_div(g.positions(), rows);
   plan.packed_bytes = g.taps() * g.C * padded_outputs<A>(g) * sizeof(A);
   plan.pack_parts = plan.packed_bytes > (1 << 16) ? 16 : 1;
-  using S = ForwardScratch<T, A>;
-  plan.worker_bytes = S::samples_bytes(g, rows) + S::columns_bytes(rows) + S::sums_bytes(g, rows);
+  plan.worker_bytes = ForwardScratch<A>::bytes(g, rows);
   return plan;
 }
 
@@ -139,52 +129,27 @@ void pack_kernel(const DeformConvOperands& op, const DeformConvForwardPlan& plan
   });
 }
 
-// Finds the corners of all taps of an offset group at the positions of a tile.
 template <typename T, typename A>
-void find_samples(const DeformConvOperands& op, int64_t image, int64_t first, int64_t rows,
-                  int64_t offset_group, Sample<T, A>* out) {
+void sample_columns(const DeformConvOperands& op, const T* x, const Samples<A>& samples,
+                    int64_t rows, const Step& step, A* columns) {
   const DeformConvGeometry& g = op.geometry;
-  const T* x = static_cast<const T*>(op.x) + image * g.H * g.W * g.C;
   const T* zeros = static_cast<const T*>(op.zeros);
-  const int64_t taps = g.taps();
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t position = first + r;
-    const int64_t at = ((image * g.positions() + position) * g.G + offset_group) * taps;
-    const A* offset = static_cast<const A*>(op.offset) + at * 2;
-    const A* mask = op.mask ? static_cast<const A*>(op.mask) + at : nullptr;
-    const int64_t y0 = position / g.Q * g.stride_h - g.pad_top;
-    const int64_t x0 = position % g.Q * g.stride_w - g.pad_left;
-    for (int64_t i = 0, t = 0; i < g.R; ++i) {
-      for (int64_t j = 0; j < g.S; ++j, ++t, ++out) {
-        const A py = static_cast<A>(y0 + i * g.dilation_h) + offset[2 * t];
-        const A px = static_cast<A>(x0 + j * g.dilation_w) + offset[2 * t + 1];
-        const Corners<A> corners = zero_padded_corners(py, px, g.H, g.W);
-        const A m = mask ? mask[t] : A(1);
-        for (int q = 0; q < 4; ++q) {
-          out->pixel[q] = corners.pixel[q] < 0 ? zeros : x + corners.pixel[q] * g.C;
-          out->weight[q] = corners.weight[q] * m;
-        }
-      }
-    }
-  }
-}
-
-template <typename T, typename A>
-void sample_columns(const Sample<T, A>* samples, int64_t taps, int64_t rows, const Step& step,
-                    A* columns) {
   for (int64_t r = 0; r < rows; ++r) {
     A* out = columns + r * kTileStride;
     for (int64_t t = step.t0; t < step.t1; ++t, out += step.channels) {
-      const Sample<T, A>& s = samples[r * taps + t];
-      const T* p0 = s.pixel[0] + step.c0;
-      const T* p1 = s.pixel[1] + step.c0;
-      const T* p2 = s.pixel[2] + step.c0;
-      const T* p3 = s.pixel[3] + step.c0;
-      const A w0 = s.weight[0], w1 = s.weight[1], w2 = s.weight[2], w3 = s.weight[3];
+      const int64_t at = r * g.taps() + t;
+      const T* corner[4];
+      for (int q = 0; q < 4; ++q) {
+        const int64_t pixel = samples.pixel[q][at];
+        corner[q] = pixel < 0 ? zeros : x + pixel * g.C + step.c0;
+      }
+      const T *x0 = corner[0], *x1 = corner[1], *x2 = corner[2], *x3 = corner[3];
+      const A w0 = samples.weight[0][at], w1 = samples.weight[1][at];
+      const A w2 = samples.weight[2][at], w3 = samples.weight[3][at];
       for_each_vector<kLanes<A>>(0, step.channels, [&](auto w, int64_t c) {
         constexpr int L = decltype(w)::value;
-        store<L>(out + c, w0 * load<L>(p0 + c) + w1 * load<L>(p1 + c) + w2 * load<L>(p2 + c) +
-                              w3 * load<L>(p3 + c));
+        store<L>(out + c, w0 * load<L>(x0 + c) + w1 * load<L>(x1 + c) + w2 * load<L>(x2 + c) +
+                              w3 * load<L>(x3 + c));
       });
     }
   }
@@ -199,16 +164,17 @@ void forward_tile(const DeformConvOperands& op, const DeformConvForwardPlan& pla
   const int64_t left = g.positions() - first;
   const int64_t rows = left < plan.rows ? left : plan.rows;
   const int64_t outputs = g.group_outputs(), padded = padded_outputs<A>(g);
-  ForwardScratch<T, A> s(g, plan.rows, scratch);
+  ForwardScratch<A> s(g, plan.rows, scratch);
+  const T* x = static_cast<const T*>(op.x) + image * g.H * g.W * g.C;
   T* out = static_cast<T*>(y) + (image * g.positions() + first) * g.K;
 
   int64_t sampled_group = -1;
   for_each_step<A>(g, [&](const Step& step) {
     if (step.offset_group != sampled_group) {
-      find_samples<T, A>(op, image, first, rows, step.offset_group, s.samples);
+      s.samples.find(op, image, first, rows, step.offset_group, 0, g.taps());
       sampled_group = step.offset_group;
     }
-    sample_columns<T, A>(s.samples, g.taps(), rows, step, s.columns);
+    sample_columns<T, A>(op, x, s.samples, rows, step, s.columns);
     multiply_packed<A>(rows, step.depth(), padded, s.columns,
                        static_cast<const A*>(packed) + step.packed, s.sums, padded,
                        !step.first_of_group);

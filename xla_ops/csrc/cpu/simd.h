@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "element_type.h"
 
@@ -150,6 +151,44 @@ XLA_OPS_ALWAYS_INLINE A sum_lanes(Vec<A, L> v) {
     Vec<A, L / 2> half[2];
     std::memcpy(half, &v, sizeof(v));
     return sum_lanes<A, L / 2>(half[0] + half[1]);
+  }
+}
+
+// The sums of all lanes of four vectors: shuffled together, then added once.
+template <int L, int... I>
+XLA_OPS_ALWAYS_INLINE Vec<float, 4> sum_lanes_of_4(Vec<float, L> a, Vec<float, L> b,
+                                                   Vec<float, L> c, Vec<float, L> d,
+                                                   std::integer_sequence<int, I...>) {
+  // In every group of four lanes: a0+a2 b0+b2 a1+a3 b1+b3, then the sums of a, b, c, d.
+  const auto ab = __builtin_shufflevector(a, b, (I / 4 * 4 + I % 4 / 2 + I % 2 * L)...) +
+                  __builtin_shufflevector(a, b, (I / 4 * 4 + I % 4 / 2 + I % 2 * L + 2)...);
+  const auto cd = __builtin_shufflevector(c, d, (I / 4 * 4 + I % 4 / 2 + I % 2 * L)...) +
+                  __builtin_shufflevector(c, d, (I / 4 * 4 + I % 4 / 2 + I % 2 * L + 2)...);
+  const Vec<float, L> sum =
+      __builtin_shufflevector(ab, cd, (I / 4 * 4 + I % 2 + I % 4 / 2 * L)...) +
+      __builtin_shufflevector(ab, cd, (I / 4 * 4 + I % 2 + I % 4 / 2 * L + 2)...);
+  Vec<float, 4> groups[L / 4];
+  std::memcpy(groups, &sum, sizeof(sum));
+  if constexpr (L == 16) {
+    return (groups[0] + groups[2]) + (groups[1] + groups[3]);
+  } else if constexpr (L == 8) {
+    return groups[0] + groups[1];
+  } else {
+    return groups[0];
+  }
+}
+// sums[0..3] += the sums of all lanes of a, b, c and d.
+template <typename A, int L>
+XLA_OPS_ALWAYS_INLINE void add_lanes_of_4(A sums[4], Vec<A, L> a, Vec<A, L> b, Vec<A, L> c,
+                                          Vec<A, L> d) {
+  if constexpr (sizeof(A) == 4 && L >= 4) {
+    const auto indices = std::make_integer_sequence<int, L>();
+    store<4>(sums, load<4>(sums) + sum_lanes_of_4<L>(a, b, c, d, indices));
+  } else {
+    sums[0] += sum_lanes<A, L>(a);
+    sums[1] += sum_lanes<A, L>(b);
+    sums[2] += sum_lanes<A, L>(c);
+    sums[3] += sum_lanes<A, L>(d);
   }
 }
 
