@@ -49,7 +49,7 @@ class DeformConv(nn.Module):
             in_features, self.features, groups, self.offset_groups, self.mask_scale
         )
         kernel_size = deform_conv.as_pair("kernel_size", self.kernel_size)
-        window = dict(
+        window: dict[str, Any] = dict(
             strides=deform_conv.as_pair("strides", self.strides),
             padding=self.padding,
             kernel_dilation=deform_conv.as_pair(
@@ -109,7 +109,7 @@ class DeformRoIPool(nn.Module):
     ) -> Float[Array, "N B h w C"]:
         """Pools each RoI."""
         output_size = deform_conv.as_pair("output_size", self.output_size)
-        pool = dict(
+        pool: dict[str, Any] = dict(
             output_size=output_size,
             spatial_scale=self.spatial_scale,
             levels=levels,

@@ -79,7 +79,7 @@ class DeformRoIPool(nnx.Module):
         bins = self.output_size[0] * self.output_size[1]
         features = bins * in_features
         if modulated:
-            hidden = dict(
+            hidden: dict[str, Any] = dict(
                 kernel_init=_gaussian, dtype=dtype, param_dtype=param_dtype, rngs=rngs
             )
             self.fc1 = nnx.Linear(features, hidden_features, **hidden)
@@ -111,7 +111,7 @@ class DeformRoIPool(nnx.Module):
             padding, for each level of a pyramid; None means all of it.
           levels: Level that each RoI reads, for a pyramid.
         """
-        pool = dict(
+        pool: dict[str, Any] = dict(
             output_size=self.output_size,
             spatial_scale=self.spatial_scale,
             levels=levels,

@@ -1,7 +1,6 @@
 """Named tensors of a file, whatever its format."""
 
 import os
-from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +72,7 @@ def _state_dict_in(content) -> dict[str, np.ndarray]:
     }
 
 
-def _read_safetensors(path) -> Mapping[str, np.ndarray]:
+def _read_safetensors(path) -> dict[str, np.ndarray]:
     # Only users of this format need the package.
     from safetensors import SafetensorError, deserialize
 

@@ -51,6 +51,7 @@ def _run(data, constructors, persistent_load):
         items, stack = stack, marked.pop()
         return items
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(data):
         match opcode.name:
             case "PROTO" | "FRAME":

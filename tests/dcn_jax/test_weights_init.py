@@ -1,7 +1,5 @@
 """Initialisation of a ResNet from files with torchvision's names."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,20 +12,22 @@ from dcn_jax.backbones.resnet import ResNet
 from dcn_jax.weights import init_from
 
 
-@functools.cache
-def initial_resnet(norm):
-    return ResNet(
-        (2, 1, 1, 1),
-        stem_features=4,
-        groups=2,
-        norm=norm,
-        deform_stages=(False, False, False, True),
-        rngs=nnx.Rngs(0),
-    )
-
-
 def small_resnet(norm="frozen_bn"):
-    return nnx.clone(initial_resnet(norm))
+    abstract = nnx.eval_shape(
+        lambda: ResNet(
+            (2, 1, 1, 1),
+            stem_features=4,
+            groups=2,
+            norm=norm,
+            deform_stages=(False, False, False, True),
+            rngs=nnx.Rngs(0),
+        )
+    )
+    # Zeros, which need no compilation for every shape.
+    graph, state = nnx.split(abstract)
+    return nnx.merge(
+        graph, jax.tree.map(lambda v: jnp.asarray(np.zeros(v.shape, v.dtype)), state)
+    )
 
 
 def torchvision_state_dict():
@@ -112,7 +112,9 @@ def test_types_and_places_are_the_modules(tmp_path):
     model = small_resnet()
     mesh = jax.make_mesh((8,), ("data",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    state = jax.tree.map(lambda v: v.astype(jnp.bfloat16), nnx.state(model))
+    state = jax.tree.map(
+        lambda v: jnp.asarray(np.zeros(v.shape, jnp.bfloat16)), nnx.state(model)
+    )
     nnx.update(model, jax.device_put(state, everywhere))
     init_from(model, path)
     kernel = model.conv1.kernel[...]
