@@ -242,10 +242,8 @@ def make_primitive(
         return compiled(tuple(sorted(params.items())))(*operands)
 
     def batch(operands, dims, **params):
-        outputs = primitive.bind(*_fold(operands, dims, shared), **params)
-        size = _mapped_size(operands, dims)
-        outputs = [_split_leading(y, size) for y in outputs]
-        return outputs, [0] * len(outputs)
+        folded, unfold = _fold(operands, dims, shared)
+        return unfold(primitive.bind(*folded, **params))
 
     batching.primitive_batchers[primitive] = batch
 
@@ -323,43 +321,60 @@ def make_primitive(
 # Batching
 
 
-def _mapped_size(operands, dims) -> int:
-    return next(
-        x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None
-    )
-
-
 def _fold(operands, dims, shared):
-    """Folds the mapped axis of each operand into its batch axis."""
-    size = _mapped_size(operands, dims)
-    first = operands[0].shape
-    images = (
-        first[0] if dims[0] is None else (first[: dims[0]] + first[dims[0] + 1 :])[0]
+    """Folds the mapped axis, of size B, into the batch axis.
+
+    The order of the two is free; the one that is split over devices should go first, so
+    that nothing moves. An Explicit mesh says which that is. Under an Auto mesh the
+    guess is the batch where operand 0 is not mapped (as in a vmap over weights), else
+    the mapped axis.
+
+    Returns:
+      The operands, [B*N, ...] or [N*B, ...], and a function that unfolds results and
+      says where their mapped axis is.
+    """
+    size = next(
+        x.shape[dim] for x, dim in zip(operands, dims, strict=True) if dim is not None
     )
+    expanded = [
+        jnp.broadcast_to(x[None], (size, *x.shape))
+        if dim is None
+        else jnp.moveaxis(x, dim, 0)
+        for x, dim in zip(operands, dims, strict=True)
+    ]
+    images = expanded[0].shape[1]
+    spec = jax.typeof(expanded[0]).sharding.spec
+    batch_first = spec[0] is None and (spec[1] is not None or dims[0] is None)
+    mapped = 1 if batch_first else 0
     folded = []
-    for index, (x, dim) in enumerate(zip(operands, dims, strict=True)):
-        if dim is None:
-            if index in shared and x.shape[0] == 1:
-                folded.append(x)
-                continue
-            x = jnp.broadcast_to(x[None], (size, *x.shape))
-        else:
-            x = jnp.moveaxis(x, dim, 0)
-        if x.shape[1] != images:
-            x = jnp.broadcast_to(x, (size, images, *x.shape[2:]))
-        folded.append(_merge_leading(x))
-    return folded
+    for index, (operand, dim, x) in enumerate(
+        zip(operands, dims, expanded, strict=True)
+    ):
+        if index in shared and operand.shape[0] == 1 and dim is None:
+            folded.append(operand)
+            continue
+        x = jnp.broadcast_to(x, (size, images, *x.shape[2:]))
+        folded.append(_merge_leading(jnp.moveaxis(x, 0, mapped)))
+
+    def unfold(results):
+        sizes = (images, size) if batch_first else (size, images)
+        return [_split_leading(y, sizes) for y in results], [mapped] * len(results)
+
+    return folded, unfold
 
 
 def _merge_leading(x):
-    """[B, N, ...] -> [B*N, ...], split over devices as axis 0 was."""
+    """[A, B, ...] -> [A*B, ...], split over devices as axis 0 was."""
+    sharding = _sharding_or_none(x, x.ndim)
+    if any(axes is not None for axes in jax.typeof(x).sharding.spec[1:]):
+        x = jax.sharding.reshard(x, sharding or P(*(None,) * x.ndim))
     shape = (x.shape[0] * x.shape[1], *x.shape[2:])
     return jax.lax.reshape(x, shape, out_sharding=_sharding_or_none(x, len(shape)))
 
 
-def _split_leading(x, size):
-    """[B*N, ...] -> [B, N, ...], split over devices as axis 0 was."""
-    shape = (size, x.shape[0] // size, *x.shape[1:])
+def _split_leading(x, sizes):
+    """[A*B, ...] -> [A, B, ...], split over devices as axis 0 was."""
+    shape = (*sizes, *x.shape[1:])
     return jax.lax.reshape(x, shape, out_sharding=_sharding_or_none(x, len(shape)))
 
 

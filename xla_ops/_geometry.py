@@ -130,17 +130,17 @@ class Window(NamedTuple):
 
 
 def convolution_window(
-    size: tuple[int, int],
+    size: tuple[Any, Any],
     kernel_size: tuple[int, int],
     *,
     strides: Any,
     padding: Any,
     kernel_dilation: Any,
-) -> tuple[Window, tuple[int, int]]:
+) -> tuple[Window, tuple[Any, Any]]:
     """Resolves the arguments of a convolution.
 
     Args:
-      size: (H, W).
+      size: (H, W), which may be symbolic sizes of jax.export.
       kernel_size: (R, S).
       strides: Integer or pair.
       padding: "SAME", "VALID", an integer, a (vertical, horizontal) pair, or
@@ -167,7 +167,7 @@ def convolution_window(
         # Symbolic sizes of jax.export have no maximum with 0.
         output.append(max(count, 0) if isinstance(count, int) else count)
     window = Window(strides, (pads[0][0], pads[1][0]), dilation)
-    return window, tuple(output)
+    return window, (output[0], output[1])
 
 
 def _paddings(padding, size, extent, strides) -> list[tuple[int, int]]:

@@ -1,0 +1,148 @@
+"""Loading the kernels, choosing the implementation, export."""
+
+import re
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from deform_conv_case import random_case, relative_error
+from jax import export
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from xla_ops import _call, backends, deform_conv2d
+
+TARGETS = ("dcn_jax.deform_conv2d.fwd", "dcn_jax.deform_conv2d.bwd")
+ALLOWED = [export.DisabledSafetyCheck.custom_call(name) for name in TARGETS]
+SMALL = dict(batch=8, size=(3, 4), channels=2, features=2)
+
+
+def gradients(*arguments):
+    return jax.grad(lambda *a: deform_conv2d(*a).sum(), (0, 1, 2, 3))(*arguments)
+
+
+def fresh(implementation=None):
+    """A function that jax has not compiled yet."""
+    return jax.jit(lambda *a: deform_conv2d(*a, implementation=implementation))
+
+
+@pytest.fixture(scope="module")
+def case():
+    return random_case(**SMALL)[:4]
+
+
+def test_backends():
+    assert backends()[0] == "cpu"
+    assert set(TARGETS) <= set(_call._targets["cpu"])
+
+
+def test_missing_library_names_the_build_command(case, monkeypatch):
+    monkeypatch.delitem(_call._targets, "cpu")
+    monkeypatch.setitem(_call._load_errors, "cpu", "No module named 'xla_ops._cpu'")
+    for implementation in (None, "ffi"):
+        with pytest.raises(RuntimeError, match=r"_cpu'\. Build .* `scripts/build\.sh`"):
+            fresh(implementation)(*case)
+    fresh("reference")(*case)
+    assert "cpu" not in backends()
+
+
+def test_library_without_the_handler(case, monkeypatch):
+    monkeypatch.setitem(_call._targets, "cpu", {})
+    with pytest.raises(RuntimeError, match=r"has no dcn_jax\.deform_conv2d\.fwd"):
+        fresh()(*case)
+
+
+@pytest.mark.parametrize("installed", [(0, 0), (1, 3)])
+def test_library_for_another_ffi_is_refused(installed, monkeypatch):
+    """Registering it would leave the process without a CPU backend."""
+    monkeypatch.setattr(_call, "_framework_ffi_version", lambda: installed)
+    monkeypatch.delattr(jax.ffi, "register_ffi_target")
+    expected = rf"built for XLA FFI 0\.\d+, but jaxlib has {installed[0]}\."
+    with pytest.raises(ImportError, match=expected):
+        _call._load_library("_cpu", "cpu")
+
+
+def test_ffi_version_is_read():
+    assert _call._framework_ffi_version() >= (0, 3)
+
+
+def test_environment_chooses_the_implementation(case, monkeypatch):
+    def text(**options):
+        function = jax.jit(lambda *a: deform_conv2d(*a, **options))
+        return function.lower(*case).as_text()
+
+    assert TARGETS[0] in text()
+    monkeypatch.setenv("DCN_JAX_IMPLEMENTATION", "reference")
+    assert TARGETS[0] not in text()
+    assert TARGETS[0] in text(implementation="ffi")
+    monkeypatch.setenv("DCN_JAX_IMPLEMENTATION", "fast")
+    with pytest.raises(ValueError, match="DCN_JAX_IMPLEMENTATION is 'fast'; expected"):
+        text()
+
+
+def test_platform_without_kernels(case):
+    """It takes the reference, with one warning; "ffi" raises."""
+    _call._warn_of_reference.cache_clear()
+    with pytest.warns(UserWarning, match="no kernels for tpu") as caught:
+        exported = export.export(fresh(), platforms=["tpu"])(*case)
+    assert len(caught) == 1
+    assert "custom_call" not in exported.mlir_module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export.export(jax.jit(gradients), platforms=["tpu"])(*case)
+    with pytest.raises(NotImplementedError, match=r"no dcn_jax.* is built for tpu"):
+        export.export(fresh("ffi"), platforms=["tpu"])(*case)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_platform_without_kernels_over_devices(kind, case):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    specs = (P("data"), P("data"), P(), P("data"))
+    arguments = [
+        jax.device_put(array, NamedSharding(mesh, spec))
+        for array, spec in zip(case, specs, strict=True)
+    ]
+    with jax.set_mesh(mesh), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = export.export(jax.jit(gradients), platforms=["tpu"])(*arguments)
+    assert exported.nr_devices == 8
+    assert "custom_call @dcn_jax" not in exported.mlir_module()
+
+
+def test_export_and_reload(case):
+    exported = export.export(jax.jit(gradients), disabled_checks=ALLOWED)(*case)
+    again = export.deserialize(exported.serialize())
+    for a, b in zip(again.call(*case), gradients(*case), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_export_over_devices(case):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    shardings = [NamedSharding(mesh, s) for s in (P("data"), P("data"), P(), P("data"))]
+    function = jax.jit(gradients, in_shardings=shardings)
+    exported = export.export(function, disabled_checks=ALLOWED)(*case)
+    again = export.deserialize(exported.serialize())
+    compiled = jax.jit(again.call, in_shardings=shardings).lower(*case).compile()
+    assert not re.search(r"all-gather(-start)?\(", compiled.as_text())
+    for a, b in zip(
+        compiled(*jax.device_put(case, tuple(shardings))), gradients(*case), strict=True
+    ):
+        assert relative_error(a, b) < 1e-6
+
+
+def test_export_with_symbolic_batch(case):
+    """For any batch size and any map."""
+    n, h, w = export.symbolic_shape("n, h, w")
+    x, offset, kernel, mask = case
+    shapes = [
+        jax.ShapeDtypeStruct((n, h, w, *x.shape[3:]), x.dtype),
+        jax.ShapeDtypeStruct((n, h, w, *offset.shape[3:]), x.dtype),
+        jax.ShapeDtypeStruct(kernel.shape, x.dtype),
+        jax.ShapeDtypeStruct((n, h, w, *mask.shape[3:]), x.dtype),
+    ]
+    exported = export.export(jax.jit(gradients), disabled_checks=ALLOWED)(*shapes)
+    for batch, size in [(1, (3, 4)), (5, (6, 2))]:
+        arguments = random_case(**SMALL | {"batch": batch, "size": size})[:4]
+        for a, b in zip(exported.call(*arguments), gradients(*arguments), strict=True):
+            np.testing.assert_array_equal(a, b)
