@@ -87,15 +87,16 @@ def _pool_gather(
         index = jnp.concatenate([low, high], axis=-1)
         weight = jnp.concatenate([1 - fraction, fraction], axis=-1) / sampling_ratio
         taps.append((index, weight, jnp.concatenate([inside, inside], axis=-1)))
-    (y, weight_y, inside_y), (x, weight_x, inside_x) = (
-        [jnp.broadcast_to(t, (*output_size, t.shape[-1])) for t in axis_taps]
-        for axis_taps in taps
+    (y, weight_y, inside_y), (x, weight_x, inside_x) = taps
+    y, weight_y, inside_y = (t[..., :, None] for t in (y, weight_y, inside_y))
+    x, weight_x, inside_x = (t[..., None, :] for t in (x, weight_x, inside_x))
+    inside = jnp.broadcast_to(
+        inside_y & inside_x, (*output_size, *[2 * sampling_ratio] * 2)
     )
-
-    pixel = first + y[..., :, None] * row + x[..., None, :]
-    inside = inside_y[..., :, None] & inside_x[..., None, :]
+    pixel = jnp.broadcast_to(first + y * row + x, inside.shape)
+    weight = jnp.where(inside, weight_y * weight_x, 0)
     value = jnp.where(inside[..., None], flat[pixel], 0)
-    pooled = _contract("ijyxc,ijy,ijx->ijc", value, weight_y, weight_x)
+    pooled = (weight[..., None] * value).sum((2, 3))
     return _finish(pooled, mask, undefined)
 
 
@@ -131,7 +132,13 @@ def _pool_dense(
         )
         valid = rows[:, None] & columns[None]
         value = jnp.where(valid[..., None], feature, 0)
-        pooled += _contract("ijy,yxc,ijx->ijc", weights[0], value, weights[1])
+        pooled += jnp.einsum(
+            "ijy,yxc,ijx->ijc",
+            weights[0],
+            value,
+            weights[1],
+            precision=jax.lax.Precision.HIGHEST,
+        )
     return _finish(pooled, mask, undefined)
 
 
@@ -188,10 +195,6 @@ def _cell(position, size):
     fraction = position - low
     low = low.astype(jnp.int32)
     return low, jnp.minimum(low + 1, jnp.maximum(size - 1, 0)), fraction, inside
-
-
-def _contract(subscripts, *operands):
-    return jnp.einsum(subscripts, *operands, precision=jax.lax.Precision.HIGHEST)
 
 
 def _finish(pooled, mask, undefined):
