@@ -6,11 +6,11 @@ R S kernel taps, G offset groups.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from xla_ops import _geometry
@@ -228,8 +228,9 @@ _backward = make_primitive(
 )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _deform_conv2d(x, offset, kernel, mask, implementation, settings):
+def _deform_conv2d_primal(
+    x, offset, kernel, mask, implementation, settings
+) -> jax.Array:
     y, _ = _deform_conv2d_fwd(x, offset, kernel, mask, implementation, settings)
     return y
 
@@ -246,8 +247,12 @@ def _deform_conv2d_bwd(implementation, settings, saved, gradient):
     dx, doffset, dkernel, *dmask = _backward(
         *operands, gradient, implementation=implementation, **settings._asdict()
     )
-    dkernel = dkernel.sum(0, keepdims=True).astype(kernel.dtype)
+    # A product with ones: XLA's own sum over a leading axis is 100 times slower on CPU.
+    ones = jnp.ones((1, dkernel.shape[0]), dkernel.dtype)
+    dkernel = jnp.tensordot(ones, dkernel, 1, precision=jax.lax.Precision.HIGHEST)
+    dkernel = dkernel.astype(kernel.dtype)
     return dx, doffset, dkernel, dmask[0] if dmask else None
 
 
+_deform_conv2d = jax.custom_vjp(_deform_conv2d_primal, nondiff_argnums=(4, 5))
 _deform_conv2d.defvjp(_deform_conv2d_fwd, _deform_conv2d_bwd)
