@@ -148,20 +148,20 @@ def align(*operands: jax.Array | None, shared: Sequence[int] = ()) -> tuple:
     Returns:
       The operands, in the same order.
     """
-    types = [None if x is None else jax.typeof(x) for x in operands]
-    varying = frozenset().union(*(t.mat.varying for t in types if t is not None))
+    types = {i: jax.typeof(x) for i, x in enumerate(operands) if x is not None}
+    varying = frozenset().union(*(t.mat.varying for t in types.values()))
     batch = types[0].sharding.spec[0]
-    aligned = []
-    for index, (x, t) in enumerate(zip(operands, types, strict=True)):
-        if x is not None:
-            missing = varying - t.mat.varying
-            if missing:
-                x = jax.lax.pcast(x, tuple(missing), to="varying")
-            leading = None if index in shared else batch
-            spec = P(leading, *(None,) * (t.ndim - 1))
-            if t.sharding.spec != spec:
-                x = jax.sharding.reshard(x, spec)
-        aligned.append(x)
+    aligned = list(operands)
+    for index, t in types.items():
+        x = operands[index]
+        missing = varying - t.mat.varying
+        if missing:
+            x = jax.lax.pcast(x, tuple(missing), to="varying")
+        leading = None if index in shared else batch
+        spec = P(leading, *(None,) * (t.ndim - 1))
+        if t.sharding.spec != spec:
+            x = jax.sharding.reshard(x, spec)
+        aligned[index] = x
     return tuple(aligned)
 
 
@@ -170,7 +170,7 @@ def _in_auto_mode(reference, results):
 
     def function(*operands, **params):
         first = jax.typeof(operands[0])
-        plain = functools.partial(reference, **params)
+        plain: Any = functools.partial(reference, **params)
         if first.sharding.spec[0] is not None:
             shardings = tuple(
                 _batch_sharding(first, len(shape))

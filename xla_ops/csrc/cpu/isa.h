@@ -52,17 +52,25 @@ inline const char* IsaName(Isa isa) {
 }  // namespace xla_ops
 
 #ifdef XLA_OPS_X86
-#define XLA_OPS_PER_ISA(...)                \
-  namespace baseline { __VA_ARGS__ }        \
-  namespace avx2 { __VA_ARGS__ }            \
-  namespace avx512 { __VA_ARGS__ }
-#define XLA_OPS_PICK(function)                                               \
-  (::xla_ops::BestIsa() == ::xla_ops::Isa::kAvx512 ? &avx512::function       \
-   : ::xla_ops::BestIsa() == ::xla_ops::Isa::kAvx2 ? &avx2::function         \
+#define XLA_OPS_PER_ISA(...) \
+  namespace baseline {       \
+  __VA_ARGS__                \
+  }                          \
+  namespace avx2 {           \
+  __VA_ARGS__                \
+  }                          \
+  namespace avx512 {         \
+  __VA_ARGS__                \
+  }
+#define XLA_OPS_PICK(function)                                         \
+  (::xla_ops::BestIsa() == ::xla_ops::Isa::kAvx512 ? &avx512::function \
+   : ::xla_ops::BestIsa() == ::xla_ops::Isa::kAvx2 ? &avx2::function   \
                                                    : &baseline::function)
 #else
 #define XLA_OPS_PER_ISA(...) \
-  namespace baseline { __VA_ARGS__ }
+  namespace baseline {       \
+  __VA_ARGS__                \
+  }
 #define XLA_OPS_PICK(function) (&baseline::function)
 #endif
 

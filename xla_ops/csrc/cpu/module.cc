@@ -13,8 +13,8 @@ PYBIND11_MODULE(_cpu, m) {
       [] {
         py::dict capsules;
         for (const xla_ops::Target& target : xla_ops::Targets()) {
-          capsules[target.name] = py::capsule(reinterpret_cast<void*>(target.handler),
-                                              "xla._CUSTOM_CALL_TARGET");
+          capsules[target.name] =
+              py::capsule(reinterpret_cast<void*>(target.handler), "xla._CUSTOM_CALL_TARGET");
         }
         return capsules;
       },
