@@ -76,9 +76,8 @@ def mimic_targets(
         suitable &= ~targets.is_ground_truth
 
     def of_image(key, suitable):
-        chosen = sample_balanced(
-            key, jnp.where(suitable, 1, -1), count=count, positive_fraction=1.0
-        )
+        label = jnp.where(suitable, jnp.int32(1), jnp.int32(-1))
+        chosen = sample_balanced(key, label, count=count, positive_fraction=1.0)
         return MimicTargets(chosen.index, chosen.valid)
 
     keys = jax.random.split(key, suitable.shape[0])

@@ -94,11 +94,14 @@ class RPNHead(nnx.Module):
 def anchors_of_grid(
     grid_hw: tuple[int, int],
     stride: int,
-    anchor_sizes: Sequence[float],
-    aspect_ratios: Sequence[float],
+    anchor_sizes: Sequence[int | float],
+    aspect_ratios: Sequence[int | float],
 ) -> Float[Array, "n 4"]:
     """Anchors of a map, in pixels of the image."""
-    cell = cell_anchors(anchor_sizes, aspect_ratios)
+    cell = cell_anchors(
+        [float(size) for size in anchor_sizes],
+        [float(ratio) for ratio in aspect_ratios],
+    )
     return grid_anchors(cell, grid_hw, (stride, stride))
 
 

@@ -134,7 +134,9 @@ def test_nothing_to_learn_from_is_finite():
     def total(logits, deltas):
         return sum(box_losses(logits, deltas, targets).values())
 
-    grads = jax.jit(jax.grad(total, (0, 1)))(jnp.zeros((1, 8, 4)), jnp.zeros((1, 8, 3, 4)))
+    grads = jax.jit(jax.grad(total, (0, 1)))(
+        jnp.zeros((1, 8, 4)), jnp.zeros((1, 8, 3, 4))
+    )
     assert all((g == 0).all() for g in grads)
 
 

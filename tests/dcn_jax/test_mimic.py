@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny_detector import tiny_batch, tiny_detector
 
-from dcn_jax.box_head import BoxTargets
 from dcn_jax import mimic
+from dcn_jax.box_head import BoxTargets
 from dcn_jax.mimic import crop_patches
 
 # One compilation in place of one for each operation.

@@ -99,7 +99,7 @@ def test_padding_changes_nothing(norm):
         bias = layer[0].conv2.offset_conv.bias
         bias[...] = jax.random.normal(jax.random.key(1), bias.shape)
         if norm == "group_norm":
-            layer[0].norm3.norm.scale[...] = jnp.ones_like(layer[0].norm3.norm.scale)
+            layer[0].norm3.scale[...] = jnp.ones_like(layer[0].norm3.scale)
     x = jax.random.normal(jax.random.key(0), (2, 41, 50, 3))
     exact = jax.jit(model)(x)
     garbage = jnp.pad(x, ((0, 0), (0, 23), (0, 14), (0, 0)), constant_values=9.0)

@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "detectors" / "faster_rcnn_dc
 
 @pytest.fixture(scope="module")
 def peer():
-    """torchvision's detector on one level, with its map as we lay it out."""
+    """The detector of torchvision on one level, with its map as we lay it out."""
     with np.load(GOLDEN) as file:
         golden = {k: file[k] for k in file.files if not k.startswith("grad/")}
 
