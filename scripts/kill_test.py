@@ -49,8 +49,7 @@ def launch(program: str, workdir: Path, flags: list[str]) -> subprocess.Popen:
 
 def saving(workdir: Path) -> bool:
     """Returns whether an unfinished checkpoint lies in the folder."""
-    steps = (workdir / "checkpoints").glob("*")
-    return any(not (step / "commit_success.txt").exists() for step in steps)
+    return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
 
 
 def wait_for_save(run: subprocess.Popen, workdir: Path) -> None:
@@ -64,7 +63,7 @@ def wait_for_save(run: subprocess.Popen, workdir: Path) -> None:
 
 def final_state(workdir: Path) -> dict[str, np.ndarray]:
     """Returns every array of the newest checkpoint, under its name."""
-    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
+    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.suffix == ""]
     folder = workdir.absolute() / "checkpoints" / str(max(steps))
     arrays = {"last step": np.asarray(max(steps))}
     with ocp.StandardCheckpointer() as checkpointer:

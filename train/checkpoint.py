@@ -1,8 +1,8 @@
 """Checkpoints: everything that a run needs to go on to the same bits.
 
 A checkpoint is a folder <workdir>/checkpoints/<step> with the items `model` (variables
-under dotted paths), `train` (optimiser, counters), `data` (the loader's place) and
-`description` (configuration, categories). One that was not finished is ignored.
+under dotted paths), `train` (optimiser, counters), `place` (of the data iterator and
+the log) and `description` (configuration, categories). An unfinished one is ignored.
 """
 
 import json
@@ -38,12 +38,12 @@ class Checkpoints:
         """Returns the newest finished step, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data: dict, description: dict) -> None:
+    def save(self, state: TrainState, place: dict, description: dict) -> None:
         """Writes a checkpoint of `state.step`, if there is none yet.
 
         Args:
           state: What to save.
-          data: State of the data iterator, as JSON holds it.
+          place: State of the data iterator and the log, as JSON holds it.
           description: Configuration, categories: what `check` compares.
         """
         step = int(state.step)
@@ -55,13 +55,13 @@ class Checkpoints:
         items = {
             "model": ocp.args.StandardSave(variables),
             "train": ocp.args.StandardSave(_counters(state)),
-            "data": ocp.args.JsonSave(data),
+            "place": ocp.args.JsonSave(place),
             "description": ocp.args.JsonSave(description),
         }
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
-        """Returns the state and the data iterator's state saved at `step`.
+        """Returns the state and the place saved at `step`.
 
         Args:
           step: A step that `latest` returned.
@@ -70,7 +70,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             model=ocp.args.StandardRestore({**like.params, **like.frozen}),
             train=ocp.args.StandardRestore(_counters(like)),
-            data=ocp.args.JsonRestore(),
+            place=ocp.args.JsonRestore(),
         )
         saved = self._manager.restore(step, args=args)
         state = TrainState(
@@ -78,7 +78,7 @@ class Checkpoints:
             frozen={path: saved.model[path] for path in like.frozen},
             **saved.train,
         )
-        return state, saved.data
+        return state, saved.place
 
     def restore_variables(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Returns only the model's variables saved at `step`."""

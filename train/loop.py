@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dcn_jax.types import Batch
 from train import inputs, sharding
 from train.checkpoint import Checkpoints, abstract
 from train.draw import save_curves
@@ -22,6 +24,12 @@ from train.optim import learning_rate, make_optimizer, trainable
 from train.step import Metrics, TrainState, init_state, make_train_step
 
 _log = logging.getLogger("train")
+
+# The initialisation runs once, and optimising it takes longer than running it.
+_COMPILE_FAST = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -38,16 +46,16 @@ def train(config: ConfigDict, workdir: Path) -> None:
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
     if config.compile_cache:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+    source = inputs.open_source(config, config.data.train_split)
+    held_out = inputs.open_source(config, config.data.eval_split)
+    if held_out.categories != source.categories:
+        raise ValueError(
+            f"The splits {config.data.train_split!r} and {config.data.eval_split!r} "
+            f"have different categories."
+        )
+    skeleton = build_skeleton(config, len(source.categories))
+    evaluator = Evaluator(config, skeleton, mesh, held_out)
     with _SigTerm() as sigterm:
-        source = inputs.open_source(config, config.data.train_split)
-        held_out = inputs.open_source(config, config.data.eval_split)
-        if held_out.categories != source.categories:
-            raise ValueError(
-                f"The splits {config.data.train_split!r} and "
-                f"{config.data.eval_split!r} have different categories."
-            )
-        skeleton = build_skeleton(config, len(source.categories))
-        evaluator = Evaluator(config, skeleton, mesh, held_out)
         run = _Run(config, workdir, mesh, skeleton, source, evaluator)
         try:
             if run.advance(sigterm):
@@ -94,9 +102,13 @@ class _Run:
             shardings=shardings,
         )
         self._checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+        # The metrics of the steps since the last log line.
+        self._window: list[Metrics] = []
         step = self._checkpoints.latest()
         if step is None:
-            self._state = jax.jit(init, out_shardings=shardings)()
+            self._state = jax.jit(
+                init, out_shardings=shardings, compiler_options=_COMPILE_FAST
+            )()
             self._load_weights(shardings)
             step = 0
         else:
@@ -104,7 +116,8 @@ class _Run:
             self._state, place = self._checkpoints.restore(
                 step, abstract(like, shardings)
             )
-            self._loader.set_state(place)
+            self._loader.set_state(place["data"])
+            self._window = place["window"]
             _log.info("going on from the checkpoint of step %d", step)
         self._step = step
         active = jax.process_index() == 0
@@ -157,45 +170,45 @@ class _Run:
         self._evaluate_if_due()
         config = self._config
         clock = Clock(config.batch_size, self._steps)
-        window: list[Metrics] = []
         seen_shapes = set()
         while self._step < self._steps:
             batch = inputs.to_batch(next(self._loader), self._mesh)
-            new_shape = batch.images.shape not in seen_shapes
-            seen_shapes.add(batch.images.shape)
             self._state, metrics = self._train_step(self._state, batch)
-            window.append(metrics)
             self._step += 1
+            self._window.append(metrics)
             # Bounds how many batches wait on the devices.
-            jax.block_until_ready(window[max(0, len(window) - 2)])
-            if new_shape:
+            jax.block_until_ready(self._window[max(0, len(self._window) - 2)])
+            if batch.images.shape in seen_shapes:
+                clock.step()
+            else:
+                seen_shapes.add(batch.images.shape)
                 jax.block_until_ready(metrics)
-                clock.skip()
             last = self._step == self._steps
             # Alone, a process may stop anywhere; several agree at log steps.
             stop = sigterm.received and jax.process_count() == 1
             if self._step % config.log.every == 0 or last:
-                scalars = _mean(jax.device_get(window))
-                speed, left = clock.tick(self._step, len(window))
-                scalars["images/s"] = speed
-                log_line(self._step, self._steps, scalars, left)
-                window = []
-                every = config.log.offset_health_every
-                if every and (self._step % every == 0 or last):
-                    health = self._offset_health(self._state, batch.images, batch.sizes)
-                    scalars |= {k: float(v) for k, v in health.items()}
-                self._writer.write(self._step, scalars)
+                self._report(batch, clock)
                 stop = sigterm.received_anywhere()
-                clock.skip()
             if self._step % config.checkpoint.every == 0 or last or stop:
                 self._save()
-                clock.skip()
             if stop and not last:
                 _log.info("SIGTERM: saved step %d", self._step)
                 return False
             self._evaluate_if_due()
             clock.skip()
         return True
+
+    def _report(self, batch: Batch, clock: Clock) -> None:
+        """Logs what happened since the last report."""
+        scalars = _mean(_floats(self._window))
+        self._window = []
+        scalars["images/s"], left = clock.tick(self._step)
+        log_line(self._step, self._steps, scalars, left)
+        every = self._config.log.offset_health_every
+        if every and (self._step % every == 0 or self._step == self._steps):
+            health = self._offset_health(self._state, batch.images, batch.sizes)
+            scalars |= {name: float(value) for name, value in health.items()}
+        self._writer.write(self._step, scalars)
 
     def finish(self) -> None:
         """Draws the curves."""
@@ -209,18 +222,20 @@ class _Run:
         self._checkpoints.close()
 
     def _save(self) -> None:
-        self._checkpoints.save(self._state, self._loader.get_state(), self._description)
+        place = {"data": self._loader.get_state(), "window": _floats(self._window)}
+        self._checkpoints.save(self._state, place, self._description)
 
-    def _evaluate_if_due(self) -> None:
+    def _evaluate_if_due(self) -> bool:
         every = self._config.eval.every
         inside = every and self._step and self._step % every == 0
-        if not (inside or self._step == self._steps):
-            return
+        if not (inside or self._step >= self._steps):
+            return False
         result = self._evaluator({**self._state.params, **self._state.frozen})
         if jax.process_index() == 0:
             write_evaluation(self._workdir, self._step, result)
         known = {f"bbox/{k}": v for k, v in result.bbox.items() if v is not None}
         self._writer.write(self._step, known)
+        return True
 
 
 class _SigTerm:
@@ -247,14 +262,18 @@ class _SigTerm:
         return bool(answers.any())
 
 
-def _mean(window: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Returns the mean of each loss over the steps whose losses are finite."""
-    scalars = {name: float(value) for name, value in window[-1].items()}
+def _floats(window: list[Metrics]) -> list[dict[str, float]]:
+    """Returns the metrics as numbers of the host, which JSON can hold."""
+    return [{k: float(v) for k, v in m.items()} for m in jax.device_get(window)]
+
+
+def _mean(window: list[dict[str, float]]) -> dict[str, float]:
+    """Returns the mean of each loss over the steps in which it is finite."""
+    scalars = dict(window[-1])
     for name in scalars:
         if name.startswith("loss"):
-            values = np.asarray([metrics[name] for metrics in window])
-            finite = values[np.isfinite(values)]
-            scalars[name] = float(finite.mean()) if finite.size else float("nan")
+            finite = [m[name] for m in window if math.isfinite(m[name])]
+            scalars[name] = sum(finite) / len(finite) if finite else math.nan
     return scalars
 
 

@@ -83,25 +83,34 @@ def cut_after(path: Path, step: int) -> None:
 
 
 class Clock:
-    """Throughput and time left, without the steps that compiled something."""
+    """Throughput and time left, without the time of compiling and saving."""
 
     def __init__(self, batch_size: int, steps: int):
         self._batch_size, self._steps = batch_size, steps
-        self._seconds = self._done = 0
+        # Since the last tick, and since the start.
+        self._seconds = self._seconds_before = 0.0
+        self._done = self._done_before = 0
         self._last = time.monotonic()
+
+    def step(self) -> None:
+        """Counts a step, and the time since the last call of any method."""
+        now = time.monotonic()
+        self._seconds += now - self._last
+        self._done += 1
+        self._last = now
 
     def skip(self) -> None:
         """Leaves the time since the last call out of the account."""
         self._last = time.monotonic()
 
-    def tick(self, step: int, steps_since: int) -> tuple[float, float]:
-        """Returns (images a second since the last call, seconds left of the run)."""
-        now = time.monotonic()
-        seconds, self._last = now - self._last, now
-        self._seconds += seconds
-        self._done += steps_since
-        left = (self._steps - step) * self._seconds / max(self._done, 1)
-        return self._batch_size * steps_since / max(seconds, 1e-9), left
+    def tick(self, step: int) -> tuple[float, float]:
+        """Returns (images a second since the last tick, seconds left of the run)."""
+        seconds, done = self._seconds, self._done
+        self._seconds_before += seconds
+        self._done_before += done
+        self._seconds, self._done = 0.0, 0
+        left = (self._steps - step) * self._seconds_before / max(self._done_before, 1)
+        return self._batch_size * done / max(seconds, 1e-9), left
 
 
 def log_line(step: int, steps: int, scalars: Mapping[str, float], left: float) -> None:

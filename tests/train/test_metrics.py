@@ -45,13 +45,23 @@ def test_only_the_first_process_writes(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_clock_leaves_compilation_out(monkeypatch):
+def test_clock_leaves_compilation_and_saving_out(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     clock = Clock(batch_size=4, steps=100)
-    now[0] = 60.0  # compiling
+    now[0] += 60.0  # compiling, in step 1
     clock.skip()
-    now[0] = 70.0
-    speed, left = clock.tick(10, 10)
+    for _ in range(9):
+        now[0] += 1.0
+        clock.step()
+    speed, left = clock.tick(10)
     assert speed == pytest.approx(4.0)
     assert left == pytest.approx(90.0)
+    now[0] += 30.0  # saving
+    clock.skip()
+    for _ in range(9):
+        now[0] += 3.0
+        clock.step()
+    speed, left = clock.tick(20)
+    assert speed == pytest.approx(4 / 3)
+    assert left == pytest.approx(80 * 2.0)

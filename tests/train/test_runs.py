@@ -1,0 +1,107 @@
+"""Whole runs as processes: killed, stopped, shared by two, and started wrongly."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests.train import launch
+from train.metrics import read_metrics
+
+DOUBLE = "tests.train.double"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("straight")
+    status, errors = launch.run(DOUBLE, data=data, workdir=workdir)
+    assert status == 0, errors
+    assert "step 24/24  loss " in errors and "images/s" in errors
+    return workdir
+
+
+def arrays(workdir, step):
+    """Every array of a checkpoint, by name."""
+    found = {}
+    with ocp.StandardCheckpointer() as checkpointer:
+        for item in ("model", "train"):
+            folder = workdir / "checkpoints" / str(step) / item
+            tree = checkpointer.restore(folder)
+            flat = ocp.tree.to_flat_dict(tree, sep="/", keep_empty_nodes=False)
+            found |= {f"{item}/{k}": v for k, v in flat.items() if v is not None}
+    return found
+
+
+def assert_same_run(a, b, step=24):
+    first, second = arrays(a, step), arrays(b, step)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+    assert log_of(a) == log_of(b)
+
+
+def log_of(workdir):
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if k != "images/s"} for r in records]
+
+
+def wait_for(process, condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_what_a_run_leaves(straight):
+    result = json.loads((straight / "evaluation.json").read_text())
+    assert result["step"] == 24
+    assert set(result["bbox"]) >= {"AP", "AP50", "AP75", "AP_small", "AP_large"}
+    assert set(result["bbox_per_class"]) == {str(digit) for digit in range(10)}
+    pictures = {p.name for p in (straight / "pictures").iterdir()}
+    assert pictures == {"000.png", "001.png", "grid.png"}
+    for name in ("curves.png", "config.json", "detections.json"):
+        assert (straight / name).stat().st_size > 0, name
+    assert any((straight / "tensorboard").iterdir())
+    records = read_metrics(straight / "metrics.jsonl")
+    assert [r["step"] for r in records] == [4, 8, 12, 16, 20, 24, 24]
+    assert all("offset/mean_abs" in r for r in records[1:6:2])
+    assert records[0]["loss/class"] > 0 and records[-1]["bbox/AP"] is not None
+
+
+def test_a_run_that_is_stopped_and_killed_ends_at_the_same_bits(
+    data, straight, tmp_path
+):
+    metrics = tmp_path / "metrics.jsonl"
+    checkpoints = tmp_path / "checkpoints"
+    process = launch.start(DOUBLE, data=data, workdir=tmp_path)
+    wait_for(process, lambda: (checkpoints / "6").exists())
+    process.send_signal(signal.SIGTERM)
+    status, errors = launch.finish(process)
+    assert status == 0, errors
+    assert "SIGTERM: saved step" in errors
+    saved = max(int(p.name) for p in checkpoints.iterdir())
+    assert 6 <= saved < 24
+
+    process = launch.start(DOUBLE, data=data, workdir=tmp_path)
+    # In the middle of the next save.
+    wait_for(process, lambda: any(checkpoints.glob("*tmp")))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    with metrics.open("a") as file:
+        file.write('{"step": 23, "loss": 0.0}\n{"ste')
+
+    status, errors = launch.run(DOUBLE, data=data, workdir=tmp_path)
+    assert status == 0, errors
+    assert "going on from the checkpoint of step" in errors
+    assert_same_run(straight, tmp_path)
