@@ -70,12 +70,11 @@ class GroupNorm(nnx.Module):
     two passes over the map.
     """
 
-    def __init__(self, num_features: int, *, zero_scale: bool = False, param_dtype):
+    def __init__(self, num_features: int, *, param_dtype):
         pairs = num_features // (1 if num_features % 2 else 2)
         self.groups = math.gcd(32, pairs)
         self.epsilon = 1e-5
-        scale = jnp.zeros if zero_scale else jnp.ones
-        self.scale = nnx.Param(scale((num_features,), param_dtype))
+        self.scale = nnx.Param(jnp.ones((num_features,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((num_features,), param_dtype))
 
     def __call__(
@@ -103,12 +102,10 @@ class GroupNorm(nnx.Module):
         return y.astype(x.dtype)
 
 
-def _norm(kind, num_features, *, zero_scale=False, param_dtype):
+def _norm(kind, num_features, *, param_dtype):
     if kind == "frozen_bn":
         return FrozenBatchNorm(num_features, param_dtype=param_dtype)
-    # A zero scale at a block's end makes the block an identity at first, as Wu & He
-    # train from scratch.
-    return GroupNorm(num_features, zero_scale=zero_scale, param_dtype=param_dtype)
+    return GroupNorm(num_features, param_dtype=param_dtype)
 
 
 class Bottleneck(nnx.Module):
@@ -166,7 +163,7 @@ class Bottleneck(nnx.Module):
             self.conv2 = nnx.Conv(width, width, (3, 3), **three)
         self.norm2 = _norm(norm, width, param_dtype=param_dtype)
         self.conv3 = nnx.Conv(width, out_features, **pointwise)
-        self.norm3 = _norm(norm, out_features, zero_scale=True, param_dtype=param_dtype)
+        self.norm3 = _norm(norm, out_features, param_dtype=param_dtype)
         self.has_downsample = strides != 1 or in_features != out_features
         if self.has_downsample:
             self.downsample_conv = nnx.Conv(
