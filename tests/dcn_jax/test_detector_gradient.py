@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_detector import tiny_backbone, tiny_batch, tiny_detector
+from tiny_detector import make_detector, tiny_batch
 
 # Half the distance between the two sides: small enough that hardly a ReLU of the
 # thousands after the parameter turns over on the way.
@@ -67,12 +67,11 @@ def values(params):
 
 
 def make():
-    backbone = tiny_backbone(
-        norm="group_norm",
-        deform_stages=(False, False, True, True),
+    return make_detector(
+        {"deform_stages": (False, False, True, True), "param_dtype": jnp.float64},
+        mimic="fg",
         param_dtype=jnp.float64,
     )
-    return tiny_detector(backbone, mimic="fg", param_dtype=jnp.float64)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import save_file
-from tiny_detector import tiny_backbone
+from tiny_detector import filled, tiny_backbone
 
 from dcn_jax.backbones import FrozenStat, ResNet, resnet50, resnet101
 from dcn_jax.modules import DeformConv
@@ -30,7 +30,7 @@ def test_equals_torchvision(tmp_path):
         expected = [golden[f"stage{i}_output"] for i in range(1, 5)]
     path = tmp_path / "resnet.safetensors"
     save_file(weights, path)
-    model = ResNet((1, 1, 1, 1), width_per_group=8, rngs=nnx.Rngs(0))
+    model = filled(lambda: ResNet((1, 1, 1, 1), width_per_group=8, rngs=nnx.Rngs(0)))
     init_from(model, path)
     for ours, theirs in zip(jax.jit(model)(x).values(), expected, strict=True):
         np.testing.assert_allclose(
@@ -69,14 +69,16 @@ def test_frozen_batch_norm_is_no_parameter():
 
 
 def test_deformable_and_dilated_stages_are_where_they_were_asked_for():
-    model = ResNet(
-        (1, 2, 1, 2),
-        stem_features=8,
-        deform_stages=(False, True, False, True),
-        modulated=False,
-        offset_groups=2,
-        dilate_conv5=True,
-        rngs=nnx.Rngs(0),
+    model = nnx.eval_shape(
+        lambda: ResNet(
+            (1, 2, 1, 2),
+            stem_features=8,
+            deform_stages=(False, True, False, True),
+            modulated=False,
+            offset_groups=2,
+            dilate_conv5=True,
+            rngs=nnx.Rngs(0),
+        )
     )
     assert model.strides == {"c2": 4, "c3": 8, "c4": 16, "c5": 16}
     for name, deformable, dilation in (
@@ -98,8 +100,6 @@ def test_padding_changes_nothing(norm):
     for layer in (model.layer3, model.layer4):
         bias = layer[0].conv2.offset_conv.bias
         bias[...] = jax.random.normal(jax.random.key(1), bias.shape)
-        if norm == "group_norm":
-            layer[0].norm3.scale[...] = jnp.ones_like(layer[0].norm3.scale)
     x = jax.random.normal(jax.random.key(0), (2, 41, 50, 3))
     exact = jax.jit(model)(x)
     garbage = jnp.pad(x, ((0, 0), (0, 23), (0, 14), (0, 0)), constant_values=9.0)
@@ -111,14 +111,14 @@ def test_padding_changes_nothing(norm):
 
 
 def test_an_image_without_pixels_is_finite():
-    model = tiny_backbone(norm="group_norm")
+    model = tiny_backbone()
     maps = jax.jit(model)(jnp.ones((1, 32, 32, 3)), jnp.zeros((1, 2), jnp.int32))
     assert all(jnp.isfinite(v).all() for v in maps.values())
 
 
 @pytest.mark.parametrize("frozen_stages", [0, 2, 5])
 def test_frozen_stages_are_not_differentiated(frozen_stages):
-    model = tiny_backbone(norm="group_norm", frozen_stages=frozen_stages)
+    model = tiny_backbone(frozen_stages=frozen_stages)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     x = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
 
@@ -127,7 +127,9 @@ def test_frozen_stages_are_not_differentiated(frozen_stages):
         return sum(jnp.sum(v**2) for v in maps.values())
 
     def convolutions(f):
-        return str(jax.make_jaxpr(f)(params)).count("= conv_general_dilated")
+        text = str(jax.make_jaxpr(f)(params))
+        # A 1x1 convolution may be written as a matrix product.
+        return text.count("= conv_general_dilated") + text.count("= dot_general")
 
     # A bottleneck with its shortcut has four; the stem's input needs no gradient.
     forward = convolutions(total)
@@ -142,9 +144,7 @@ def test_frozen_stages_are_not_differentiated(frozen_stages):
 
 
 def test_reduced_precision_keeps_parameters():
-    model = tiny_backbone(
-        norm="group_norm", dtype=jnp.bfloat16, deform_stages=(False, True, True, True)
-    )
+    model = tiny_backbone(dtype=jnp.bfloat16, deform_stages=(False, True, True, True))
     maps = jax.jit(model)(jnp.ones((1, 32, 32, 3)), jnp.full((1, 2), 30, jnp.int32))
     assert {v.dtype for v in maps.values()} == {jnp.dtype(jnp.bfloat16)}
     params = nnx.state(model, nnx.Param)

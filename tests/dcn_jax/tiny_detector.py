@@ -9,14 +9,14 @@ from dcn_jax.rcnn import FasterRCNN
 from dcn_jax.types import Batch
 
 
-def tiny_backbone(**kwargs):
+def make_backbone(**kwargs):
     """A ResNet of one block a stage whose widths are an eighth of the usual ones."""
-    defaults = dict(stem_features=8, dilate_conv5=True, rngs=nnx.Rngs(0))
-    return ResNet((1, 1, 1, 1), **(defaults | kwargs))
+    defaults = dict(stem_features=8, dilate_conv5=True, norm="group_norm")
+    return ResNet((1, 1, 1, 1), **(defaults | kwargs), rngs=nnx.Rngs(0))
 
 
-def tiny_detector(backbone=None, **kwargs):
-    """Faster R-CNN with a handful of everything, on a tiny backbone."""
+def make_detector(backbone=None, **kwargs):
+    """Faster R-CNN with a handful of everything; `backbone` has its arguments."""
     defaults = dict(
         rpn_features=8,
         anchor_sizes=(16, 32),
@@ -31,11 +31,38 @@ def tiny_detector(backbone=None, **kwargs):
         max_detections=10,
         mimic_count=3,
         mimic_crop_size=32,
-        rngs=nnx.Rngs(1),
     )
-    if backbone is None:
-        backbone = tiny_backbone(norm="group_norm")
-    return FasterRCNN(backbone, 3, **(defaults | kwargs))
+    backbone = make_backbone(**(backbone or {}))
+    return FasterRCNN(backbone, 3, **(defaults | kwargs), rngs=nnx.Rngs(1))
+
+
+def tiny_backbone(**kwargs):
+    """`make_backbone` with values."""
+    return filled(lambda: make_backbone(**kwargs))
+
+
+def tiny_detector(backbone=None, **kwargs):
+    """`make_detector` with values."""
+    return filled(lambda: make_detector(backbone, **kwargs))
+
+
+def filled(make):
+    """The module with large random kernels; deforming branches are zero.
+
+    Drawn by NumPy: JAX would compile a program for every shape.
+    """
+    graph, state = nnx.split(nnx.eval_shape(make))
+    rng = np.random.default_rng(0)
+    leaves = []
+    for path, variable in nnx.to_flat_state(state):
+        value = np.zeros(variable.shape)
+        if path[-1] in ("scale", "var"):
+            value += 1
+        elif path[-1] == "kernel" and not {"offset_conv", "offset_fc"} & set(path):
+            fan_in = np.prod(variable.shape[:-1])
+            value = rng.normal(size=variable.shape) * np.sqrt(2 / fan_in)
+        leaves.append((path, variable.replace(jnp.asarray(value, variable.dtype))))
+    return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
 def tiny_batch(images=2, height=64, width=64, seed=0):
@@ -49,7 +76,7 @@ def tiny_batch(images=2, height=64, width=64, seed=0):
     labels[:, :2] = [1, 3]
     return Batch(
         images=jnp.asarray(rng.integers(0, 255, (images, height, width, 3), np.uint8)),
-        sizes=jnp.full((images, 2), jnp.asarray([height, width], jnp.int32)),
+        sizes=jnp.asarray(np.tile(np.int32([height, width]), (images, 1))),
         boxes=jnp.asarray(boxes),
         labels=jnp.asarray(labels),
         valid=jnp.asarray(labels > 0),
