@@ -3,7 +3,7 @@
 `python -m train.predict --config=... [--workdir=...] [--output=DIR] IMAGES...` uses the
 newest checkpoint of a run. DIR gets every image with its detections drawn, and
 predictions.json: a list of {"file_name", "label", "category_id", "bbox", "score"} with
-boxes as x, y, width, height in pixels of the file.
+boxes as x, y, width, height in pixels of the image as it is shown (upright).
 """
 
 import json
@@ -30,8 +30,10 @@ def main(arguments: list[str]) -> None:
         raise ValueError("Expected image files as arguments.")
     config, output = cli.config(), Path(_OUTPUT.value)
     data = config.data
-    # Every file is looked at before the model is loaded: mistakes show at once.
-    images = {path: transforms.read_image(path, data.max_pixels) for path in arguments}
+    # Before the model is loaded: mistakes show at once.
+    for path in arguments:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such image file")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     step, skeleton, variables, description = load_variables(config, cli.workdir(), mesh)
     _log.info("using the checkpoint of step %d", step)
@@ -39,7 +41,8 @@ def main(arguments: list[str]) -> None:
     names = [category["name"] for category in categories]
     detect = make_detect(skeleton, mesh)
     records: list[dict[str, Any]] = []
-    for path, image in images.items():
+    for number, path in enumerate(arguments):
+        image = transforms.read_image(path, data.max_pixels, upright=True)
         canvas, size, scale = transforms.fit_image(
             image,
             canvases=data.canvases,
@@ -51,7 +54,7 @@ def main(arguments: list[str]) -> None:
         boxes, scores, labels, _ = (field[0][best] for field in found)
         boxes = original_boxes(boxes, scale)
         picture = draw.draw_detections(image, boxes, scores, labels.tolist(), names)
-        draw.save_picture(output / f"{Path(path).stem}.png", picture)
+        draw.save_picture(output / f"{number:03}_{Path(path).stem}.png", picture)
         for (x1, y1, x2, y2), score, label in zip(boxes, scores, labels, strict=True):
             category = categories[label - 1]
             records.append(
@@ -65,7 +68,7 @@ def main(arguments: list[str]) -> None:
             )
     path = output / "predictions.json"
     path.write_text(json.dumps(records, indent=2) + "\n")
-    _log.info("%d objects in %d images: see %s", len(records), len(images), output)
+    _log.info("%d objects in %d images: see %s", len(records), len(arguments), output)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """A detector that compiles in a second, with the entries of the real one.
 
 As a program, `python -m tests.train.double --config=...`, it is train.main with this
-detector in the place of Faster R-CNN.
+detector in the place of Faster R-CNN; `python -m tests.train.double train.predict ...`
+is another program.
 """
+
+import importlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +85,7 @@ def batch(n=8, side=32, seed=0):
 
 if __name__ == "__main__":
     install()
-    from train import cli, main
+    from train import cli
 
-    cli.run(main.main)
+    named = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
+    cli.run(importlib.import_module(sys.argv.pop(1) if named else "train.main").main)

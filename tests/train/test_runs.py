@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.train import launch
 from train.metrics import read_metrics
 
 DOUBLE = "tests.train.double"
+FOUND = "detections.json"
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +107,52 @@ def test_a_run_that_is_stopped_and_killed_ends_at_the_same_bits(
     assert status == 0, errors
     assert "going on from the checkpoint of step" in errors
     assert_same_run(straight, tmp_path)
+
+
+def test_two_processes_train_as_one(data, straight, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    cluster = (f"--coordinator=localhost:{port}", "--processes=2")
+    processes = [
+        launch.start(
+            DOUBLE, *cluster, f"--process={i}", data=data, workdir=tmp_path, devices=2
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        status, errors = launch.finish(process)
+        assert status == 0, errors
+    alone, together = arrays(straight, 24), arrays(tmp_path, 24)
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        np.testing.assert_allclose(
+            value, together[name], rtol=1e-4, atol=1e-5, err_msg=name
+        )
+    # The images of both processes were evaluated.
+    count = [
+        len({d["image_id"] for d in json.loads(folder.joinpath(FOUND).read_text())})
+        for folder in (straight, tmp_path)
+    ]
+    assert count == [8, 8]
+    # One of them wrote.
+    steps = [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+    assert steps == [4, 8, 12, 16, 20, 24, 24]
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--config.optim.lrr=3", 'Did you mean "lr" instead of "lrr"?'),
+        ("--config.steps=many", "--config.steps=many"),
+        ("--config=train/configs/digits.py:wrong", "digits.py:wrong: expected"),
+        ("--config=train/configs/none.py", "none.py"),
+        ("--config.batch_size=-1", "`batch_size` is -1; expected a multiple"),
+    ],
+)
+def test_a_mistake_gets_one_line(flag, message, data, tmp_path):
+    status, errors = launch.run("train.main", flag, data=data, workdir=tmp_path)
+    assert status == 1
+    lines = errors.strip().splitlines()
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("error: ") and message in lines[0]

@@ -58,17 +58,18 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_image(
-    data: bytes, name: str, max_pixels: int = MAX_PIXELS
+    data: bytes, name: str, max_pixels: int = MAX_PIXELS, *, upright: bool = False
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes a JPEG or PNG file to RGB.
 
-    Grayscale becomes RGB, 16 bit become 8, transparency is dropped. An orientation
-    tag is ignored, as COCO's annotations do.
+    Grayscale becomes RGB, 16 bit become 8, transparency is dropped.
 
     Args:
       data: The encoded file.
       name: File name for error messages.
       max_pixels: Larger images (height * width) are refused before decoding.
+      upright: Turn a photograph as its orientation tag says; COCO's annotations ignore
+        the tag.
 
     Raises:
       ValueError: If the image is broken, cut short or too large.
@@ -79,18 +80,20 @@ def decode_image(
             f"{name} has {height} x {width} pixels; at most {max_pixels} are allowed"
             " (`max_pixels`)"
         )
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_COLOR_RGB
+    if not upright:
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
-    if image is None or image.shape[:2] != (height, width):
+    if image is None or sorted(image.shape[:2]) != sorted((height, width)):
         raise ValueError(f"{name} is broken: it cannot be decoded")
     return image
 
 
 def read_image(
-    path: str | Path, max_pixels: int = MAX_PIXELS
+    path: str | Path, max_pixels: int = MAX_PIXELS, *, upright: bool = False
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Reads an image file; see `decode_image`.
 
@@ -101,7 +104,7 @@ def read_image(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image file")
-    return decode_image(path.read_bytes(), str(path), max_pixels)
+    return decode_image(path.read_bytes(), str(path), max_pixels, upright=upright)
 
 
 def resized_sizes(

@@ -1,0 +1,180 @@
+"""What train.main, train.evaluate and train.predict do, called in this process."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from coco_folder import write_coco_folder
+
+from tests.train import double
+from train import cli, evaluate, loop, model, predict
+from train.configs import coco_faster_rcnn, digits
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The configuration and folder of a short run of the double."""
+    folder = tmp_path_factory.mktemp("run")
+    config = digits.get_config()
+    config.update_from_flattened_dict(
+        {
+            "steps": 4,
+            "data.data_dir": str(folder / "data"),
+            "data.options.train_images": 8,
+            "data.options.test_images": 8,
+            "log.every": 2,
+            "log.offset_health_every": 0,
+            "eval.batch_size": 8,
+            "eval.pictures": 0,
+        }
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "build_detector", _double)
+        loop.train(config, folder / "run")
+    return config, folder / "run"
+
+
+def _double(config, num_classes, rngs):
+    return double.TinyDetector(num_classes, rngs)
+
+
+@pytest.fixture
+def command_line(trained, monkeypatch):
+    """Sets what the command line says, to the short run at first."""
+
+    def say(config, workdir):
+        monkeypatch.setattr(cli, "config", lambda: config)
+        monkeypatch.setattr(cli, "workdir", lambda: workdir)
+
+    monkeypatch.setattr(model, "build_detector", _double)
+    say(*trained)
+    return say
+
+
+def test_evaluate_repeats_the_evaluation_of_the_run(trained, command_line):
+    _, workdir = trained
+    written = (workdir / "evaluation.json").read_text()
+    (workdir / "evaluation.json").unlink()
+    evaluate.main([])
+    again = json.loads((workdir / "evaluation.json").read_text())
+    first = json.loads(written)
+    assert again["step"] == first["step"] == 4
+    assert again["bbox"] == pytest.approx(first["bbox"])
+
+
+def test_predict_draws_and_lists_in_pixels_of_the_file(command_line, tmp_path):
+    paths = []
+    for name, shape in (("wide.jpg", (90, 300, 3)), ("tall.png", (500, 40, 3))):
+        path = tmp_path / name
+        cv2.imwrite(str(path), np.full(shape, 90, np.uint8))
+        paths.append(str(path))
+    output = tmp_path / "out"
+    with flagsaver.flagsaver(output=str(output), score=0.0):
+        predict.main(paths)
+    found = json.loads((output / "predictions.json").read_text())
+    # The double finds two things in every image, each as large as the image.
+    assert [f["file_name"] for f in found] == [paths[0]] * 2 + [paths[1]] * 2
+    assert found[0]["bbox"] == pytest.approx([0, 0, 300, 90], rel=1e-3)
+    assert found[2]["bbox"] == pytest.approx([0, 0, 40, 500], rel=1e-3)
+    assert found[0]["label"] in "0123456789" and 0 < found[0]["score"] <= 1
+    assert found[0]["category_id"] == int(found[0]["label"]) + 1
+    assert cv2.imread(str(output / "000_wide.png")).shape == (512, 1707, 3)
+    assert cv2.imread(str(output / "001_tall.png")).shape == (6400, 512, 3)
+
+
+def test_predict_turns_a_photograph_upright(command_line, tmp_path):
+    """Exif orientation 6: the camera was held upright."""
+    encoded = cv2.imencode(".jpg", np.zeros((40, 80, 3), np.uint8))[1].tobytes()
+    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    exif = b"Exif\0\0" + tiff
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded[:2] + segment + encoded[2:])
+    with flagsaver.flagsaver(output=str(tmp_path), score=0.0):
+        predict.main([str(path)])
+    found = json.loads((tmp_path / "predictions.json").read_text())
+    assert found[0]["bbox"] == pytest.approx([0, 0, 40, 80], rel=1e-3)
+
+
+def test_predict_refuses_bad_files(command_line, trained, tmp_path):
+    config, workdir = trained
+    good = tmp_path / "good.png"
+    cv2.imwrite(str(good), np.zeros((30, 30, 3), np.uint8))
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(cv2.imencode(".jpg", np.zeros((99, 99, 3)))[1].tobytes()[:200])
+    with pytest.raises(ValueError, match=r"broken\.jpg"):
+        predict.main([str(good), str(broken)])
+    with pytest.raises(FileNotFoundError, match=r"nothing\.jpg"):
+        predict.main([str(tmp_path / "nothing.jpg")])
+    with pytest.raises(ValueError, match="image files"):
+        predict.main([])
+    small = config.copy_and_resolve_references()
+    small.data.max_pixels = 800
+    command_line(small, workdir)
+    with pytest.raises(ValueError, match=r"30 x 30 pixels; at most 800"):
+        predict.main([str(good)])
+
+
+def test_a_checkpoint_of_another_model_is_refused(command_line, trained):
+    config, workdir = trained
+    other = config.copy_and_resolve_references()
+    other.backbone.mask_scale = 2
+    command_line(other, workdir)
+    with pytest.raises(ValueError, match=r"`backbone.mask_scale` was 1, the conf"):
+        evaluate.main([])
+
+
+def test_a_run_without_checkpoint_is_refused(command_line, trained, tmp_path):
+    command_line(trained[0], tmp_path)
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        evaluate.main([])
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match="no finished checkpoint in"):
+        evaluate.main([])
+
+
+def coco_config(folder):
+    config = coco_faster_rcnn.get_config("dcnv2_mimic,800")
+    write_coco_folder(folder / "coco", "train2017")
+    write_coco_folder(folder / "coco", "val2017")
+    config.update_from_flattened_dict(
+        {
+            "steps": 1,
+            "batch_size": 8,
+            "data.options.folder": str(folder / "coco"),
+            "data.data_dir": str(folder / "data"),
+            "eval.batch_size": 8,
+        }
+    )
+    return config
+
+
+def test_frozen_norms_need_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "build_detector", _double)
+    with pytest.raises(ValueError, match=r"'frozen_bn', .*expected `init_from` to"):
+        loop.train(coco_config(tmp_path), tmp_path / "run")
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    config = coco_faster_rcnn.get_config()
+    config.batch_size = 8
+    config.data.data_dir = str(tmp_path)
+    config.data.options.folder = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        loop.train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("row", ["", "regular", "dcnv1,800", "dconv_c3_c5,1000"])
+def test_rows_of_the_paper(row):
+    config = coco_faster_rcnn.get_config(row)
+    assert config.detector.mimic == ("none" if row else "fg")
+    assert config.data.max_side == (1333 if "800" in row else 1667)
+    assert all(side % 16 == 0 for shape in config.data.canvases for side in shape)
+
+
+@pytest.mark.parametrize("row", ["dcnv3", "dcnv2,900"])
+def test_unknown_rows_are_refused(row):
+    with pytest.raises(ValueError, match="expected ROW or ROW,SIZE"):
+        coco_faster_rcnn.get_config(row)
