@@ -11,7 +11,12 @@ namespace xla_ops {
 namespace XLA_OPS_ISA {
 namespace {
 
-constexpr int64_t kRows = 4 * kRowMultiple;  // output positions of a tile
+constexpr int64_t kRows = 8 * kRowMultiple;  // output positions of a tile
+
+// Corners lie anywhere: the hardware cannot foresee them, but samples are known ahead.
+// Worth it for maps that are larger than the caches near the core.
+constexpr int64_t kAhead = 12;
+constexpr int64_t kNearBytes = 1 << 20;
 
 template <typename T>
 constexpr bool kAddsInPlace = sizeof(T) == sizeof(Arithmetic<T>);
@@ -255,6 +260,7 @@ void backward_block(const DeformConvOperands& op, const DeformConvBackwardPlan& 
   const int64_t c_end =
       min(c_begin + plan.block_channels, (offset_group + 1) * g.offset_group_channels());
   const int64_t pixels = g.H * g.W;
+  const bool prefetches = pixels * g.C * static_cast<int64_t>(sizeof(A)) > kNearBytes;
   const T* x = static_cast<const T*>(op.x) + image * pixels * g.C;
   const T* zeros = static_cast<const T*>(op.zeros);
   T* dx_out = static_cast<T*>(grad.dx) + image * pixels * g.C + c_begin;
@@ -274,6 +280,7 @@ void backward_block(const DeformConvOperands& op, const DeformConvBackwardPlan& 
   for (int64_t c0 = c_begin; c0 < c_end;) {
     const Segment<A> segment(g, c0, c_end);
     const int64_t slab = slab_width<A>(segment.padded);
+    const int64_t x_bytes = segment.channels * sizeof(T), dx_bytes = segment.channels * sizeof(A);
     for (int64_t t0 = 0; t0 < g.taps(); t0 += segment.run) {
       const int64_t t1 = min(t0 + segment.run, g.taps());
       const int64_t depth = (t1 - t0) * segment.channels;
@@ -303,6 +310,16 @@ void backward_block(const DeformConvOperands& op, const DeformConvBackwardPlan& 
               corner_x[q] = pixel < 0 ? zeros : x + pixel * g.C + c0;
               corner_dx[q] = pixel < 0 ? s.outside : dx + pixel * dx_row + (c0 - c_begin);
               weight[q] = samples.weight[q][i];
+            }
+            if (prefetches && i + kAhead < rows * (t1 - t0)) {
+              for (int q = 0; q < 4; ++q) {
+                const int64_t pixel = samples.pixel[q][i + kAhead];
+                if (pixel < 0) continue;
+                const char* next_x = reinterpret_cast<const char*>(x + pixel * g.C + c0);
+                char* next_dx = reinterpret_cast<char*>(dx + pixel * dx_row + (c0 - c_begin));
+                for (int64_t b = 0; b < x_bytes; b += 64) __builtin_prefetch(next_x + b);
+                for (int64_t b = 0; b < dx_bytes; b += 64) __builtin_prefetch(next_dx + b, 1);
+              }
             }
             const int64_t at = r * kTileStride + (t - t0) * segment.channels;
             visit_sample<T, A>(segment.channels, corner_x, corner_dx, weight, s.dcolumns + at,
