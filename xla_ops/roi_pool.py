@@ -208,8 +208,9 @@ def _pool(
     if offset is not None:
         offset = _beside("offset", offset, first)
         _geometry.check_shape("offset", offset, (*bins, 2), "N, B, h, w, 2")
-        extent = jnp.asarray(offset_scale, real) * boxes[:, :, None, None, 2:]
-        shift = extent * offset
+        # A RoI of infinite size passes no gradient, which infinity * 0 would spoil.
+        extent = jnp.where(jnp.isfinite(boxes), boxes, 0)[:, :, None, None, 2:]
+        shift = jnp.asarray(offset_scale, real) * extent * offset
     if mask is not None:
         mask = _beside("mask", mask, first)
         _geometry.check_shape("mask", mask, bins, "N, B, h, w")

@@ -40,7 +40,7 @@ def roi_pool(
     num_boxes = levels.shape[1]
     channels = features[0].shape[-1]
     dtype = features[0].dtype
-    if num_boxes == 0:
+    if 0 in (num_boxes, channels):
         return jnp.zeros((*levels.shape, *output_size, channels), dtype)
     # Gradients of the maps, too, are then summed in the type of the boxes.
     features = [f.astype(boxes.dtype) for f in features]
@@ -71,7 +71,9 @@ def _pool_gather(
 ):
     """One box, `sampling_ratio` samples per bin and axis: reads their corners."""
     areas = [f.shape[0] * f.shape[1] for f in features]
-    flat = jnp.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
+    flat = jnp.concatenate(
+        [f.reshape(area, f.shape[-1]) for f, area in zip(features, areas, strict=True)]
+    )
     level, known = _known_level(level, len(features))
     first = jnp.asarray([sum(areas[:i]) for i in range(len(areas))], jnp.int32)[level]
     row = jnp.asarray([f.shape[1] for f in features], jnp.int32)[level]

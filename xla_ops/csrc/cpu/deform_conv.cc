@@ -9,6 +9,7 @@
 #include <string>
 
 #include "../geometry.h"
+#include "buffers.h"
 #include "parallel.h"
 #include "registry.h"
 #include "xla/ffi/api/ffi.h"
@@ -25,37 +26,8 @@ constexpr int64_t kScratchBytes = int64_t{32} << 20;
 // Chunks of work that keep the threads of a large machine busy.
 constexpr int64_t kManyChunks = 16;
 
-std::optional<ElementType> element_type(ffi::DataType type) {
-  switch (type) {
-    case ffi::DataType::F32:
-      return ElementType::kF32;
-    case ffi::DataType::F64:
-      return ElementType::kF64;
-    case ffi::DataType::BF16:
-      return ElementType::kBF16;
-    case ffi::DataType::F16:
-      return ElementType::kF16;
-    default:
-      return std::nullopt;
-  }
-}
-
-Shape shape_of(const ffi::AnyBuffer& buffer) {
-  const auto dims = buffer.dimensions();
-  return Shape(dims.begin(), dims.end());
-}
-
 ffi::Error invalid(const std::string& what) {
   return ffi::Error::InvalidArgument("deform_conv2d: " + what);
-}
-
-// Empty, or what is wrong with the shape or the type of a buffer.
-std::string check_buffer(const char* name, const ffi::AnyBuffer& buffer, const Shape& shape,
-                         ffi::DataType type) {
-  if (buffer.element_type() != type) {
-    return std::string("`") + name + "` has an element type that does not go with that of `x`";
-  }
-  return check_shape(name, shape_of(buffer), shape);
 }
 
 // Checks the operands that both directions have, and fills `op`; op->geometry has the
@@ -66,7 +38,7 @@ std::string decode_operands(const ffi::AnyBuffer& x, const ffi::AnyBuffer& offse
   const auto type = element_type(x.element_type());
   if (!type) return "`x` must be float32, float64, bfloat16 or float16";
   op->type = *type;
-  const ffi::DataType real = *type == ElementType::kF64 ? ffi::DataType::F64 : ffi::DataType::F32;
+  const ffi::DataType real = real_type(*type);
   DeformConvGeometry& g = op->geometry;
   g.modulated = mask.has_value();
   std::string error = decode_deform_conv(shape_of(x), shape_of(offset), shape_of(kernel), &g);

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "../geometry.h"
+#include "buffers.h"
 #include "parallel.h"
 #include "registry.h"
 #include "xla/ffi/api/ffi.h"
@@ -74,11 +75,6 @@ ffi::Error suppress(ffi::ThreadPool& pool, int64_t images, int64_t num_boxes,
   return ffi::Error::Success();
 }
 
-template <typename Buffer>
-Shape shape_of(const Buffer& buffer) {
-  return Shape(buffer.dimensions().begin(), buffer.dimensions().end());
-}
-
 ffi::Error NmsImpl(ffi::ThreadPool pool, ffi::AnyBuffer boxes, ffi::AnyBuffer scores,
                    ffi::Buffer<ffi::S32> class_ids, ffi::Buffer<ffi::PRED> valid,
                    ffi::ResultBuffer<ffi::S32> indices, ffi::ResultBuffer<ffi::PRED> selected,
@@ -86,7 +82,9 @@ ffi::Error NmsImpl(ffi::ThreadPool pool, ffi::AnyBuffer boxes, ffi::AnyBuffer sc
   const Shape shape = shape_of(scores), output = shape_of(*indices);
   std::string error;
   if (shape.size() != 2) error = "`scores` has shape " + shape_text(shape) + "; expected (N, B)";
-  if (error.empty()) error = check_shape("boxes", shape_of(boxes), {shape[0], shape[1], 4});
+  if (error.empty()) {
+    error = check_buffer("boxes", boxes, {shape[0], shape[1], 4}, scores.element_type());
+  }
   if (error.empty()) error = check_shape("class_ids", shape_of(class_ids), shape);
   if (error.empty()) error = check_shape("valid", shape_of(valid), shape);
   if (error.empty() && (output.size() != 2 || output[0] != shape[0])) {
@@ -94,12 +92,9 @@ ffi::Error NmsImpl(ffi::ThreadPool pool, ffi::AnyBuffer boxes, ffi::AnyBuffer sc
   }
   if (error.empty()) error = check_shape("the result", shape_of(*selected), output);
   if (error.empty() && shape[1] > INT32_MAX) error = "too many boxes";
-  if (error.empty() && scores.element_type() != boxes.element_type()) {
-    error = "`boxes` and `scores` differ in dtype";
-  }
   const bool is_f32 = boxes.element_type() == ffi::DataType::F32;
   if (error.empty() && !is_f32 && boxes.element_type() != ffi::DataType::F64) {
-    error = "`boxes` has a wrong dtype";
+    error = "`boxes` has an element type that no kernel knows";
   }
   if (!error.empty()) return ffi::Error::InvalidArgument("nms: " + error);
 

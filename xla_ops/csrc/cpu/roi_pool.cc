@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../geometry.h"
+#include "buffers.h"
 #include "parallel.h"
 #include "registry.h"
 #include "xla/ffi/api/ffi.h"
@@ -38,35 +39,6 @@ struct Call {
   const void* g = nullptr;
 };
 
-Shape shape_of(const ffi::AnyBuffer& buffer) {
-  return Shape(buffer.dimensions().begin(), buffer.dimensions().end());
-}
-
-bool element_type_of(ffi::DataType dtype, ElementType* type) {
-  switch (dtype) {
-    case ffi::DataType::F32:
-      *type = ElementType::kF32;
-      return true;
-    case ffi::DataType::F64:
-      *type = ElementType::kF64;
-      return true;
-    case ffi::DataType::BF16:
-      *type = ElementType::kBF16;
-      return true;
-    case ffi::DataType::F16:
-      *type = ElementType::kF16;
-      return true;
-    default:
-      return false;
-  }
-}
-
-std::string check(const char* name, const ffi::AnyBuffer& buffer, ffi::DataType dtype,
-                  const Shape& shape) {
-  if (buffer.element_type() != dtype) return std::string("`") + name + "` has a wrong dtype";
-  return check_shape(name, shape_of(buffer), shape);
-}
-
 // Fills `call` from the operands. Returns what is wrong, or "".
 std::string decode(const ffi::RemainingArgs& args, int64_t num_levels, int64_t has_shift,
                    int64_t has_mask, int64_t sampling_ratio, bool backward, const Shape& output,
@@ -89,10 +61,11 @@ std::string decode(const ffi::RemainingArgs& args, int64_t num_levels, int64_t h
   }
 
   RoiPoolOperands& op = call->op;
-  if (!element_type_of(buffers[0].element_type(), &op.type)) return "maps have a wrong dtype";
   const ffi::DataType dtype = buffers[0].element_type();
-  const ffi::DataType real =
-      op.type == ElementType::kF64 ? ffi::DataType::F64 : ffi::DataType::F32;
+  const auto type = element_type(dtype);
+  if (!type) return "`features` has an element type that no kernel knows";
+  op.type = *type;
+  const ffi::DataType real = real_type(*type);
 
   size_t next = num_levels;
   const ffi::AnyBuffer* boxes = &buffers[next++];
@@ -112,19 +85,19 @@ std::string decode(const ffi::RemainingArgs& args, int64_t num_levels, int64_t h
   for (int64_t l = 0; l < num_levels && error.empty(); ++l) {
     const Shape shape = shape_of(buffers[l]);
     if (shape.size() != 4) return "a map has shape " + shape_text(shape);
-    error = check("features", buffers[l], dtype, {op.N, shape[1], shape[2], op.C});
+    error = check_buffer("features", buffers[l], {op.N, shape[1], shape[2], op.C}, dtype);
     call->maps.push_back({shape[1], shape[2], buffers[l].untyped_data(), nullptr});
   }
-  if (error.empty()) error = check("boxes", *boxes, real, {op.N, op.B, 4});
-  if (error.empty()) error = check("levels", *levels, ffi::DataType::S32, {op.N, op.B});
+  if (error.empty()) error = check_buffer("boxes", *boxes, {op.N, op.B, 4}, real);
+  if (error.empty()) error = check_buffer("levels", *levels, {op.N, op.B}, ffi::DataType::S32);
   if (error.empty()) {
-    error = check("map_sizes", *map_sizes, ffi::DataType::S32, {op.N, op.L, 2});
+    error = check_buffer("map_sizes", *map_sizes, {op.N, op.L, 2}, ffi::DataType::S32);
   }
   if (error.empty() && shift) {
-    error = check("shift", *shift, real, {op.N, op.B, op.h, op.w, 2});
+    error = check_buffer("shift", *shift, {op.N, op.B, op.h, op.w, 2}, real);
   }
-  if (error.empty() && mask) error = check("mask", *mask, real, {op.N, op.B, op.h, op.w});
-  if (error.empty() && g) error = check("g", *g, dtype, pooled);
+  if (error.empty() && mask) error = check_buffer("mask", *mask, {op.N, op.B, op.h, op.w}, real);
+  if (error.empty() && g) error = check_buffer("g", *g, pooled, dtype);
 
   op.maps = call->maps.data();
   op.boxes = boxes->untyped_data();
@@ -209,7 +182,7 @@ ffi::Error RoiPoolBwdImpl(ffi::ThreadPool pool, ffi::RemainingArgs args,
     auto result = results.get<ffi::AnyBuffer>(i);
     auto operand = args.get<ffi::AnyBuffer>(i < size_t(num_levels) ? i : i + 3);
     if (!result || !operand) return ffi::Error::InvalidArgument("roi_pool: not a buffer");
-    error = check("a gradient", **result, operand->element_type(), shape_of(*operand));
+    error = check_buffer("gradient", **result, shape_of(*operand), operand->element_type());
   }
   if (!error.empty()) return ffi::Error::InvalidArgument("roi_pool: " + error);
 

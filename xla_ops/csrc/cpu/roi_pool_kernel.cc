@@ -88,7 +88,7 @@ XLA_OPS_ALWAYS_INLINE void for_each_bin(const RoiPoolOperands& op, const Window&
 }
 
 template <typename T>
-void forward(const RoiPoolOperands& op, int64_t first, int64_t last, T* y, void* scratch) {
+void forward(const RoiPoolOperands& op, int64_t first, int64_t last, void* y, void* scratch) {
   using A = Arithmetic<T>;
   const A* mask = static_cast<const A*>(op.mask);
   const Window nowhere{0, 0, 0, 0};
@@ -102,7 +102,7 @@ void forward(const RoiPoolOperands& op, int64_t first, int64_t last, T* y, void*
                     [&](int64_t bin, bool defined, Taps<A> rows, Taps<A> columns) {
                       const A factor = defined ? (mask ? mask[bin] : A(1)) : A(__builtin_nan(""));
                       if (!defined) rows.count = 0;
-                      T* out = y + bin * op.C;
+                      T* out = static_cast<T*>(y) + bin * op.C;
                       for_each_channel_block<A>(0, op.C, [&](auto lanes, auto unroll, int64_t c) {
                         constexpr int L = decltype(lanes)::value, U = decltype(unroll)::value;
                         Vec<A, L> sum[U] = {};
@@ -123,9 +123,12 @@ void forward(const RoiPoolOperands& op, int64_t first, int64_t last, T* y, void*
 }
 
 template <typename T>
-void bin_gradient(const RoiPoolOperands& op, const T* g, int64_t first, int64_t last,
-                  Arithmetic<T>* dshift, Arithmetic<T>* dmask, void* scratch) {
+void bin_gradient(const RoiPoolOperands& op, const void* gradient, int64_t first, int64_t last,
+                  void* shift_gradient, void* mask_gradient, void* scratch) {
   using A = Arithmetic<T>;
+  const T* g = static_cast<const T*>(gradient);
+  A* dshift = static_cast<A*>(shift_gradient);
+  A* dmask = static_cast<A*>(mask_gradient);
   const A* mask = static_cast<const A*>(op.mask);
   const Window nowhere{0, 0, 0, 0};
   for (int64_t roi = first; roi < last; ++roi) {
@@ -212,7 +215,8 @@ void add_map_gradient(const RoiPoolOperands& op, const T* g, const RoiMapBlock& 
 }
 
 template <typename T>
-void map_gradient(const RoiPoolOperands& op, const T* g, const RoiMapBlock& block, void* scratch) {
+void map_gradient(const RoiPoolOperands& op, const void* g, const RoiMapBlock& block,
+                  void* scratch) {
   using A = Arithmetic<T>;
   constexpr bool in_place = sizeof(T) == sizeof(A);
   const RoiMap& map = op.maps[block.level];
@@ -230,7 +234,7 @@ void map_gradient(const RoiPoolOperands& op, const T* g, const RoiMapBlock& bloc
   for (int64_t k = 0; k < pixels; ++k) {
     std::memset(sums + k * stride, 0, channels * sizeof(A));
   }
-  add_map_gradient<T>(op, g, block, sums, stride, taps);
+  add_map_gradient<T>(op, static_cast<const T*>(g), block, sums, stride, taps);
   if constexpr (!in_place) {
     for (int64_t k = 0; k < pixels; ++k) {
       for_each_vector<kLanes<A>>(0, channels, [&](auto lanes, int64_t c) {
@@ -241,60 +245,36 @@ void map_gradient(const RoiPoolOperands& op, const T* g, const RoiMapBlock& bloc
   }
 }
 
-// Calls f(T()) with the type of the maps.
-template <typename F>
-auto with_type(ElementType type, F&& f) {
-  switch (type) {
-    case ElementType::kF64:
-      return f(double());
-    case ElementType::kBF16:
-      return f(Bf16());
-    case ElementType::kF16:
-      return f(F16());
-    default:
-      return f(float());
+template <typename T>
+int64_t scratch_bytes(const RoiPoolOperands& op, int64_t channels) {
+  using A = Arithmetic<T>;
+  int64_t sums = 0;
+  for (int64_t l = 0; l < op.L && sizeof(T) != sizeof(A); ++l) {
+    const int64_t size = op.maps[l].H * op.maps[l].W * channels;
+    if (size > sums) sums = size;
   }
+  return 2 * max_taps(op) * sizeof(AxisTap<A>) + sums * sizeof(A);
 }
 
 }  // namespace
 
 int64_t RoiPoolScratchBytes(const RoiPoolOperands& op, int64_t channels) {
-  return with_type(op.type, [&](auto element) -> int64_t {
-    using T = decltype(element);
-    using A = Arithmetic<T>;
-    int64_t sums = 0;
-    for (int64_t l = 0; l < op.L && sizeof(T) != sizeof(A); ++l) {
-      const int64_t size = op.maps[l].H * op.maps[l].W * channels;
-      if (size > sums) sums = size;
-    }
-    return 2 * max_taps(op) * sizeof(AxisTap<A>) + sums * sizeof(A);
-  });
+  XLA_OPS_RETURN_FOR(op.type, scratch_bytes, op, channels);
 }
 
 void RoiPoolForward(const RoiPoolOperands& op, int64_t first, int64_t last, void* y,
                     void* scratch) {
-  with_type(op.type, [&](auto element) {
-    using T = decltype(element);
-    forward<T>(op, first, last, static_cast<T*>(y), scratch);
-  });
+  XLA_OPS_RETURN_FOR(op.type, forward, op, first, last, y, scratch);
 }
 
 void RoiPoolBinGradient(const RoiPoolOperands& op, const void* g, int64_t first, int64_t last,
                         void* dshift, void* dmask, void* scratch) {
-  with_type(op.type, [&](auto element) {
-    using T = decltype(element);
-    using A = Arithmetic<T>;
-    bin_gradient<T>(op, static_cast<const T*>(g), first, last, static_cast<A*>(dshift),
-                    static_cast<A*>(dmask), scratch);
-  });
+  XLA_OPS_RETURN_FOR(op.type, bin_gradient, op, g, first, last, dshift, dmask, scratch);
 }
 
 void RoiPoolMapGradient(const RoiPoolOperands& op, const void* g, const RoiMapBlock& block,
                         void* scratch) {
-  with_type(op.type, [&](auto element) {
-    using T = decltype(element);
-    map_gradient<T>(op, static_cast<const T*>(g), block, scratch);
-  });
+  XLA_OPS_RETURN_FOR(op.type, map_gradient, op, g, block, scratch);
 }
 
 }  // namespace XLA_OPS_ISA

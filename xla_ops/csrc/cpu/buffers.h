@@ -1,0 +1,52 @@
+// Checks of the buffers that XLA hands to a handler.
+#ifndef XLA_OPS_CPU_BUFFERS_H_
+#define XLA_OPS_CPU_BUFFERS_H_
+
+#include <optional>
+#include <string>
+
+#include "../geometry.h"
+#include "element_type.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace xla_ops {
+
+template <typename Buffer>
+Shape shape_of(const Buffer& buffer) {
+  const auto dims = buffer.dimensions();
+  return Shape(dims.begin(), dims.end());
+}
+
+// Nothing where the kernels are not compiled for it.
+inline std::optional<ElementType> element_type(xla::ffi::DataType type) {
+  switch (type) {
+    case xla::ffi::DataType::F32:
+      return ElementType::kF32;
+    case xla::ffi::DataType::F64:
+      return ElementType::kF64;
+    case xla::ffi::DataType::BF16:
+      return ElementType::kBF16;
+    case xla::ffi::DataType::F16:
+      return ElementType::kF16;
+    default:
+      return std::nullopt;
+  }
+}
+
+// Type of coordinates and sums beside maps of that type.
+inline xla::ffi::DataType real_type(ElementType type) {
+  return type == ElementType::kF64 ? xla::ffi::DataType::F64 : xla::ffi::DataType::F32;
+}
+
+// Empty, or what is wrong with the shape or the type of a buffer.
+inline std::string check_buffer(const char* name, const xla::ffi::AnyBuffer& buffer,
+                                const Shape& shape, xla::ffi::DataType type) {
+  if (buffer.element_type() != type) {
+    return std::string("`") + name + "` has an element type that does not go with the others";
+  }
+  return check_shape(name, shape_of(buffer), shape);
+}
+
+}  // namespace xla_ops
+
+#endif  // XLA_OPS_CPU_BUFFERS_H_
