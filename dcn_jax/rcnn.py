@@ -184,7 +184,8 @@ class FasterRCNN(nnx.Module):
         self.roi_samples = roi_samples
         self.roi_positive_fraction = roi_positive_fraction
         self.roi_positive_iou = roi_positive_iou
-        self.box_weights = tuple(box_weights)
+        x, y, width, height = box_weights
+        self.box_weights = (x, y, width, height)
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections

@@ -8,6 +8,7 @@ Shape letters: N batch, H W input map, P Q output map, C channels.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -133,16 +134,16 @@ class Bottleneck(nnx.Module):
         rngs: nnx.Rngs,
     ):
         out_features = planes * _EXPANSION
-        types = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        conv = dict(use_bias=False, kernel_init=_conv_init, **types)
-        pointwise = dict(
+        types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        conv: dict[str, Any] = dict(use_bias=False, kernel_init=_conv_init, **types)
+        pointwise: dict[str, Any] = dict(
             kernel_size=(1, 1), conv_general_dilated=pointwise_conv, **conv
         )
 
         self.strides = strides
         self.conv1 = nnx.Conv(in_features, width, **pointwise)
         self.norm1 = _norm(norm, width, param_dtype=param_dtype)
-        three = dict(
+        three: dict[str, Any] = dict(
             strides=strides,
             padding=kernel_dilation,
             kernel_dilation=kernel_dilation,
@@ -260,7 +261,7 @@ class ResNet(nnx.Module):
         names = [("conv1", "norm1"), *((f"layer{i}",) for i in range(1, 5))]
         self.frozen_names = sum(names[:frozen_stages], ())
 
-        types = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.conv1 = nnx.Conv(
             3,
             stem_features,

@@ -1,0 +1,112 @@
+"""The README's examples run as they stand."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+# A detector that trains in seconds stands in for the demo's.
+TINY = (
+    "--config.data.options.train_images=8",
+    "--config.data.options.test_images=8",
+    "--config.data.canvases=((64,64),)",
+    "--config.data.short_sides=(64,)",
+    "--config.data.eval_short_side=64",
+    "--config.data.max_side=64",
+    "--config.batch_size=2",
+    "--config.backbone.depths=(1,1,1,1)",
+    "--config.backbone.stem_features=8",
+    "--config.detector.rpn_post_nms_top_n=(16,16)",
+    "--config.detector.mimic_crop_size=32",
+    "--config.eval.batch_size=8",
+    "--config.steps=1",
+)
+
+
+def examples(language: str) -> list[str]:
+    """Code blocks of the README that are marked to be tested."""
+    return re.findall(rf"<!-- test -->\n```{language}\n(.*?)```", README, re.S)
+
+
+def run_example(number: int) -> dict:
+    names: dict = {}
+    exec(compile(examples("python")[number], "README.md", "exec"), names)
+    return names
+
+
+def test_deform_conv_in_a_nnx_model():
+    names = run_example(0)
+    gradients = jax.tree.leaves(names["grads"])
+    assert len(gradients) == len(jax.tree.leaves(names["net"])) == 6
+    assert all(np.isfinite(g).all() for g in gradients)
+    assert names["net"](names["images"]).shape == (2, 32)
+
+
+def test_deform_conv_in_a_linen_model():
+    names = run_example(1)
+    assert names["output"].shape == (2, 32, 32, 32)
+    assert "params" in names["variables"]
+
+
+def test_hessian_vector_product():
+    names = run_example(2)
+    offset, product = names["offset"], names["product"]
+    step = 1e-3
+    ones = jnp.ones_like(offset)
+    gradient = jax.grad(names["energy"])
+    # Sampling is linear within a pixel: compare where no step crosses a boundary.
+    inside = jnp.abs(offset - jnp.round(offset)).min(-1, keepdims=True) > 2 * step
+    vector = jnp.where(inside, ones, jnp.zeros_like(ones))
+    product = names["hessian_vector_product"](offset, vector)
+    difference = gradient(offset + step * vector) - gradient(offset - step * vector)
+    scale = float(jnp.abs(product).max())
+    np.testing.assert_allclose(product, difference / (2 * step), atol=2e-2 * scale)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    run(
+        "train.main",
+        "--config=train/configs/digits.py",
+        f"--workdir={folder}/demo",
+        f"--config.data.data_dir={folder}",
+        *TINY,
+    )
+    return folder
+
+
+def run(module: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_prediction_on_a_picture(workdir):
+    photo = workdir / "photo.jpg"
+    cv2.imwrite(str(photo), np.full((90, 120, 3), 128, np.uint8))
+    (command,) = examples("bash")
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:2] == ["python", "-m"]
+    replaced = {
+        "--workdir=runs/demo": f"--workdir={workdir}/demo",
+        "--output=predictions": f"--output={workdir}/predictions",
+        "photo.jpg": str(photo),
+    }
+    assert replaced.keys() <= set(words)
+    arguments = [replaced.get(word, word) for word in words[3:]]
+    run(words[2], *arguments, f"--config.data.data_dir={workdir}", *TINY)
+    found = json.loads((workdir / "predictions" / "predictions.json").read_text())
+    assert isinstance(found, list)
+    assert cv2.imread(str(workdir / "predictions" / "photo.png")).shape == (90, 120, 3)
