@@ -247,110 +247,144 @@ XLA_OPS_ALWAYS_INLINE void write_shares(const OffsetShares<A>& out, int64_t at, 
   }
 }
 
+// The channels [c_begin, c_end) of one image, and where their gradients go.
+template <typename T, typename A>
+struct Block {
+  int64_t image, offset_group;
+  int64_t c_begin, c_end;
+  const T* x;  // of the image
+  const T* g;  // of the image
+  A* dx;       // dx[pixel * dx_row + c - c_begin]
+  int64_t dx_row;
+  bool prefetches;
+  OffsetShares<A> shares;
+
+  int64_t channels() const { return c_end - c_begin; }
+};
+
+// Visits the samples of the taps [t0, t1) of `rows` positions from `first`.
+template <typename T, typename A>
+void visit_samples(const DeformConvOperands& op, const BackwardScratch<T, A>& s,
+                   const Block<T, A>& block, const Segment<A>& segment, int64_t first,
+                   int64_t rows, int64_t t0, int64_t t1) {
+  const DeformConvGeometry& g = op.geometry;
+  const T* x = block.x + segment.c0;
+  const T* zeros = static_cast<const T*>(op.zeros);
+  A* dx = block.dx + segment.c0 - block.c_begin;
+  const int64_t x_bytes = segment.channels * sizeof(T), dx_bytes = segment.channels * sizeof(A);
+  const int64_t count = rows * (t1 - t0);
+  Samples<A> samples(s.samples, count);
+  samples.find(op, block.image, first, rows, block.offset_group, t0, t1);
+  int64_t i = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t t = t0; t < t1; ++t, ++i) {
+      const T* corner_x[4];
+      A* corner_dx[4];
+      A weight[4], dot[4];
+      for (int q = 0; q < 4; ++q) {
+        const int64_t pixel = samples.pixel[q][i];
+        corner_x[q] = pixel < 0 ? zeros : x + pixel * g.C;
+        corner_dx[q] = pixel < 0 ? s.outside : dx + pixel * block.dx_row;
+        weight[q] = samples.weight[q][i];
+      }
+      for (int q = 0; block.prefetches && i + kAhead < count && q < 4; ++q) {
+        const int64_t pixel = samples.pixel[q][i + kAhead];
+        if (pixel < 0) continue;
+        const char* next_x = reinterpret_cast<const char*>(x + pixel * g.C);
+        const char* next_dx = reinterpret_cast<const char*>(dx + pixel * block.dx_row);
+        for (int64_t b = 0; b < x_bytes; b += 64) __builtin_prefetch(next_x + b);
+        for (int64_t b = 0; b < dx_bytes; b += 64) __builtin_prefetch(next_dx + b, 1);
+      }
+      const int64_t at = r * kTileStride + (t - t0) * segment.channels;
+      visit_sample<T, A>(segment.channels, corner_x, corner_dx, weight, s.dcolumns + at,
+                         s.columns + at, dot);
+      write_shares<A>(block.shares, (first + r) * block.shares.position_taps + t, samples.ly[i],
+                      samples.lx[i], samples.mask[i], dot);
+    }
+  }
+}
+
+// All gradients that the taps [t0, t1) of a segment contribute.
+template <typename T, typename A>
+void backward_run(const DeformConvOperands& op, const DeformConvGradients& grad,
+                  const BackwardScratch<T, A>& s, const Block<T, A>& block,
+                  const Segment<A>& segment, int64_t t0, int64_t t1) {
+  const DeformConvGeometry& g = op.geometry;
+  const int64_t depth = (t1 - t0) * segment.channels;
+  const int64_t cols = round_up(depth, kLanes<A>);
+  const int64_t slab = slab_width<A>(segment.padded);
+  pack_transposed<T, A>(op, segment, block.image, t0, t1, s.weights);
+  std::memset(s.dkernel, 0, depth * segment.padded * sizeof(A));
+
+  for (int64_t first = 0; first < g.positions(); first += kRows) {
+    const int64_t rows = min(kRows, g.positions() - first);
+    copy_gradient<T, A>(block.g + first * g.K + segment.group * segment.outputs, g.K, rows,
+                        segment, s.g);
+    for (int64_t o0 = 0; o0 < segment.outputs; o0 += slab) {
+      multiply_packed<A>(rows, min(slab, segment.outputs - o0), cols,
+                         s.g + o0 / slab * kRows * kTileStride, s.weights + o0 * cols, s.dcolumns,
+                         kTileStride, o0 > 0);
+    }
+    visit_samples<T, A>(op, s, block, segment, first, rows, t0, t1);
+    for (int64_t o0 = 0; o0 < segment.padded; o0 += slab) {
+      multiply_transposed<A>(depth, rows, min(slab, segment.padded - o0), s.columns, kTileStride,
+                             s.g + o0 / slab * kRows * kTileStride, s.dkernel + o0,
+                             segment.padded);
+    }
+  }
+
+  A* dkernel = static_cast<A*>(grad.dkernel) + block.image * g.taps() * g.group_channels() * g.K +
+               segment.group * segment.outputs;
+  for (int64_t k = 0; k < depth; ++k) {
+    const int64_t t = t0 + k / segment.channels;
+    const int64_t c = (segment.c0 + k % segment.channels) % g.group_channels();
+    std::memcpy(dkernel + (t * g.group_channels() + c) * g.K, s.dkernel + k * segment.padded,
+                segment.outputs * sizeof(A));
+  }
+}
+
 template <typename T>
 void backward_block(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
-                    const DeformConvGradients& grad, int64_t image, int64_t place, int64_t block,
+                    const DeformConvGradients& grad, int64_t image, int64_t place, int64_t number,
                     void* scratch) {
   using A = Arithmetic<T>;
   const DeformConvGeometry& g = op.geometry;
   const BackwardScratch<T, A> s(g, plan.block_channels, scratch);
-  const int64_t offset_group = block / plan.blocks_per_offset_group;
-  const int64_t slot = block % plan.blocks_per_offset_group;
-  const int64_t c_begin = offset_group * g.offset_group_channels() + slot * plan.block_channels;
-  const int64_t c_end =
-      min(c_begin + plan.block_channels, (offset_group + 1) * g.offset_group_channels());
+  const int64_t slot = number % plan.blocks_per_offset_group;
   const int64_t pixels = g.H * g.W;
-  const bool prefetches = pixels * g.C * static_cast<int64_t>(sizeof(A)) > kNearBytes;
-  const T* x = static_cast<const T*>(op.x) + image * pixels * g.C;
-  const T* zeros = static_cast<const T*>(op.zeros);
-  T* dx_out = static_cast<T*>(grad.dx) + image * pixels * g.C + c_begin;
-  const T* gradient = static_cast<const T*>(grad.g) + image * g.positions() * g.K;
-  A* const dkernel = static_cast<A*>(grad.dkernel) + image * g.taps() * g.group_channels() * g.K;
 
-  std::memset(s.outside, 0, plan.block_channels * sizeof(A));
+  Block<T, A> block;
+  block.image = image;
+  block.offset_group = number / plan.blocks_per_offset_group;
+  const int64_t group_begin = block.offset_group * g.offset_group_channels();
+  block.c_begin = group_begin + slot * plan.block_channels;
+  block.c_end = min(block.c_begin + plan.block_channels, group_begin + g.offset_group_channels());
+  block.x = static_cast<const T*>(op.x) + image * pixels * g.C;
+  block.g = static_cast<const T*>(grad.g) + image * g.positions() * g.K;
+  T* dx = static_cast<T*>(grad.dx) + image * pixels * g.C + block.c_begin;
+  block.dx = kAddsInPlace<T> ? reinterpret_cast<A*>(dx) : s.dx;
+  block.dx_row = kAddsInPlace<T> ? g.C : plan.block_channels;
+  block.prefetches = pixels * g.C * static_cast<int64_t>(sizeof(A)) > kNearBytes;
+  block.shares = offset_shares<A>(op, plan, grad, image, place, block.offset_group, slot);
 
-  // dx of the block: dx[pixel * dx_row + c - c_begin].
-  A* dx = kAddsInPlace<T> ? reinterpret_cast<A*>(dx_out) : s.dx;
-  const int64_t dx_row = kAddsInPlace<T> ? g.C : plan.block_channels;
   for (int64_t p = 0; p < pixels; ++p) {
-    for (int64_t c = 0; c < c_end - c_begin; ++c) dx[p * dx_row + c] = A(0);
+    std::memset(block.dx + p * block.dx_row, 0, block.channels() * sizeof(A));
   }
-
-  OffsetShares<A> shares = offset_shares<A>(op, plan, grad, image, place, offset_group, slot);
-  for (int64_t c0 = c_begin; c0 < c_end;) {
-    const Segment<A> segment(g, c0, c_end);
-    const int64_t slab = slab_width<A>(segment.padded);
-    const int64_t x_bytes = segment.channels * sizeof(T), dx_bytes = segment.channels * sizeof(A);
+  std::memset(s.outside, 0, plan.block_channels * sizeof(A));
+  for (int64_t c0 = block.c_begin; c0 < block.c_end;) {
+    const Segment<A> segment(g, c0, block.c_end);
     for (int64_t t0 = 0; t0 < g.taps(); t0 += segment.run) {
-      const int64_t t1 = min(t0 + segment.run, g.taps());
-      const int64_t depth = (t1 - t0) * segment.channels;
-      const int64_t cols = round_up(depth, kLanes<A>);
-      pack_transposed<T, A>(op, segment, image, t0, t1, s.weights);
-      std::memset(s.dkernel, 0, depth * segment.padded * sizeof(A));
-
-      for (int64_t first = 0; first < g.positions(); first += kRows) {
-        const int64_t rows = min(kRows, g.positions() - first);
-        copy_gradient<T, A>(gradient + first * g.K + segment.group * segment.outputs, g.K, rows,
-                            segment, s.g);
-        for (int64_t o0 = 0; o0 < segment.outputs; o0 += slab) {
-          multiply_packed<A>(rows, min(slab, segment.outputs - o0), cols,
-                             s.g + o0 / slab * kRows * kTileStride, s.weights + o0 * cols,
-                             s.dcolumns, kTileStride, o0 > 0);
-        }
-        Samples<A> samples(s.samples, rows * (t1 - t0));
-        samples.find(op, image, first, rows, offset_group, t0, t1);
-        int64_t i = 0;
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t t = t0; t < t1; ++t, ++i) {
-            const T* corner_x[4];
-            A* corner_dx[4];
-            A weight[4], dot[4];
-            for (int q = 0; q < 4; ++q) {
-              const int64_t pixel = samples.pixel[q][i];
-              corner_x[q] = pixel < 0 ? zeros : x + pixel * g.C + c0;
-              corner_dx[q] = pixel < 0 ? s.outside : dx + pixel * dx_row + (c0 - c_begin);
-              weight[q] = samples.weight[q][i];
-            }
-            if (prefetches && i + kAhead < rows * (t1 - t0)) {
-              for (int q = 0; q < 4; ++q) {
-                const int64_t pixel = samples.pixel[q][i + kAhead];
-                if (pixel < 0) continue;
-                const char* next_x = reinterpret_cast<const char*>(x + pixel * g.C + c0);
-                char* next_dx = reinterpret_cast<char*>(dx + pixel * dx_row + (c0 - c_begin));
-                for (int64_t b = 0; b < x_bytes; b += 64) __builtin_prefetch(next_x + b);
-                for (int64_t b = 0; b < dx_bytes; b += 64) __builtin_prefetch(next_dx + b, 1);
-              }
-            }
-            const int64_t at = r * kTileStride + (t - t0) * segment.channels;
-            visit_sample<T, A>(segment.channels, corner_x, corner_dx, weight, s.dcolumns + at,
-                               s.columns + at, dot);
-            write_shares<A>(shares, (first + r) * shares.position_taps + t, samples.ly[i],
-                            samples.lx[i], samples.mask[i], dot);
-          }
-        }
-        for (int64_t o0 = 0; o0 < segment.padded; o0 += slab) {
-          multiply_transposed<A>(depth, rows, min(slab, segment.padded - o0), s.columns,
-                                 kTileStride, s.g + o0 / slab * kRows * kTileStride,
-                                 s.dkernel + o0, segment.padded);
-        }
-      }
-
-      for (int64_t k = 0; k < depth; ++k) {
-        const int64_t t = t0 + k / segment.channels;
-        const int64_t c = c0 - segment.group * g.group_channels() + k % segment.channels;
-        A* to = dkernel + (t * g.group_channels() + c) * g.K + segment.group * segment.outputs;
-        std::memcpy(to, s.dkernel + k * segment.padded, segment.outputs * sizeof(A));
-      }
+      backward_run<T, A>(op, grad, s, block, segment, t0, min(t0 + segment.run, g.taps()));
     }
-    shares.add = true;
+    block.shares.add = true;
     c0 += segment.channels;
   }
 
   if constexpr (!kAddsInPlace<T>) {
     for (int64_t p = 0; p < pixels; ++p) {
-      const A* from = dx + p * dx_row;
-      T* to = dx_out + p * g.C;
-      for_each_vector<kLanes<A>>(0, c_end - c_begin, [&](auto w, int64_t i) {
+      const A* from = block.dx + p * block.dx_row;
+      T* to = dx + p * g.C;
+      for_each_vector<kLanes<A>>(0, block.channels(), [&](auto w, int64_t i) {
         constexpr int L = decltype(w)::value;
         store<L>(to + i, load<L>(from + i));
       });
