@@ -1,6 +1,6 @@
 """Kills a short run again and again, and compares where it ends with an unkilled one.
 
-    python scripts/kill_test.py [--kills 5] [--seed 0] [--folder DIR] [-- FLAGS ...]
+    python -m scripts.kill_test [--kills 5] [--seed 0] [--folder DIR] [-- FLAGS ...]
 
 Every other kill strikes while a checkpoint is being written, the rest at random moments
 of a launch. FLAGS go to the run, after those of a small demo. Ends with status 1 where
@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import orbax.checkpoint as ocp
+
+from train.checkpoint import read_arrays
 
 ROOT = Path(__file__).resolve().parent.parent
 # Seconds that a launch may take.
@@ -63,17 +64,10 @@ def wait_for_save(run: subprocess.Popen, workdir: Path) -> None:
 
 def final_state(workdir: Path) -> dict[str, np.ndarray]:
     """Returns every array of the newest checkpoint, under its name."""
-    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.suffix == ""]
-    folder = workdir.absolute() / "checkpoints" / str(max(steps))
-    arrays = {"last step": np.asarray(max(steps))}
-    with ocp.StandardCheckpointer() as checkpointer:
-        for item in ("model", "train"):
-            tree = checkpointer.restore(folder / item)
-            leaves = ocp.tree.to_flat_dict(tree, sep="/", keep_empty_nodes=False)
-            for name, leaf in leaves.items():
-                if leaf is not None:
-                    arrays[f"{item}/{name}"] = np.asarray(leaf)
-    return arrays
+    steps = (workdir / "checkpoints").glob("[0-9]*")
+    last = max(int(path.name) for path in steps if path.suffix == "")
+    arrays = read_arrays(workdir / "checkpoints" / str(last))
+    return arrays | {"last step": np.asarray(last)}
 
 
 def log_of(workdir: Path) -> list[dict]:

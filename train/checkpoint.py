@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from train.step import TrainState
@@ -120,6 +121,27 @@ class Checkpoints:
     def close(self) -> None:
         """Releases the manager's threads."""
         self._manager.close()
+
+
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """Returns every array of a checkpoint, whichever devices it was saved from.
+
+    Args:
+      folder: <workdir>/checkpoints/<step>.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    arrays = {}
+    with ocp.StandardCheckpointer() as checkpointer:
+        for item in ("model", "train"):
+            path = folder.absolute() / item
+            saved = checkpointer.metadata(path).item_metadata.tree
+            like = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), saved
+            )
+            leaves = jax.tree.leaves_with_path(checkpointer.restore(path, like))
+            for key, leaf in leaves:
+                arrays[item + jax.tree_util.keystr(key)] = np.asarray(leaf)
+    return arrays
 
 
 def _counters(state: TrainState) -> dict[str, Any]:

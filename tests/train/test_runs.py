@@ -6,10 +6,10 @@ import socket
 import time
 
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from tests.train import launch
+from train.checkpoint import read_arrays
 from train.metrics import read_metrics
 
 DOUBLE = "tests.train.double"
@@ -32,15 +32,7 @@ def straight(data, tmp_path_factory):
 
 
 def arrays(workdir, step):
-    """Every array of a checkpoint, by name."""
-    found = {}
-    with ocp.StandardCheckpointer() as checkpointer:
-        for item in ("model", "train"):
-            folder = workdir / "checkpoints" / str(step) / item
-            tree = checkpointer.restore(folder)
-            flat = ocp.tree.to_flat_dict(tree, sep="/", keep_empty_nodes=False)
-            found |= {f"{item}/{k}": v for k, v in flat.items() if v is not None}
-    return found
+    return read_arrays(workdir / "checkpoints" / str(step))
 
 
 def assert_same_run(a, b, step=24):
@@ -140,19 +132,23 @@ def test_two_processes_train_as_one(data, straight, tmp_path):
     assert steps == [4, 8, 12, 16, 20, 24, 24]
 
 
-@pytest.mark.parametrize(
-    "flag, message",
-    [
-        ("--config.optim.lrr=3", 'Did you mean "lr" instead of "lrr"?'),
-        ("--config.steps=many", "--config.steps=many"),
-        ("--config=train/configs/digits.py:wrong", "digits.py:wrong: expected"),
-        ("--config=train/configs/none.py", "none.py"),
-        ("--config.batch_size=-1", "`batch_size` is -1; expected a multiple"),
-    ],
-)
-def test_a_mistake_gets_one_line(flag, message, data, tmp_path):
-    status, errors = launch.run("train.main", flag, data=data, workdir=tmp_path)
-    assert status == 1
-    lines = errors.strip().splitlines()
-    assert len(lines) == 1, errors
-    assert lines[0].startswith("error: ") and message in lines[0]
+MISTAKES = {
+    "--config.optim.lrr=3": 'Did you mean "lr" instead of "lrr"?',
+    "--config.steps=many": "--config.steps=many",
+    "--config=train/configs/digits.py:wrong": "digits.py:wrong: expected",
+    "--config=train/configs/none.py": "none.py",
+    "--config.batch_size=-1": "`batch_size` is -1; expected a multiple",
+}
+
+
+def test_a_mistake_gets_one_line(data, tmp_path):
+    processes = {
+        flag: launch.start("train.main", flag, data=data, workdir=tmp_path)
+        for flag in MISTAKES
+    }
+    for flag, process in processes.items():
+        status, errors = launch.finish(process)
+        assert status == 1, errors
+        lines = errors.strip().splitlines()
+        assert len(lines) == 1, errors
+        assert lines[0].startswith("error: ") and MISTAKES[flag] in lines[0]

@@ -1,0 +1,112 @@
+"""The real detector's training step on eight devices, against one."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from tests.train import double
+from train import inputs, sharding
+from train.configs import digits
+from train.model import build_skeleton
+from train.optim import learning_rate, make_optimizer, trainable
+from train.step import init_state, make_train_step
+
+MOVES = re.compile(
+    r" (all-gather|all-to-all|collective-permute|collective-broadcast)(-start)?\("
+)
+
+
+def tiny_config():
+    """The demo's configuration, as small as it gets with everything in it."""
+    config = digits.get_config()
+    config.backbone.depths = (1, 1, 1, 1)
+    config.backbone.stem_features = 8
+    config.backbone.deform_stages = (False, False, False, True)
+    config.backbone.frozen_stages = 1
+    detector = config.detector
+    detector.anchor_sizes = (16.0, 32.0)
+    detector.rpn_features = detector.reduction_features = detector.head_features = 16
+    detector.rpn_pre_nms_top_n = detector.rpn_post_nms_top_n = (16, 16)
+    detector.roi_samples = 8
+    detector.roi_branch_features = 16
+    detector.roi_output_size = 3
+    detector.mimic_crop_size = 32
+    config.optim.warmup_steps = 0
+    return config
+
+
+def values(variables):
+    """Plausible parameters, without compiling an initialisation."""
+    rng = np.random.default_rng(0)
+    filled = {}
+    for path, leaf in variables.items():
+        if path.endswith("scale"):
+            filled[path] = np.ones(leaf.shape, np.float32)
+        else:
+            fan_in = max(1, math.prod(leaf.shape[:-1]))
+            spread = 0.0 if leaf.ndim == 1 else fan_in**-0.5
+            filled[path] = np.float32(rng.normal(0, spread, leaf.shape))
+    return filled
+
+
+@pytest.fixture(scope="module")
+def setup():
+    config = tiny_config()
+    skeleton = build_skeleton(config, 3)
+    frozen = tuple(f"backbone.{n}." for n in skeleton.abstract.backbone.frozen_names)
+    paths = trainable(skeleton.parameters, config.optim, frozen)
+    optimizer = make_optimizer(config.optim, paths)
+    state = init_state(values(skeleton.variables), paths, optimizer)
+    state = jax.tree.map(np.asarray, state)
+
+    def on(devices):
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        shardings = sharding.state_shardings(state, mesh)
+        step = make_train_step(
+            skeleton,
+            optimizer,
+            learning_rate(config.optim, 100),
+            seed=0,
+            mesh=mesh,
+            shardings=shardings,
+        )
+        placed = jax.device_put(state, shardings)
+        arrays = double.batch(n=8, side=64)
+        # Counts of positives differ from device to device.
+        arrays["valid"][5] = False
+        batch = inputs.to_batch(arrays, mesh)
+        compiled = step.lower(placed, batch).compile()
+        after = jax.tree.map(np.asarray, compiled(placed, batch))
+        return compiled.as_text(), after
+
+    return state, on(1), on(8)
+
+
+def test_only_sums_cross_devices(setup):
+    _, _, (text, _) = setup
+    assert " all-reduce" in text
+    assert not [line for line in text.splitlines() if MOVES.search(line)]
+
+
+def test_eight_devices_take_the_step_of_one(setup):
+    before, (_, (one, metrics_one)), (_, (eight, metrics_eight)) = setup
+    assert metrics_one.keys() == metrics_eight.keys()
+    for name in metrics_one:
+        np.testing.assert_allclose(
+            metrics_one[name], metrics_eight[name], rtol=1e-5, err_msg=name
+        )
+    for path, value in one.params.items():
+        np.testing.assert_allclose(value, eight.params[path], atol=1e-5, err_msg=path)
+    changed = {p for p, v in before.params.items() if (v != one.params[p]).any()}
+    assert len(changed) > 0.9 * len(before.params)
+
+
+def test_frozen_stages_are_no_part_of_the_gradient(setup):
+    before, (_, (one, _)), _ = setup
+    assert {"backbone.conv1.kernel", "backbone.norm1.scale"} <= set(one.frozen)
+    for path, value in before.frozen.items():
+        np.testing.assert_array_equal(value, one.frozen[path])
+    assert not any(path.startswith("backbone.conv1") for path in one.params)
