@@ -73,7 +73,7 @@ class Checkpoints:
             train=ocp.args.StandardRestore(_counters(like)),
             place=ocp.args.JsonRestore(),
         )
-        saved = self._manager.restore(step, args=args)
+        saved: Any = self._manager.restore(step, args=args)
         state = TrainState(
             params={path: saved.model[path] for path in like.params},
             frozen={path: saved.model[path] for path in like.frozen},
@@ -84,12 +84,14 @@ class Checkpoints:
     def restore_variables(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Returns only the model's variables saved at `step`."""
         args = ocp.args.Composite(model=ocp.args.StandardRestore(like))
-        return self._manager.restore(step, args=args).model
+        saved: Any = self._manager.restore(step, args=args)
+        return saved.model
 
     def description(self, step: int) -> dict:
         """Returns what was written beside the state at `step`."""
         args = ocp.args.Composite(description=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args).description
+        saved: Any = self._manager.restore(step, args=args)
+        return saved.description
 
     def check(self, step: int, description: dict, variables: dict[str, Any]) -> None:
         """Refuses a checkpoint whose model is not the configured one.

@@ -5,10 +5,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
+
+from train.config_dict import ConfigDict
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -71,9 +74,9 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(error)
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: BaseException) -> NoReturn:
     # ml_collections wraps its errors, and a KeyError's text is the repr of its message.
-    while error.args and isinstance(error.args[0], Exception):
+    while error.args and isinstance(error.args[0], BaseException):
         error = error.args[0]
     text = str(error.args[0] if isinstance(error, KeyError) else error)
     text = " ".join(text.split()) or type(error).__name__

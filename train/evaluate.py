@@ -17,13 +17,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dcn_jax.types import Detections
 from train import cli, draw, inputs, sharding
 from train.checkpoint import Checkpoints, abstract
+from train.config_dict import ConfigDict
 from train.model import Skeleton, Variables, build_skeleton, describe
 
 _log = logging.getLogger("train")
@@ -78,7 +78,9 @@ def average_precision(
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
-    summary = dict(zip(SUMMARY, map(_number, judge.stats), strict=True))
+    summary: dict[str, float | None] = {
+        name: _number(value) for name, value in zip(SUMMARY, judge.stats, strict=True)
+    }
     # [IoU threshold, recall, category, area range, detection limit]
     precision = judge.eval["precision"][:, :, :, 0, -1]
     names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
@@ -145,12 +147,12 @@ def make_detect(skeleton: Skeleton, mesh: Mesh):
 def local_rows(detections: Detections) -> Detections:
     """Returns this process's rows of the detections, in order, on the host."""
 
-    def rows(array: jax.Array) -> np.ndarray:
+    def rows(array: jax.Array) -> Any:
         # Along the axis `model` the same rows stand on several devices.
         shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
         return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
-    return Detections(*(rows(field) for field in detections))
+    return Detections(*map(rows, detections))
 
 
 def original_boxes(boxes: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -167,7 +169,7 @@ def coco_results(
     detections: Detections, scale: np.ndarray, image_id: int, source: Any
 ) -> list[dict[str, Any]]:
     """Returns the valid detections of one image as COCO results."""
-    boxes = original_boxes(detections.boxes, scale)
+    boxes = original_boxes(np.asarray(detections.boxes), scale)
     return [
         {
             "image_id": image_id,
@@ -185,7 +187,7 @@ def draw_best(
 ) -> np.ndarray:
     """Draws the detections of one image that reach a score."""
     shown = detections.valid & (detections.scores >= score)
-    boxes, scores, labels, _ = (field[shown] for field in detections)
+    boxes, scores, labels, _ = (np.asarray(field)[shown] for field in detections)
     return draw.draw_detections(image, boxes, scores, labels.tolist(), names)
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from dcn_jax.types import Batch
 from train import sharding
+from train.config_dict import ConfigDict
 from train.data.loader import eval_loader, train_loader
 from train.data.source import Source, make_source
 

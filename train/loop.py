@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from dcn_jax.types import Batch
 from train import inputs, sharding
 from train.checkpoint import Checkpoints, abstract
+from train.config_dict import ConfigDict
 from train.draw import save_curves
 from train.evaluate import Evaluator, write_evaluation
 from train.metrics import Clock, MetricWriter, log_line, read_metrics
@@ -152,7 +152,7 @@ class _Run:
         model = self._skeleton.model({**state.params, **state.frozen})
         init_from(model.backbone, config.init_from)
         loaded = variables_of(model)
-        place = {**shardings.params, **shardings.frozen}
+        place: dict[str, Any] = {**shardings.params, **shardings.frozen}
         placed = {
             path: jax.make_array_from_callback(
                 value.shape, place[path], np.asarray(value).__getitem__
@@ -281,7 +281,7 @@ def _wandb(config: ConfigDict, workdir: Path, active: bool) -> Any:
     if not (config.log.wandb and active):
         return None
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ValueError(
             "`log.wandb` is set, but wandb is not installed: pip install .[wandb]"

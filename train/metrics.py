@@ -19,7 +19,8 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, *, step: int, active: bool, wandb: Any = None):
-        self._file = self._board = None
+        self._file = None
+        self._board: Any = None
         self._wandb = wandb
         if not active:
             return

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
 from dcn_jax.backbones import ResNet
 from dcn_jax.rcnn import FasterRCNN
+from train.config_dict import ConfigDict
 
 Variables = dict[str, jax.Array]
 

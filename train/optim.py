@@ -5,12 +5,14 @@ Parameters are a flat dictionary from dotted path ("backbone.layer2.0.conv1.kern
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
+
+from train.config_dict import ConfigDict
 
 Params = dict[str, jax.Array]
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
@@ -107,7 +109,7 @@ def _is_weight(params: Params) -> dict[str, bool]:
 
 
 def _scale_each(factors: Mapping[str, float]) -> optax.GradientTransformation:
-    def update(updates: Params, params: Params | None = None) -> Params:
+    def update(updates: Any, params: Any = None) -> Params:
         del params
         return {path: value * factors[path] for path, value in updates.items()}
 

@@ -1,6 +1,6 @@
 """Every field of a configuration, commented once; experiments override what differs."""
 
-from ml_collections import ConfigDict
+from train.config_dict import ConfigDict
 
 
 def get_config() -> ConfigDict:

@@ -19,8 +19,7 @@ of the rate. The paper refers to Detectron for the rest: frozen batch norm, froz
 and conv2, linear warm-up, anchors of 32 to 512 pixels, mirrored images.
 """
 
-from ml_collections import ConfigDict
-
+from train.config_dict import ConfigDict
 from train.configs import _base
 
 # Row -> (deformable stages, modulated, RoI pooling, mimicking).

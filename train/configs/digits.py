@@ -10,8 +10,7 @@ foreground mimicking) with a thin ResNet trained from scratch.
 RoI pooling. docs/demo.md has what both reach.
 """
 
-from ml_collections import ConfigDict
-
+from train.config_dict import ConfigDict
 from train.configs import _base
 
 
