@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -109,10 +109,11 @@ def nms(
         return indices[0], kept[0]
     for _ in shape[2:]:
         run = jax.vmap(run)
-    return run(*operands)
+    indices, kept = run(*operands)
+    return indices, kept
 
 
-def _threshold(value, dtype) -> float:
+def _threshold(value: Any, dtype: np.dtype) -> float:
     """The largest number of type `dtype` that is not above `value`.
 
     What is greater than the one is greater than the other, and torchvision compares
@@ -120,6 +121,7 @@ def _threshold(value, dtype) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`iou_threshold` is {value!r}; expected a number")
+    value = float(value)
     if not 0 <= value <= 1:
         raise ValueError(f"`iou_threshold` is {value!r}; expected 0 to 1")
     rounded = float(dtype.type(value))
@@ -128,11 +130,8 @@ def _threshold(value, dtype) -> float:
     return rounded
 
 
-def _nms(*operands, implementation, **params):
-    operands = align(*operands)
-    if implementation == "reference":
-        return _reference(*operands, **params)
-    return tuple(_select(*operands, implementation=implementation, **params))
+def _nms(*operands, **params):
+    return tuple(_select(*align(*operands), **params))
 
 
 def _reference(*operands, **params):

@@ -182,7 +182,7 @@ def _pool(
     aligned,
     offset_scale,
     implementation,
-):
+) -> Any:
     implementation = resolve_implementation(implementation)
     maps, scales, sizes = _check_maps(features, spatial_scale, levels, map_sizes)
     first = maps[0]
@@ -229,11 +229,9 @@ def _pool(
     )
     arguments = (tuple(maps), boxes, levels, sizes, shift, mask)
     if implementation == "reference":
-        return reference.roi_pool(
-            *arguments,
-            output_size=settings.output_size,
-            sampling_ratio=settings.sampling_ratio,
-        )
+        # Without jax.custom_vjp, so that jax.jvp works.
+        y, _ = _roi_pool_fwd(*arguments, implementation, settings)
+        return y
     return _roi_pool(*arguments, implementation, settings)
 
 

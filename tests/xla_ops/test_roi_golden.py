@@ -1,16 +1,15 @@
 """RoI pooling against vectors of torchvision and mmcv."""
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from deform_conv_case import FAST_COMPILE, GOLDEN
 
 from xla_ops import deform_roi_pool, roi_align
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 FILES = sorted(
     [p.stem for p in GOLDEN.glob("roi_align_*.npz")]
     + [p.stem for p in GOLDEN.glob("deform_roi_pool_*.npz")]
@@ -70,10 +69,7 @@ def test_golden(file, implementation, bits):
             lambda x: jnp.asarray(x, dtype), (moving, rois, cotangent)
         )
 
-        # Compiling is what takes the time here.
-        @functools.partial(
-            jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-        )
+        @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
         def run(moving):
             def pool(input, offset=None, mask=None):
                 if "aligned" in golden:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from deform_conv_case import FAST_COMPILE
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from roi_case import OUTPUT_SIZE, SCALES, random_case
@@ -68,6 +69,31 @@ def test_data_parallel(kind, case, expected):
     assert_equal(actual, expected)
     for x in jax.tree.leaves(actual):
         assert x.sharding.shard_shape(x.shape)[0] == 1
+
+
+def test_reference_on_an_explicit_mesh(case, expected):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    case = jax.device_put(case, NamedSharding(mesh, BATCH))
+
+    def run(case):
+        y = deform_roi_pool(
+            **case,
+            output_size=OUTPUT_SIZE,
+            spatial_scale=SCALES,
+            implementation="reference",
+        )
+        kept = nms(
+            case["rois"],
+            y.mean((2, 3, 4)),
+            iou_threshold=0.5,
+            max_outputs=2,
+            implementation="reference",
+        )
+        return y, kept
+
+    with jax.set_mesh(mesh):
+        actual = jax.jit(run, compiler_options=FAST_COMPILE)(case)
+    assert_equal(actual, expected[1:])
 
 
 @KINDS
