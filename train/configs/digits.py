@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"digits.py:{arg}: expected no argument or 'regular'.")
     config = _base.get_config()
     config.name = "digits_regular" if arg else "digits"
-    config.steps = 2200
+    config.steps = 2000
     config.batch_size = 8
 
     data = config.data
