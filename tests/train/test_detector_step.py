@@ -3,6 +3,7 @@
 import math
 import re
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -34,8 +35,13 @@ def tiny_config():
     detector.roi_branch_features = 16
     detector.roi_output_size = 3
     detector.mimic_crop_size = 32
-    config.optim.warmup_steps = 0
+    config.optim.update({"name": "sgd", "lr": 0.02, "warmup_steps": 0})
     return config
+
+
+def _smooth(image):
+    coarse = np.ascontiguousarray(image[:6, :6])
+    return cv2.resize(coarse, image.shape[:2], interpolation=cv2.INTER_CUBIC)
 
 
 def values(variables):
@@ -75,10 +81,17 @@ def setup():
         )
         placed = jax.device_put(state, shardings)
         arrays = double.batch(n=8, side=64)
+        # Noise would magnify the rounding of a box's corners into its crop's pixels.
+        arrays["images"] = np.stack([_smooth(image) for image in arrays["images"]])
         # Counts of positives differ from device to device.
         arrays["valid"][5] = False
         batch = inputs.to_batch(arrays, mesh)
-        compiled = step.lower(placed, batch).compile()
+        compiled = step.lower(placed, batch).compile(
+            compiler_options={
+                "xla_backend_optimization_level": 0,
+                "xla_llvm_disable_expensive_passes": True,
+            }
+        )
         after = jax.tree.map(np.asarray, compiled(placed, batch))
         return compiled.as_text(), after
 
