@@ -81,7 +81,7 @@ def save_picture(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
 
 
 def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Draws losses, learning rate and AP of a metrics.jsonl against the step."""
+    """Draws losses, health of the offsets and AP of a metrics.jsonl by step."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -102,7 +102,13 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         axis.set_title(title)
         axis.set_xlabel("step")
         if shown:
-            axis.legend(fontsize="small")
+            # Below the axes, where it hides no curve.
+            axis.legend(
+                fontsize="small",
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.15),
+                ncols=3,
+            )
     axes[0].set_yscale("log")
     figure.savefig(path, dpi=100)
     plt.close(figure)
