@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_detector import make_detector, tiny_batch
+from tiny_detector import make_detector, quick_jit, tiny_batch
 
 # Half the distance between the two sides: small enough that hardly a ReLU of the
 # thousands after the parameter turns over on the way.
@@ -85,16 +85,18 @@ def derivatives():
         def merged(params):
             return nnx.merge(graph, params, rest)
 
-        targets = jax.jit(lambda p: merged(p).targets(batch, jax.random.key(0)))(params)
+        targets = quick_jit(lambda p: merged(p).targets(batch, jax.random.key(0)))(
+            params
+        )
         assert targets.mimic.valid.any() and targets.rpn.positive.any()
 
-        @jax.jit
+        @quick_jit
         def loss(params, targets):
             return sum(
                 merged(params).losses(batch, jax.random.key(0), targets).values()
             )
 
-        gradient = dict(nnx.to_flat_state(jax.jit(jax.grad(loss))(params, targets)))
+        gradient = dict(nnx.to_flat_state(quick_jit(jax.grad(loss))(params, targets)))
         flat = nnx.to_flat_state(params)
         results = {}
         for i, (kind, (path, part, step)) in enumerate(KINDS.items()):

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_detector import tiny_batch, tiny_detector
+from tiny_detector import quick_jit, tiny_batch, tiny_detector
 
 from dcn_jax import mimic
 from dcn_jax.box_head import BoxTargets
@@ -125,7 +125,7 @@ def test_a_crop_of_the_whole_image_has_the_features_of_the_image():
     batch = tiny_batch(images=1, height=32, width=32)
     whole = jnp.asarray([[[0, 0, 32, 32]]], jnp.float32)
 
-    @jax.jit
+    @quick_jit
     def both(model):
         maps = model.features(batch.images, batch.sizes)
         alone = model._represent(maps["roi"], whole, model._map_sizes(batch.sizes))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from tiny_detector import tiny_batch, tiny_detector
+from tiny_detector import quick_jit, tiny_batch, tiny_detector
 
 # Anything that moves pieces of arrays between devices; an all-reduce adds them.
 MOVES = re.compile(
@@ -43,7 +43,7 @@ def test_losses_and_gradient_move_nothing_and_are_those_of_one_device(
     batch, key = tiny_batch(images=8), jax.random.key(0)
     batch = batch._replace(valid=batch.valid.at[5].set(False))
     sharded = (
-        jax.jit(run, in_shardings=(everywhere, everywhere, split, everywhere))
+        quick_jit(run, in_shardings=(everywhere, everywhere, split, everywhere))
         .lower(params, rest, batch, key)
         .compile()
     )
@@ -56,7 +56,7 @@ def test_losses_and_gradient_move_nothing_and_are_those_of_one_device(
         jax.device_put(batch, split),
         jax.device_put(key, everywhere),
     )
-    expected_gradient, expected = jax.jit(run)(params, rest, batch, key)
+    expected_gradient, expected = quick_jit(run)(params, rest, batch, key)
     for name, value in expected.items():
         np.testing.assert_allclose(losses[name], value, rtol=1e-5)
     for ours, theirs in zip(
@@ -70,7 +70,7 @@ def test_detection_moves_nothing(detector, shardings):
     everywhere, split = shardings
     batch = tiny_batch(images=8)
     text = (
-        jax.jit(
+        quick_jit(
             lambda model, images, sizes: model.detect(images, sizes),
             in_shardings=(everywhere, split, split),
         )
