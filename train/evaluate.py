@@ -71,6 +71,9 @@ def average_precision(
         truth, found = COCO(), COCO()
         # createIndex and COCOeval write into the annotations.
         truth.dataset = json.loads(json.dumps(ground_truth))
+        # To COCOeval the id 0 says that nothing matched.
+        for i, annotation in enumerate(truth.dataset["annotations"]):
+            annotation["id"] = i + 1
         found.dataset = {**truth.dataset, "annotations": boxes}
         truth.createIndex()
         found.createIndex()

@@ -52,6 +52,14 @@ def test_perfect_detections_have_ap_1():
     assert tuple(summary) == evaluate.SUMMARY
 
 
+def test_annotation_ids_may_start_at_0():
+    ground_truth = truth()
+    for i, annotation in enumerate(ground_truth["annotations"]):
+        annotation["id"] = i
+    summary, _ = evaluate.average_precision(ground_truth, perfect(ground_truth))
+    assert summary["AP"] == pytest.approx(1.0)
+
+
 def test_no_detections_have_ap_0():
     summary, per_class = evaluate.average_precision(truth(), [])
     assert summary["AP"] == summary["AR100"] == 0.0
