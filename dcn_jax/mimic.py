@@ -38,8 +38,8 @@ from xla_ops import roi_align
 REGIONS = ("none", "fg", "bg", "fg_bg")
 REDUCTIONS = ("sum", "mean")
 
-# Norm below which a feature has no direction.
-_EPSILON = 1e-6
+# Squared norm below which a feature has no direction.
+_EPSILON = 1e-12
 
 
 class MimicTargets(NamedTuple):

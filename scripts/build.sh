@@ -11,12 +11,12 @@ extra=${1:-train}
 case $extra in train | test) ;; *) echo "build.sh: unknown extra '$extra'; expected train or test" >&2; exit 2 ;; esac
 
 python=${PYTHON:-python3}
-if [ ! -x .venv/bin/python ]; then
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "build.sh: $("$python" --version) is too old; set PYTHON to Python 3.11 or newer" >&2
     exit 1
   }
-  "$python" -m venv .venv
+  "$python" -m venv --clear .venv
 fi
 
 # Nothing to do when neither the build's inputs nor the wanted extra changed.

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.train import launch
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -89,7 +91,9 @@ def workdir(tmp_path_factory) -> Path:
 
 def run(module: str, *arguments: str) -> None:
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=launch.environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -109,4 +113,6 @@ def test_prediction_on_a_picture(workdir):
     run(words[2], *arguments, f"--config.data.data_dir={workdir}", *TINY)
     found = json.loads((workdir / "predictions" / "predictions.json").read_text())
     assert isinstance(found, list)
-    assert cv2.imread(str(workdir / "predictions" / "photo.png")).shape == (90, 120, 3)
+    # Small pictures are drawn enlarged, so that the labels can be read.
+    drawn = cv2.imread(str(workdir / "predictions" / "000_photo.png"))
+    assert drawn.shape == (512, 683, 3)

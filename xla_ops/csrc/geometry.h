@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "bilinear.h"
+
 namespace xla_ops {
 
 using Shape = std::vector<int64_t>;
@@ -28,11 +30,11 @@ struct DeformConvGeometry {
   int64_t pad_top, pad_left;
   int64_t dilation_h, dilation_w;
 
-  int64_t taps() const { return R * S; }
-  int64_t positions() const { return P * Q; }
-  int64_t group_channels() const { return C / groups; }
-  int64_t group_outputs() const { return K / groups; }
-  int64_t offset_group_channels() const { return C / G; }
+  XLA_OPS_INLINE int64_t taps() const { return R * S; }
+  XLA_OPS_INLINE int64_t positions() const { return P * Q; }
+  XLA_OPS_INLINE int64_t group_channels() const { return C / groups; }
+  XLA_OPS_INLINE int64_t group_outputs() const { return K / groups; }
+  XLA_OPS_INLINE int64_t offset_group_channels() const { return C / G; }
 };
 
 inline std::string shape_text(const Shape& shape) {
