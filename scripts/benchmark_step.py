@@ -49,7 +49,12 @@ def main() -> None:
     config = coco_faster_rcnn.get_config(f"{arguments.row},800")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     skeleton = build_skeleton(config, _CLASSES)
-    names = trainable(skeleton.parameters, config.optim)
+    frozen = skeleton.abstract.backbone.frozen_names
+    names = trainable(
+        skeleton.parameters,
+        config.optim,
+        tuple(f"backbone.{name}." for name in frozen),
+    )
     optimizer = make_optimizer(config.optim, names)
 
     def start():
