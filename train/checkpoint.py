@@ -6,6 +6,7 @@ the log) and `description` (configuration, categories). An unfinished one is ign
 """
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,13 @@ class Checkpoints:
     def check(self, step: int, description: dict, variables: dict[str, Any]) -> None:
         """Refuses a checkpoint whose model is not the configured one.
 
+        Args:
+          step: A step that `latest` returned.
+          description: What `train.model.describe` says of the configured model.
+          variables: Its variables, or their shapes.
+
         Raises:
-          ValueError: Names the first field, or array, that differs.
+          ValueError: Names the first field, category or array that differs.
         """
         where = f"The checkpoint {self.folder / str(step)} is of another model:"
         saved = self.description(step)
@@ -108,6 +114,14 @@ class Checkpoints:
             if was != now:
                 raise ValueError(
                     f"{where} `{name}` was {was}, the configuration says {now}."
+                )
+        was = [(c["id"], c["name"]) for c in saved["categories"]]
+        now = [(c["id"], c["name"]) for c in description["categories"]]
+        for a, b in zip_longest(was, now):
+            if a != b:
+                raise ValueError(
+                    f"{where} its {len(was)} categories are not the {len(now)} of the "
+                    f"data; the first (id, name) to differ was {a}, now {b}."
                 )
         shapes = saved["arrays"]
         for path in sorted(shapes.keys() | variables.keys()):

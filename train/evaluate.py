@@ -232,16 +232,25 @@ def write_evaluation(workdir: Path, step: int, evaluation: Evaluation) -> None:
 
 
 def load_variables(
-    config: ConfigDict, workdir: Path, mesh: Mesh
+    config: ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    categories: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[int, Skeleton, Variables, dict[str, Any]]:
     """Loads the newest checkpoint of a run, without its optimiser.
+
+    Args:
+      config: The configuration of the run.
+      workdir: Its folder.
+      mesh: Where the variables are placed.
+      categories: Those of the data, which the checkpoint must have; None: any.
 
     Returns:
       Step, model, variables, description.
 
     Raises:
       FileNotFoundError: There is no checkpoint.
-      ValueError: It is of another model.
+      ValueError: It is of another model, or of other categories.
     """
     folder = workdir / "checkpoints"
     if not folder.is_dir():
@@ -251,7 +260,8 @@ def load_variables(
     if step is None:
         raise FileNotFoundError(f"There is no finished checkpoint in {folder}.")
     description = checkpoints.description(step)
-    categories = description["categories"]
+    if categories is None:
+        categories = description["categories"]
     skeleton = build_skeleton(config, len(categories))
     checkpoints.check(step, describe(config, categories), skeleton.variables)
     shardings = sharding.state_shardings(skeleton.variables, mesh)
@@ -263,11 +273,14 @@ def load_variables(
 
 def main(arguments: list[str]) -> None:
     """Evaluates the newest checkpoint of a run."""
-    del arguments
+    if arguments:
+        raise ValueError(f"Unexpected arguments: {' '.join(arguments)}")
     config, workdir = cli.config(), cli.workdir()
     mesh = sharding.make_mesh(config.mesh.model)
-    step, skeleton, variables, _ = load_variables(config, workdir, mesh)
     source = inputs.open_source(config, config.data.eval_split)
+    step, skeleton, variables, _ = load_variables(
+        config, workdir, mesh, source.categories
+    )
     evaluation = Evaluator(config, skeleton, mesh, source)(variables)
     write_evaluation(workdir, step, evaluation)
 

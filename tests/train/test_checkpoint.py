@@ -12,6 +12,7 @@ DESCRIPTION = {
     "categories": [{"id": 1, "name": "one"}],
     "config": {},
 }
+TWO = [{"id": 2, "name": "two"}]
 PLACE = {"next_index": 7}
 
 
@@ -77,6 +78,12 @@ def test_the_model_is_checked(saved):
     other = {**DESCRIPTION, "model": {**DESCRIPTION["model"], "backbone.depths": (3,)}}
     with pytest.raises(ValueError, match=r"depths` was \[1, 2, 1, 1\], .* says \[3\]"):
         checkpoints.check(2, other, variables)
+    renamed = {**DESCRIPTION, "categories": [{"id": 1, "name": "uno"}]}
+    with pytest.raises(ValueError, match=r"differ was \(1, 'one'\), now \(1, 'uno'\)"):
+        checkpoints.check(2, renamed, variables)
+    more = {**DESCRIPTION, "categories": [*DESCRIPTION["categories"], *TWO]}
+    with pytest.raises(ValueError, match=r"the 2 of .* was None, now \(2, 'two'\)"):
+        checkpoints.check(2, more, variables)
     with pytest.raises(ValueError, match=r"of another model: it has the array head"):
         head = {k: v for k, v in variables.items() if k != "head.kernel"}
         checkpoints.check(2, DESCRIPTION, head)

@@ -9,7 +9,7 @@ from absl.testing import flagsaver
 from coco_folder import write_coco_folder
 
 from tests.train import double
-from train import cli, evaluate, loop, model, predict
+from train import cli, evaluate, inputs, loop, model, predict
 from train.configs import coco_faster_rcnn, digits
 
 
@@ -21,6 +21,8 @@ def trained(tmp_path_factory):
     config.update_from_flattened_dict(
         {
             "steps": 4,
+            # optax's Adam does not run under the tests' strict promotion of types.
+            "optim.name": "sgd",
             "data.data_dir": str(folder / "data"),
             "data.options.train_images": 8,
             "data.options.test_images": 8,
@@ -124,6 +126,31 @@ def test_a_checkpoint_of_another_model_is_refused(command_line, trained):
     command_line(other, workdir)
     with pytest.raises(ValueError, match=r"`backbone.mask_scale` was 1, the conf"):
         evaluate.main([])
+
+
+@pytest.mark.parametrize("program", ["evaluate", "train"])
+def test_a_checkpoint_of_other_categories_is_refused(
+    command_line, trained, monkeypatch, program
+):
+    config, workdir = trained
+    open_source = inputs.open_source
+
+    def swapped(config, split):
+        source = open_source(config, split)
+        source.categories[0], source.categories[1] = source.categories[1::-1]
+        return source
+
+    monkeypatch.setattr(inputs, "open_source", swapped)
+    with pytest.raises(ValueError, match=r"\(id, name\) to differ was \(1, '0'\)"):
+        if program == "evaluate":
+            evaluate.main([])
+        else:
+            loop.train(config, workdir)
+
+
+def test_evaluate_refuses_arguments(command_line):
+    with pytest.raises(ValueError, match=r"Unexpected arguments: a\.jpg"):
+        evaluate.main(["a.jpg"])
 
 
 def test_a_run_without_checkpoint_is_refused(command_line, trained, tmp_path):
