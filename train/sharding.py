@@ -28,20 +28,40 @@ def join_cluster(coordinator: str, processes: int, process: int) -> None:
         JAX_NUM_PROCESSES and JAX_PROCESS_ID, and runs alone where they are not set.
       processes: Number of processes of the run.
       process: Rank of this one, from 0.
+
+    Raises:
+      ValueError: The rank is out of its range, several processes have no coordinator,
+        or the cluster cannot be joined.
     """
     if not coordinator and "JAX_COORDINATOR_ADDRESS" in os.environ:
         coordinator = os.environ["JAX_COORDINATOR_ADDRESS"]
         processes = int(os.environ.get("JAX_NUM_PROCESSES", processes))
         process = int(os.environ.get("JAX_PROCESS_ID", process))
-    if coordinator == "auto":
-        jax.distributed.initialize()
-    elif coordinator:
+    if not coordinator and processes > 1:
+        raise ValueError(
+            f"`processes` is {processes}, without `coordinator`; expected host:port of "
+            f"process 0, or 'auto'."
+        )
+    if not coordinator:
+        return
+    where: dict[str, Any] = {}
+    if coordinator != "auto":
         if not 0 <= process < processes:
             raise ValueError(
                 f"`process` is {process}; expected 0 to {processes - 1}, as the run "
                 f"has {processes} processes."
             )
-        jax.distributed.initialize(coordinator, processes, process)
+        where = {
+            "coordinator_address": coordinator,
+            "num_processes": processes,
+            "process_id": process,
+        }
+    try:
+        jax.distributed.initialize(**where)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"Cannot join the cluster (`coordinator` is {coordinator!r}): {error}"
+        ) from error
 
 
 def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

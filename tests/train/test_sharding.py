@@ -40,3 +40,19 @@ def test_wide_layers_are_split_over_the_model_axis():
 def test_a_rank_out_of_range_is_refused():
     with pytest.raises(ValueError, match="`process` is 2; expected 0 to 1"):
         sharding.join_cluster("localhost:1", 2, 2)
+
+
+def test_several_processes_need_a_coordinator(monkeypatch):
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    with pytest.raises(ValueError, match="`processes` is 2, without `coordinator`"):
+        sharding.join_cluster("", 2, 0)
+
+
+@pytest.mark.parametrize("coordinator", ["auto", "localhost:1"])
+def test_a_cluster_that_cannot_be_joined_is_refused(monkeypatch, coordinator):
+    def initialize(**arguments):
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ValueError, match=rf"'{coordinator}'\): DEADLINE_EXCEEDED"):
+        sharding.join_cluster(coordinator, 2, 1)
