@@ -42,6 +42,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
       ValueError: The configuration, the data or a checkpoint is at fault.
       OSError: A file or folder is missing or broken.
     """
+    for field in ("log.every", "checkpoint.every", "checkpoint.keep"):
+        section, name = field.split(".")
+        if config[section][name] < 1:
+            raise ValueError(
+                f"`{field}` is {config[section][name]}; expected at least 1."
+            )
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
     if config.compile_cache:
@@ -151,17 +157,20 @@ class _Run:
         state = self._state
         model = self._skeleton.model({**state.params, **state.frozen})
         init_from(model.backbone, config.init_from)
-        loaded = variables_of(model)
-        place: dict[str, Any] = {**shardings.params, **shardings.frozen}
-        placed = {
-            path: jax.make_array_from_callback(
-                value.shape, place[path], np.asarray(value).__getitem__
-            )
-            for path, value in loaded.items()
-        }
+
+        def loaded(own: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
+            values = {
+                path: jax.make_array_from_callback(
+                    value.shape, place[path], np.asarray(value).__getitem__
+                )
+                for name, value in variables_of(model.backbone).items()
+                if (path := f"backbone.{name}") in own
+            }
+            return own | values
+
         self._state = state._replace(
-            params={path: placed[path] for path in state.params},
-            frozen={path: placed[path] for path in state.frozen},
+            params=loaded(state.params, shardings.params),
+            frozen=loaded(state.frozen, shardings.frozen),
         )
 
     def advance(self, sigterm: "_SigTerm") -> bool:

@@ -4,16 +4,20 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from coco_folder import write_coco_folder
+from flax import nnx
+from safetensors.numpy import save_file
 
+from dcn_jax.backbones import ResNet
 from tests.train import launch
+from train.checkpoint import read_arrays
 from train.metrics import read_metrics
 
 TINY = {
     "steps": 3,
     "batch_size": 2,
-    "backbone.norm": "group_norm",
     "data.train_split": "train",
     "data.eval_split": "val",
     "data.canvases": ((64, 64),),
@@ -44,18 +48,52 @@ TINY = {
 }
 
 
+# Ours -> torchvision's.
+NAMES = {
+    "norm": "bn",
+    "downsample_conv": "downsample.0",
+    "downsample_bn": "downsample.1",
+    ".kernel": ".weight",
+    ".scale": ".weight",
+    ".mean": ".running_mean",
+    ".var": ".running_var",
+}
+
+
+def torchvision_weights():
+    """Tensors by torchvision's names, which fit the tiny backbone."""
+    fields = ("depths", "stem_features")
+    sizes = {name: TINY[f"backbone.{name}"] for name in fields}
+    model = nnx.eval_shape(lambda: ResNet(**sizes, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        name = ".".join(map(str, path))
+        for ours, theirs in NAMES.items():
+            name = name.replace(ours, theirs)
+        shape = variable.get_value().shape
+        if len(shape) == 4:
+            tensor = rng.normal(0, 0.1, [shape[i] for i in (3, 2, 0, 1)])
+        else:
+            tensor = rng.uniform(0.5, 1.5, shape)
+        tensors[name] = tensor.astype(np.float32)
+    return tensors
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Trains; returns (folder, exit status, stderr)."""
     folder = tmp_path_factory.mktemp("coco_run")
     for split in ("train", "val"):
         write_coco_folder(folder / "coco", split)
+    save_file(torchvision_weights(), folder / "resnet.safetensors")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "train.main"),
             "--config=train/configs/coco_faster_rcnn.py",
             f"--config.data.options.folder={folder / 'coco'}",
             f"--config.data.data_dir={folder / 'data'}",
+            f"--config.init_from={folder / 'resnet.safetensors'}",
             f"--workdir={folder / 'run'}",
             *(f"--config.{field}={value}" for field, value in TINY.items()),
         ],
@@ -82,3 +120,24 @@ def test_it_trains_and_evaluates(run):
     assert set(result["bbox_per_class"]) == {"disc", "square", "triangle"}
     assert result["bbox"]["AP"] is not None
     assert (workdir / "pictures" / "grid.png").exists()
+
+
+def test_it_starts_from_the_weights(run):
+    workdir, _, _ = run
+    arrays = read_arrays(workdir / "checkpoints" / "3")
+    found = {name.split("'")[1]: array for name, array in arrays.items() if "'" in name}
+    tensors = torchvision_weights()
+    # The first two stages and the norms stay as they were.
+    for ours, theirs in {
+        "backbone.conv1.kernel": "conv1.weight",
+        "backbone.layer1.0.conv2.kernel": "layer1.0.conv2.weight",
+        "backbone.norm1.mean": "bn1.running_mean",
+        "backbone.layer4.0.downsample_norm.var": "layer4.0.downsample.1.running_var",
+    }.items():
+        tensor = tensors[theirs]
+        expected = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
+        np.testing.assert_array_equal(found[ours], expected, err_msg=ours)
+    # A trained kernel started there too: three steps at a small rate move it little.
+    expected = tensors["layer3.0.conv2.weight"].transpose(2, 3, 1, 0)
+    moved = np.abs(found["backbone.layer3.0.conv2.kernel"] - expected).max()
+    assert 0 < moved < 0.05

@@ -83,7 +83,7 @@ def test_predict_draws_and_lists_in_pixels_of_the_file(command_line, tmp_path):
     assert found[0]["label"] in "0123456789" and 0 < found[0]["score"] <= 1
     assert found[0]["category_id"] == int(found[0]["label"]) + 1
     assert cv2.imread(str(output / "000_wide.png")).shape == (512, 1707, 3)
-    assert cv2.imread(str(output / "001_tall.png")).shape == (6400, 512, 3)
+    assert cv2.imread(str(output / "001_tall.png")).shape == (2048, 164, 3)
 
 
 def test_predict_turns_a_photograph_upright(command_line, tmp_path):
@@ -182,6 +182,15 @@ def test_frozen_norms_need_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "build_detector", _double)
     with pytest.raises(ValueError, match=r"'frozen_bn', .*expected `init_from` to"):
         loop.train(coco_config(tmp_path), tmp_path / "run")
+
+
+@pytest.mark.parametrize("field", ["log.every", "checkpoint.every", "checkpoint.keep"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_below_1_are_refused(tmp_path, field, value):
+    config = digits.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=f"`{field}` is {value}; expected at least 1"):
+        loop.train(config, tmp_path / "run")
 
 
 def test_a_missing_folder_is_refused(tmp_path):
