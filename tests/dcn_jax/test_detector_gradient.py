@@ -90,14 +90,15 @@ def derivatives():
         )
         assert targets.mimic.valid.any() and targets.rpn.positive.any()
 
-        @quick_jit
-        def loss(params, targets):
+        def total(params, targets):
             return sum(
                 merged(params).losses(batch, jax.random.key(0), targets).values()
             )
 
-        gradient = dict(nnx.to_flat_state(quick_jit(jax.grad(loss))(params, targets)))
-        flat = nnx.to_flat_state(params)
+        loss = quick_jit(total)
+        gradient = quick_jit(jax.grad(total))(params, targets)
+        gradient = dict(nnx.to_flat_state(gradient))
+        variables = dict(nnx.to_flat_state(params))
         results = {}
         for i, (kind, (path, part, step)) in enumerate(KINDS.items()):
             exact = gradient[path][...]
@@ -109,18 +110,10 @@ def derivatives():
                 ..., part
             ]
 
-            def moved(distance, path=path, direction=direction):
-                return nnx.from_flat_state(
-                    [
-                        (
-                            p,
-                            v.replace(v[...] + distance * direction)
-                            if p == path
-                            else v,
-                        )
-                        for p, v in flat
-                    ]
-                )
+            def moved(distance, path=path, change=direction):
+                value = variables[path][...] + distance * change
+                moved = variables | {path: variables[path].replace(value)}
+                return nnx.from_flat_state(list(moved.items()))
 
             ahead, behind = (loss(moved(s), targets) for s in (step, -step))
             results[kind] = (
