@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-# Small images are enlarged before labels are written on them.
-_SHORT_SIDE = 512
+# Small images are enlarged before labels are written on them: to this short side, where
+# the long one does not exceed the other.
+_SHORT_SIDE, _LONG_SIDE = 512, 2048
 # Colours of the labels, repeated (Tableau's ten).
 _COLOURS = (
     (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189),
@@ -33,11 +34,12 @@ def draw_detections(
       labels: 1 is the first of `names`.
       names: Of the categories.
     """
-    scale = max(1.0, _SHORT_SIDE / min(image.shape[:2]))
+    short, long = sorted(image.shape[:2])
+    scale = max(1.0, min(_SHORT_SIDE / short, _LONG_SIDE / long))
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
     picture = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     width = max(2, round(min(size) / 250))
-    font = min(size) / 900
+    font = max(min(size), _SHORT_SIDE / 2) / 900
     # The best detection is drawn last, on top.
     for i in np.argsort(scores):
         colour = _COLOURS[(labels[i] - 1) % len(_COLOURS)]

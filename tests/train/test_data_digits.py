@@ -93,7 +93,7 @@ def test_builder_stores_what_was_drawn(tmp_path, examples):
     options = {"train_images": COUNT, "test_images": 2}
     source = make_source("deformed_digits", "train", tmp_path, **options)
     assert len(source) == COUNT
-    assert source.num_classes == 10
+    assert len(source.categories) == 10
     assert [source.category_id(label) for label in (1, 10)] == [1, 10]
     assert source.categories[7] == {"id": 8, "name": "7"}
     truth = source.ground_truth()

@@ -17,6 +17,17 @@ def test_boxes_and_labels_are_drawn_on_an_enlarged_copy():
     assert tuple(picture[300, round(20 * 5.12)]) == (31, 119, 180)
 
 
+@pytest.mark.parametrize(
+    ("shape", "enlarged"),
+    [((1, 10000), (1, 10000)), ((10, 1000), (20, 2048)), ((64, 64), (512, 512))],
+)
+def test_enlargement_is_bounded(shape, enlarged):
+    image = np.zeros((*shape, 3), np.uint8)
+    box = np.float32([[0, 0, shape[1], shape[0]]])
+    picture = draw.draw_detections(image, box, np.float32([0.9]), [1], ["a"])
+    assert picture.shape == (*enlarged, 3)
+
+
 def test_no_detections_leave_the_image():
     image = np.full((600, 700, 3), 7, np.uint8)
     none = np.zeros((0, 4), np.float32)

@@ -5,7 +5,6 @@ write outside its buffers.
 """
 
 import json
-import math
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
 
@@ -59,12 +58,21 @@ def _check(content: Any) -> Instances:
             if entry["id"] in seen:
                 raise _Wrong(f"two of `{key}` have the id {entry['id']}")
             seen.add(entry["id"])
+    for image in content["images"]:
+        # The loader marks the rows that complete a batch by -1.
+        if image["id"] < 0:
+            raise _Wrong(f"an image has the id {image['id']}; expected 0 or more")
     categories = sorted(
         ({"id": c["id"], "name": str(c.get("name"))} for c in content["categories"]),
         key=lambda category: category["id"],
     )
     if not categories:
         raise _Wrong("`categories` is empty")
+    names = set()
+    for category in categories:
+        if category["name"] in names:
+            raise _Wrong(f"two of `categories` have the name {category['name']!r}")
+        names.add(category["name"])
     images = [_image(image) for image in content["images"]]
     if not images:
         raise _Wrong("`images` is empty")
@@ -225,6 +233,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _are_numbers(values: list[Any]) -> bool:
+    # The bound, as in _is_int, refuses NaN and integers that no float holds too.
     return all(
-        isinstance(value, int | float) and math.isfinite(value) for value in values
+        isinstance(value, int | float) and abs(value) < 2**62 for value in values
     )

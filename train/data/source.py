@@ -24,7 +24,7 @@ class Example(NamedTuple):
     image: np.ndarray  # [H, W, 3] uint8 RGB
     image_id: int
     boxes: np.ndarray  # [M, 4] float32, x1 y1 x2 y2 in pixels of `image`
-    labels: np.ndarray  # [M] int32 in 1..num_classes
+    labels: np.ndarray  # [M] int32, from 1; see `Source.categories`
 
 
 class Source:
@@ -84,18 +84,9 @@ class Source:
         labels = np.array([self._labels[i] for i in category_ids], np.int32)
         return Example(image, int(record["image_id"]), boxes, labels)
 
-    @property
-    def num_classes(self) -> int:
-        """Number of foreground classes."""
-        return len(self.categories)
-
     def category_id(self, label: int) -> int:
-        """The data set's category id of a label in 1..num_classes."""
+        """The data set's category id of a label, from 1."""
         return self.categories[label - 1]["id"]
-
-    def label(self, category_id: int) -> int:
-        """The label in 1..num_classes of a category id of the data set."""
-        return self._labels[category_id]
 
     def ground_truth(self) -> dict[str, Any]:
         """All annotations, crowds and empty ones too, as `pycocotools` reads them.
