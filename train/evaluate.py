@@ -219,6 +219,8 @@ def write_evaluation(workdir: Path, step: int, evaluation: Evaluation) -> None:
     }
     (workdir / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
     (workdir / "detections.json").write_text(json.dumps(evaluation.detections))
+    for stale in (workdir / "pictures").glob("*.png"):
+        stale.unlink()
     for i, picture in enumerate(evaluation.pictures):
         draw.save_picture(workdir / "pictures" / f"{i:03}.png", picture)
     if evaluation.pictures:

@@ -101,6 +101,15 @@ def test_results_are_in_original_pixels_without_padding_rows():
     ]
 
 
+def test_pictures_of_an_earlier_evaluation_are_removed(tmp_path):
+    picture = np.zeros((8, 8, 3), np.uint8)
+    for count in (3, 1):
+        found = evaluate.Evaluation({"AP": 0.5}, {}, [], [picture] * count)
+        evaluate.write_evaluation(tmp_path, count, found)
+    pictures = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert pictures == {"000.png", "grid.png"}
+
+
 def test_local_rows_come_in_order():
     import jax
 
