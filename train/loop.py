@@ -119,6 +119,7 @@ class _Run:
             step = 0
         else:
             self._checkpoints.check(step, self._description, skeleton.variables)
+            self._check_optimizer(step)
             self._state, place = self._checkpoints.restore(
                 step, abstract(like, shardings)
             )
@@ -141,6 +142,27 @@ class _Run:
         self._offset_health = jax.jit(
             offset_health, out_shardings=sharding.replicated(mesh)
         )
+
+    def _check_optimizer(self, step: int) -> None:
+        """Refuses to go on where the optimiser, or what it trains, is another."""
+        saved = ConfigDict(self._checkpoints.description(step)["config"])
+        config = self._config
+        for section, name in (("optim", "name"), ("backbone", "frozen_stages")):
+            was, now = saved[section][name], config[section][name]
+            if was != now:
+                raise ValueError(
+                    f"`{section}.{name}` is {now!r}; the run's checkpoint of step "
+                    f"{step} was trained with {was!r}, which a run keeps to its end."
+                )
+        parameters = self._skeleton.parameters
+        before = trainable(parameters, saved.optim)
+        differing = before ^ trainable(parameters, config.optim)
+        if differing:
+            raise ValueError(
+                f"`optim.lr_multipliers` freezes other parameters than in the run's "
+                f"checkpoint of step {step}, such as {min(differing)}; a run keeps "
+                f"them to its end."
+            )
 
     def _load_weights(self, shardings: TrainState) -> None:
         config = self._config

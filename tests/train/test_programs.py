@@ -148,6 +148,24 @@ def test_a_checkpoint_of_other_categories_is_refused(
             loop.train(config, workdir)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("optim.name", "adamw", "`optim.name` is 'adamw'; .* trained with 'sgd'"),
+        ("backbone.frozen_stages", 1, "`backbone.frozen_stages` is 1; .* with 0"),
+        ("optim.lr_multipliers", ((r"^head", 0.0),), r"such as head\.bias"),
+    ],
+)
+def test_a_run_goes_on_with_the_same_optimiser(
+    command_line, trained, field, value, message
+):
+    config, workdir = trained
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message):
+        loop.train(other, workdir)
+
+
 def test_evaluate_refuses_arguments(command_line):
     with pytest.raises(ValueError, match=r"Unexpected arguments: a\.jpg"):
         evaluate.main(["a.jpg"])
