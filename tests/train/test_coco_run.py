@@ -1,6 +1,7 @@
 """The real detector on a COCO folder, from the command line to COCO AP."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -80,30 +81,43 @@ def torchvision_weights():
     return tensors
 
 
+def start(coco, data, workdir, *flags):
+    """Starts the training of the tiny detector on a COCO folder."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "train.main"),
+            "--config=train/configs/coco_faster_rcnn.py",
+            f"--config.data.options.folder={coco}",
+            f"--config.data.data_dir={data}",
+            f"--workdir={workdir}",
+            *(f"--config.{field}={value}" for field, value in TINY.items()),
+            *flags,
+        ],
+        cwd=launch.ROOT,
+        env=launch.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Trains; returns (folder, exit status, stderr)."""
+def folder(tmp_path_factory):
+    """A folder with a COCO folder, and weights, in it."""
     folder = tmp_path_factory.mktemp("coco_run")
     for split in ("train", "val"):
         write_coco_folder(folder / "coco", split)
     save_file(torchvision_weights(), folder / "resnet.safetensors")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "train.main"),
-            "--config=train/configs/coco_faster_rcnn.py",
-            f"--config.data.options.folder={folder / 'coco'}",
-            f"--config.data.data_dir={folder / 'data'}",
-            f"--config.init_from={folder / 'resnet.safetensors'}",
-            f"--workdir={folder / 'run'}",
-            *(f"--config.{field}={value}" for field, value in TINY.items()),
-        ],
-        cwd=launch.ROOT,
-        env=launch.environment(),
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    return folder / "run", done.returncode, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """Trains; returns (folder of the run, exit status, stderr)."""
+    weights = f"--config.init_from={folder / 'resnet.safetensors'}"
+    workdir = folder / "run"
+    process = start(folder / "coco", folder / "data", workdir, weights)
+    return workdir, *launch.finish(process, 900)
 
 
 def test_it_trains_and_evaluates(run):
@@ -141,3 +155,31 @@ def test_it_starts_from_the_weights(run):
     expected = tensors["layer3.0.conv2.weight"].transpose(2, 3, 1, 0)
     moved = np.abs(found["backbone.layer3.0.conv2.kernel"] - expected).max()
     assert 0 < moved < 0.05
+
+
+def test_bad_input_gets_one_line(run, folder, tmp_path):
+    good = folder / "coco"
+    broken = shutil.copytree(good, tmp_path / "broken")
+    image = next((broken / "train").iterdir())
+    image.write_bytes(image.read_bytes()[:300])
+    unknown = shutil.copytree(good, tmp_path / "unknown")
+    instances = unknown / "annotations" / "instances_train.json"
+    content = json.loads(instances.read_text())
+    content["annotations"][0]["category_id"] = 4
+    instances.write_text(json.dumps(content))
+
+    missing, data, new = tmp_path / "missing", tmp_path / "data", tmp_path / "run"
+    cap, scale = "--config.data.max_pixels=9000", "--config.backbone.mask_scale=2"
+    cases = [
+        (start(missing, data, new), "missing': no such folder"),
+        (start(broken, data, new), f"{image.name} is broken"),
+        (start(unknown, data, new), "annotation 1007: unknown category id 4"),
+        (start(good, data, new, cap), "at most 9000 are allowed"),
+        (start(good, folder / "data", run[0], scale), "`backbone.mask_scale` was 1"),
+    ]
+    for process, message in cases:
+        status, errors = launch.finish(process)
+        assert status == 1, errors
+        assert "Traceback" not in errors
+        last = errors.strip().splitlines()[-1]
+        assert last.startswith("error: ") and message in last, errors
