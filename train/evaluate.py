@@ -237,7 +237,7 @@ def load_variables(
     config: ConfigDict,
     workdir: Path,
     mesh: Mesh,
-    categories: Sequence[Mapping[str, Any]] | None = None,
+    expected: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[int, Skeleton, Variables, dict[str, Any]]:
     """Loads the newest checkpoint of a run, without its optimiser.
 
@@ -245,7 +245,7 @@ def load_variables(
       config: The configuration of the run.
       workdir: Its folder.
       mesh: Where the variables are placed.
-      categories: Those of the data, which the checkpoint must have; None: any.
+      expected: Categories of the data, which the checkpoint must have; None: any.
 
     Returns:
       Step, model, variables, description.
@@ -262,8 +262,7 @@ def load_variables(
     if step is None:
         raise FileNotFoundError(f"There is no finished checkpoint in {folder}.")
     description = checkpoints.description(step)
-    if categories is None:
-        categories = description["categories"]
+    categories = description["categories"] if expected is None else expected
     skeleton = build_skeleton(config, len(categories))
     checkpoints.check(step, describe(config, categories), skeleton.variables)
     shardings = sharding.state_shardings(skeleton.variables, mesh)
