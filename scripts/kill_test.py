@@ -4,7 +4,8 @@
 
 Every other kill strikes while a checkpoint is being written, the rest at random moments
 of a launch. FLAGS go to the run, after those of a small demo. Ends with status 1 where
-a parameter, a number of the optimiser or a line of metrics.jsonl differs by one bit.
+a parameter, a number of the optimiser or a line of metrics.jsonl differs by one bit;
+and where a run ended before its kill, or no kill left an unfinished checkpoint.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,18 +50,44 @@ def launch(program: str, workdir: Path, flags: list[str]) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT)
 
 
+def finish(run: subprocess.Popen) -> None:
+    """Waits for the end of a run; ends the test where that fails or takes too long."""
+    try:
+        status = run.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        run.wait()
+        sys.exit(f"a run was not done after {_PATIENCE} s")
+    if status != 0:
+        sys.exit(f"a run that nothing killed ended with status {status}")
+
+
 def saving(workdir: Path) -> bool:
     """Returns whether an unfinished checkpoint lies in the folder."""
     return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"))
 
 
-def wait_for_save(run: subprocess.Popen, workdir: Path) -> None:
-    """Returns within a save of a run, or when the run has ended."""
-    # What a kill left behind is no save of this launch: wait for it to be cleared.
-    while run.poll() is None and saving(workdir):
+def logged(workdir: Path) -> int:
+    """Returns the newest step in metrics.jsonl, or 0."""
+    path = workdir / "metrics.jsonl"
+    # A last line without its end is being written, or was when a kill struck.
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def wait_until(run: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """Returns when the condition holds, the run has ended or patience is at its end."""
+    end = time.monotonic() + _PATIENCE
+    while run.poll() is None and not condition() and time.monotonic() < end:
         time.sleep(0.001)
-    while run.poll() is None and not saving(workdir):
-        time.sleep(0.001)
+
+
+def kill(run: subprocess.Popen) -> None:
+    """Kills a run; ends the test where it had ended before."""
+    run.kill()
+    status = run.wait()
+    if status != -signal.SIGKILL:
+        sys.exit(f"a run ended by itself, with status {status}, before it was killed")
 
 
 def final_state(workdir: Path) -> dict[str, np.ndarray]:
@@ -89,29 +117,46 @@ def main() -> int:
     chance = random.Random(arguments.seed)
     folder = arguments.folder or Path(tempfile.mkdtemp())
     straight, killed = folder / "straight", folder / "killed"
-    data = f"--config.data.data_dir={folder / 'data'}"
-    flags = [*SMALL_RUN, data, *arguments.flags]
+    own = (
+        f"--config.data.data_dir={folder / 'data'}",
+        # Restarts compile nothing, so that random moments are moments of training.
+        f"--config.compile_cache={folder / 'programs'}",
+    )
+    flags = [*SMALL_RUN, *own, *arguments.flags]
 
-    run = launch(arguments.program, straight, flags)
     started = time.monotonic()
-    if run.wait(_PATIENCE) != 0:
-        return 1
+    finish(launch(arguments.program, straight, flags))
     seconds = time.monotonic() - started
+    steps = logged(straight)
+    torn = 0
     for i in range(arguments.kills):
+        before = logged(killed)
         run = launch(arguments.program, killed, flags)
         if i % 2 == 0:
-            wait_for_save(run, killed)
-            time.sleep(chance.uniform(0, 0.05))
-            moment = f"during a save: {saving(killed)}"
+            # What a kill left behind is no save of this launch: it is cleared first.
+            wait_until(run, lambda: not saving(killed))
+            wait_until(run, lambda: saving(killed))
+            time.sleep(chance.uniform(0, 0.02))
+            kill(run)
+            unfinished = saving(killed)
+            torn += unfinished
+            moment = "during a save" if unfinished else "just after a save"
         else:
-            # Restarts do less than the whole run.
-            time.sleep(chance.uniform(0.2, 0.7) * seconds)
+            # At a moment of its own, but with steps left for the kills to come.
+            last = before + (steps - before) // (arguments.kills - i + 1)
+            end = time.monotonic() + chance.uniform(0.1, 1.0) * seconds
+            wait_until(
+                run,
+                lambda last=last, end=end: (
+                    logged(killed) > last or time.monotonic() > end
+                ),
+            )
+            kill(run)
             moment = "at a random moment"
-        run.send_signal(signal.SIGKILL)
-        status = run.wait()
-        print(f"kill {i + 1} {moment}, status {status}", flush=True)
-    if launch(arguments.program, killed, flags).wait(_PATIENCE) != 0:
-        return 1
+        print(f"kill {i + 1} {moment}; step {logged(killed)} is logged", flush=True)
+    if not torn:
+        sys.exit("no kill struck during a save")
+    finish(launch(arguments.program, killed, flags))
 
     expected, found = final_state(straight), final_state(killed)
     differing = [
