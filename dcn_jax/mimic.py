@@ -39,7 +39,7 @@ REGIONS = ("none", "fg", "bg", "fg_bg")
 REDUCTIONS = ("sum", "mean")
 
 # Squared norm below which a feature has no direction.
-_EPSILON = 1e-12
+_EPSILON = 1e-6
 
 
 class MimicTargets(NamedTuple):
