@@ -247,7 +247,7 @@ def _deform_conv2d_bwd(implementation, settings, saved, gradient):
     dx, doffset, dkernel, *dmask = _backward(
         *operands, gradient, implementation=implementation, **settings._asdict()
     )
-    # A product with ones: XLA's own sum over a leading axis is 100 times slower on CPU.
+    # A product with ones: XLA's own sum over a leading axis is far slower on a CPU.
     ones = jnp.ones((1, dkernel.shape[0]), dkernel.dtype)
     dkernel = jnp.tensordot(ones, dkernel, 1, precision=jax.lax.Precision.HIGHEST)
     dkernel = dkernel.astype(kernel.dtype)
