@@ -1,6 +1,6 @@
 """Times operators against the plain jnp reference and XLA's own convolution.
 
-    python scripts/benchmark_ops.py [--rounds=5]
+    python -m scripts.benchmark_ops [--rounds=5]
 
 Prints a Markdown table: medians of rounds in which every candidate runs once, so that
 a busy moment of the machine falls on all of them. Offsets are normal with a standard
