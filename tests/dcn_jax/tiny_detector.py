@@ -12,13 +12,11 @@ from dcn_jax.rcnn import FasterRCNN
 from dcn_jax.types import Batch
 
 # jax.jit for a program that runs once or twice: compiles in less than half the time.
-quick_jit = partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
+_OPTIONS: dict = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    # Newer XLA has no such option.
+    _OPTIONS["xla_cpu_use_fusion_emitters"] = False
+quick_jit = partial(jax.jit, compiler_options=_OPTIONS)
 
 
 def make_backbone(**kwargs):
