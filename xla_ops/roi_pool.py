@@ -7,8 +7,6 @@ h w bins of a RoI.
 from __future__ import annotations
 
 import functools
-import math
-import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,12 +16,16 @@ import numpy as np
 
 from xla_ops import _geometry
 from xla_ops._call import align, make_primitive, resolve_implementation
+from xla_ops._roi_arguments import (
+    check_beside,
+    check_levels,
+    check_maps,
+    check_number,
+)
 from xla_ops.reference import roi_pool as reference
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Num
-
-_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
 def roi_align(
@@ -163,7 +165,7 @@ def deform_roi_pool(
         map_sizes=map_sizes,
         sampling_ratio=sampling_ratio,
         aligned=True,
-        offset_scale=_number("offset_scale", offset_scale),
+        offset_scale=check_number("offset_scale", offset_scale),
         implementation=implementation,
     )
 
@@ -184,35 +186,29 @@ def _pool(
     implementation,
 ) -> Any:
     implementation = resolve_implementation(implementation)
-    maps, scales, sizes = _check_maps(features, spatial_scale, levels, map_sizes)
+    maps, scales, sizes = check_maps(features, spatial_scale, levels, map_sizes)
     first = maps[0]
     real = _geometry.coordinate_dtype(first.dtype)
     images = first.shape[0]
     beside = f" for `features` {first.shape}"
 
-    rois = _beside("rois", rois, first)
+    rois = check_beside("rois", rois, first)
     _geometry.check_shape("rois", rois, (images, None, 4), "N, B, 4", beside)
     num_boxes = rois.shape[1]
-    if levels is None:
-        levels = jnp.zeros_like(rois, jnp.int32, shape=(images, num_boxes))
-    else:
-        levels = _geometry.check_array("levels", levels, _INTEGERS)
-        _geometry.check_shape("levels", levels, (images, num_boxes), "N, B", beside)
-        known = (levels >= 0) & (levels < len(maps))
-        levels = jnp.where(known, levels, len(maps)).astype(jnp.int32)
+    levels = check_levels(levels, rois, len(maps))
     boxes = _boxes_on_map(jax.lax.stop_gradient(rois), levels, scales, aligned)
 
     height, width = output_size = _geometry.check_pair("output_size", output_size)
     bins = (images, num_boxes, height, width)
     shift = None
     if offset is not None:
-        offset = _beside("offset", offset, first)
+        offset = check_beside("offset", offset, first)
         _geometry.check_shape("offset", offset, (*bins, 2), "N, B, h, w, 2")
         # A RoI of infinite size passes no gradient, which infinity * 0 would spoil.
         extent = jnp.where(jnp.isfinite(boxes), boxes, 0)[:, :, None, None, 2:]
         shift = jnp.asarray(offset_scale, real) * extent * offset
     if mask is not None:
-        mask = _beside("mask", mask, first)
+        mask = check_beside("mask", mask, first)
         _geometry.check_shape("mask", mask, bins, "N, B, h, w")
 
     settings = _Settings(
@@ -233,95 +229,6 @@ def _pool(
         y, _ = _roi_pool_fwd(*arguments, implementation, settings)
         return y
     return _roi_pool(*arguments, implementation, settings)
-
-
-def _check_maps(features, spatial_scale, levels, map_sizes):
-    """Returns the maps, their scales, and their sizes [N, L, 2]."""
-    if isinstance(features, list | tuple):
-        if not features:
-            raise ValueError("`features` is empty; expected at least one map")
-        if levels is None:
-            raise ValueError(
-                "`levels` is None; expected (N, B) for `features` that is a sequence"
-            )
-        scales = _one_each("spatial_scale", spatial_scale, features)
-        if map_sizes is not None:
-            map_sizes = _one_each("map_sizes", map_sizes, features)
-        names = [f"features[{level}]" for level in range(len(features))]
-        size_names = [f"map_sizes[{level}]" for level in range(len(features))]
-    else:
-        if levels is not None:
-            raise ValueError("`levels` is for `features` that is a sequence of maps")
-        features, scales, names = [features], [spatial_scale], ["features"]
-        map_sizes, size_names = (
-            None if map_sizes is None else [map_sizes],
-            ["map_sizes"],
-        )
-
-    maps = [
-        _geometry.check_array(name, x) for name, x in zip(names, features, strict=True)
-    ]
-    for name, x in zip(names, maps, strict=True):
-        _geometry.check_rank(name, x, "N, H, W, C")
-        images, height, width, channels = maps[0].shape
-        expected = (images, None, None, channels)
-        _geometry.check_shape(name, x, expected, "N, H, W, C", f" as `{names[0]}` has")
-        if x.dtype != maps[0].dtype:
-            raise TypeError(
-                f"`{name}` has dtype {x.dtype.name}; expected {maps[0].dtype.name} as "
-                f"`{names[0]}` has"
-            )
-        if 0 in x.shape[1:3]:
-            raise ValueError(
-                f"`{name}` has shape {x.shape}; expected H and W of at least 1"
-            )
-    scales = [_number("spatial_scale", scale) for scale in scales]
-    if min(scales) <= 0:
-        raise ValueError(f"`spatial_scale` is {spatial_scale}; expected more than 0")
-
-    sizes = []
-    for level, x in enumerate(maps):
-        images, height, width, _ = x.shape
-        whole = jnp.asarray([[height, width]], jnp.int32)
-        if map_sizes is None:
-            size = jnp.broadcast_to(whole, (images, 2))
-        else:
-            name = size_names[level]
-            size = _geometry.check_array(
-                name, map_sizes[level], (*_INTEGERS, *_geometry.FLOATS)
-            )
-            _geometry.check_shape(name, size, (images, 2), "N, 2")
-            # NaN compares with nothing and becomes 0.
-            inside = jnp.minimum(size, whole.astype(size.dtype))
-            size = jnp.where(size > 0, inside, 0).astype(jnp.int32)
-        sizes.append(size)
-    return maps, scales, jnp.stack(sizes, axis=1)
-
-
-def _one_each(name, values, features):
-    if not isinstance(values, list | tuple):
-        raise TypeError(
-            f"`{name}` is {type(values).__name__}; expected a sequence, one for each "
-            f"of the {len(features)} maps of `features`"
-        )
-    if len(values) != len(features):
-        raise ValueError(
-            f"`{name}` has {len(values)} entries; expected {len(features)}, one for "
-            "each map of `features`"
-        )
-    return values
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"`{name}` is {value!r}; expected a number")
-    if not math.isfinite(value):
-        raise ValueError(f"`{name}` is {value!r}; expected a finite number")
-    return float(value)
-
-
-def _beside(name, value, x):
-    return _geometry.check_dtype_beside(name, _geometry.check_array(name, value), x)
 
 
 def _boxes_on_map(rois, levels, scales, aligned):

@@ -1,0 +1,130 @@
+"""Checks of the arguments that the operators of RoI pooling share.
+
+Letters: N batch, L pyramid levels, H W map, C channels, B RoIs of an image.
+"""
+
+import math
+import numbers
+from typing import Any
+
+import jax.numpy as jnp
+
+from xla_ops import _geometry
+
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+def check_maps(features, spatial_scale, levels, map_sizes):
+    """Checks feature maps and what belongs to them.
+
+    Args:
+      features: Map [N, H, W, C], or a sequence of maps, the levels of a pyramid.
+      spatial_scale: A number, or for a pyramid one for each level.
+      levels: None for one map; its shape is not checked here.
+      map_sizes: None, or [N, 2], for a pyramid one for each level.
+
+    Returns:
+      The list of L maps, the list of their scales, and the sizes of their parts that
+      count, [N, L, 2] int32.
+
+    Raises:
+      TypeError, ValueError: An argument does not fit; the message names it.
+    """
+    if isinstance(features, list | tuple):
+        if not features:
+            raise ValueError("`features` is empty; expected at least one map")
+        if levels is None:
+            raise ValueError(
+                "`levels` is None; expected (N, B) for `features` that is a sequence"
+            )
+        scales = _one_each("spatial_scale", spatial_scale, features)
+        if map_sizes is not None:
+            map_sizes = _one_each("map_sizes", map_sizes, features)
+        names = [f"features[{level}]" for level in range(len(features))]
+        size_names = [f"map_sizes[{level}]" for level in range(len(features))]
+    else:
+        if levels is not None:
+            raise ValueError("`levels` is for `features` that is a sequence of maps")
+        features, scales, names = [features], [spatial_scale], ["features"]
+        map_sizes, size_names = (
+            None if map_sizes is None else [map_sizes],
+            ["map_sizes"],
+        )
+
+    maps = [
+        _geometry.check_array(name, x) for name, x in zip(names, features, strict=True)
+    ]
+    for name, x in zip(names, maps, strict=True):
+        _geometry.check_rank(name, x, "N, H, W, C")
+        images, height, width, channels = maps[0].shape
+        expected = (images, None, None, channels)
+        _geometry.check_shape(name, x, expected, "N, H, W, C", f" as `{names[0]}` has")
+        if x.dtype != maps[0].dtype:
+            raise TypeError(
+                f"`{name}` has dtype {x.dtype.name}; expected {maps[0].dtype.name} as "
+                f"`{names[0]}` has"
+            )
+        if 0 in x.shape[1:3]:
+            raise ValueError(
+                f"`{name}` has shape {x.shape}; expected H and W of at least 1"
+            )
+    scales = [check_number("spatial_scale", scale) for scale in scales]
+    if min(scales) <= 0:
+        raise ValueError(f"`spatial_scale` is {spatial_scale}; expected more than 0")
+
+    sizes = []
+    for level, x in enumerate(maps):
+        images, height, width, _ = x.shape
+        whole = jnp.asarray([[height, width]], jnp.int32)
+        if map_sizes is None:
+            size = jnp.broadcast_to(whole, (images, 2))
+        else:
+            name = size_names[level]
+            size = _geometry.check_array(
+                name, map_sizes[level], (*INTEGERS, *_geometry.FLOATS)
+            )
+            _geometry.check_shape(name, size, (images, 2), "N, 2")
+            # NaN compares with nothing and becomes 0.
+            inside = jnp.minimum(size, whole.astype(size.dtype))
+            size = jnp.where(size > 0, inside, 0).astype(jnp.int32)
+        sizes.append(size)
+    return maps, scales, jnp.stack(sizes, axis=1)
+
+
+def _one_each(name, values, features):
+    if not isinstance(values, list | tuple):
+        raise TypeError(
+            f"`{name}` is {type(values).__name__}; expected a sequence, one for each "
+            f"of the {len(features)} maps of `features`"
+        )
+    if len(values) != len(features):
+        raise ValueError(
+            f"`{name}` has {len(values)} entries; expected {len(features)}, one for "
+            "each map of `features`"
+        )
+    return values
+
+
+def check_number(name: str, value: Any) -> float:
+    """A finite number as float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` is {value!r}; expected a number")
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` is {value!r}; expected a finite number")
+    return float(value)
+
+
+def check_beside(name, value, x):
+    """`value` as an array in the type of coordinates beside `x`."""
+    return _geometry.check_dtype_beside(name, _geometry.check_array(name, value), x)
+
+
+def check_levels(levels, rois, num_levels):
+    """The level that each RoI reads, [N, B] int32; `num_levels` stands for none."""
+    shape = rois.shape[:2]
+    if levels is None:
+        return jnp.zeros_like(rois, jnp.int32, shape=shape)
+    levels = _geometry.check_array("levels", levels, INTEGERS)
+    _geometry.check_shape("levels", levels, shape, "N, B", f" for `rois` {rois.shape}")
+    known = (levels >= 0) & (levels < num_levels)
+    return jnp.where(known, levels, num_levels).astype(jnp.int32)
