@@ -34,10 +34,19 @@ class Operator(NamedTuple):
         y = self.output(*arguments, **options)
         return jnp.sum(jnp.sin(y.astype("float32") if y.dtype.itemsize == 2 else y))
 
+    @property
+    def places(self):
+        """Positions of the arguments in `moving`."""
+        return tuple(list(self.arguments).index(name) for name in self.moving)
+
+    def value_and_gradients(self, *arguments, **options):
+        """Of the loss, gradients for the arguments in `moving`."""
+        loss = functools.partial(self.loss, **options)
+        return jax.value_and_grad(loss, self.places)(*arguments)
+
     def gradients(self, *arguments, **options):
         """Of the loss, for the arguments in `moving`."""
-        places = tuple(list(self.arguments).index(name) for name in self.moving)
-        return jax.grad(functools.partial(self.loss, **options), places)(*arguments)
+        return self.value_and_gradients(*arguments, **options)[1]
 
 
 NAMES = ("deform_conv2d", "roi_align", "deform_roi_pool")
