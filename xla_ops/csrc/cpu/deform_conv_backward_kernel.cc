@@ -262,6 +262,12 @@ struct Block {
   int64_t channels() const { return c_end - c_begin; }
 };
 
+// Fetches all cache lines that hold a byte of [p, p + bytes).
+XLA_OPS_ALWAYS_INLINE void fetch(const char* p, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b);
+  __builtin_prefetch(p + bytes - 1);
+}
+
 // Visits the samples of the taps [t0, t1) of the tile's positions.
 template <typename T, typename A>
 void visit_samples(const DeformConvOperands& op, const BackwardScratch<T, A>& s,
@@ -292,8 +298,8 @@ void visit_samples(const DeformConvOperands& op, const BackwardScratch<T, A>& s,
         if (pixel < 0) continue;
         const char* next_x = reinterpret_cast<const char*>(x + pixel * g.C);
         const char* next_dx = reinterpret_cast<const char*>(dx + pixel * block.dx_row);
-        for (int64_t b = 0; b < x_bytes; b += 64) __builtin_prefetch(next_x + b);
-        for (int64_t b = 0; b < dx_bytes; b += 64) __builtin_prefetch(next_dx + b, 1);
+        fetch(next_x, x_bytes);
+        fetch(next_dx, dx_bytes);
       }
       const int64_t at = r * kTileStride + (t - t0) * segment.channels;
       visit_sample<T, A>(segment.channels, corner_x, corner_dx, weight, s.dcolumns + at,
