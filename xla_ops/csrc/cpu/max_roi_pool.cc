@@ -123,12 +123,15 @@ std::vector<RoiMapBlock> map_blocks(const MaxRoiPoolOperands& op, int64_t thread
            (has_sums && pixels * width * int64_t{sizeof(float)} > kBlockBytes);
   };
   while (width > kMinBlockChannels && too_wide()) width /= 2;
-  *channels = width;
   std::vector<RoiMapBlock> blocks;
   for (int64_t l = 0; l < op.L; ++l) {
     for (int64_t n = 0; n < op.N; ++n) {
-      for (int64_t c = 0; c < op.C; c += width) {
-        blocks.push_back({n, l, c, std::min(c + width, op.C)});
+      for (int64_t c = 0; c < op.C;) {
+        // A narrow rest costs little more in the last block than alone.
+        const int64_t end = op.C - c < width + kMinBlockChannels ? op.C : c + width;
+        blocks.push_back({n, l, c, end});
+        *channels = std::max(*channels, end - c);
+        c = end;
       }
     }
   }

@@ -1,14 +1,12 @@
 // Kernels of roi_pool: the maximum over the pixels of a bin, vectorised over channels.
 #include "../roi_bin.h"
+#include "channel_blocks.h"
 #include "max_roi_pool.h"
 #include "simd.h"
 
 namespace xla_ops {
 namespace XLA_OPS_ISA {
 namespace {
-
-// Vectors that a loop over pixels keeps in registers.
-constexpr int kUnroll = 4;
 
 // Numbers of pixels, as wide as the values they stand beside.
 template <typename A>
@@ -38,16 +36,6 @@ Window window_of(const MaxRoiPoolOperands& op, int64_t image, int64_t level) {
   return {map.W, clamp(size[0], 0, map.H), clamp(size[1], 0, map.W)};
 }
 
-// Runs f(Width<lanes>, Width<vectors>, i) over channels: kUnroll vectors at a time, then one,
-// then less.
-template <typename A, typename F>
-XLA_OPS_ALWAYS_INLINE void for_each_channel_block(int64_t begin, int64_t end, F&& f) {
-  constexpr int L = kLanes<A>;
-  int64_t c = begin;
-  for (; c + kUnroll * L <= end; c += kUnroll * L) f(Width<L>(), Width<kUnroll>(), c);
-  for_each_vector<L>(c, end, [&](auto lanes, int64_t i) { f(lanes, Width<1>(), i); });
-}
-
 template <typename A>
 bool is_finite(A v) {
   return v - v == A(0);
@@ -61,11 +49,12 @@ XLA_OPS_ALWAYS_INLINE void for_each_bin(const MaxRoiPoolOperands& op, const Wind
   const A* box = static_cast<const A*>(op.boxes) + roi * 4;
   const bool defined =
       is_finite(box[0]) && is_finite(box[1]) && is_finite(box[2]) && is_finite(box[3]);
+  const A height = box[2] / static_cast<A>(op.h), width = box[3] / static_cast<A>(op.w);
   PixelRange rows{0, 0}, columns{0, 0};
   for (int64_t i = 0; i < op.h; ++i) {
-    if (defined) rows = bin_pixels(box[0], box[2], i, op.h, window.height);
+    if (defined) rows = bin_pixels(box[0], height, i, window.height);
     for (int64_t j = 0; j < op.w; ++j) {
-      if (defined) columns = bin_pixels(box[1], box[3], j, op.w, window.width);
+      if (defined) columns = bin_pixels(box[1], width, j, window.width);
       f((roi * op.h + i) * op.w + j, defined, rows, columns);
     }
   }
@@ -82,43 +71,43 @@ void forward(const MaxRoiPoolOperands& op, int64_t first, int64_t last, void* y)
     const Window window = known ? window_of(op, image, level) : Window{0, 0, 0};
     const RoiMap& map = op.maps[known ? level : 0];
     const T* pixels = static_cast<const T*>(map.pixels) + image * map.H * map.W * op.C;
-    for_each_bin<A>(op, window, roi,
-                    [&](int64_t bin, bool defined, PixelRange rows, PixelRange columns) {
-                      T* out = static_cast<T*>(y) + bin * op.C;
-                      const bool empty = is_empty(rows) || is_empty(columns);
-                      const A filler = defined ? A(0) : A(__builtin_nan(""));
-                      for_each_channel_block<A>(0, op.C, [&](auto lanes, auto unroll, int64_t c) {
-                        constexpr int L = decltype(lanes)::value, U = decltype(unroll)::value;
-                        using V = Vec<A, L>;
-                        if (empty) {
+    for_each_bin<A>(
+        op, window, roi, [&](int64_t bin, bool defined, PixelRange rows, PixelRange columns) {
+          T* out = static_cast<T*>(y) + bin * op.C;
+          const bool empty = is_empty(rows) || is_empty(columns);
+          const A filler = defined ? A(0) : A(__builtin_nan(""));
+          for_each_channel_block<A>(0, op.C, [&](auto lanes, auto unroll, int64_t c, int64_t) {
+            constexpr int L = decltype(lanes)::value, U = decltype(unroll)::value;
+            using V = Vec<A, L>;
+            if (empty) {
 #pragma GCC unroll 4
-                          for (int u = 0; u < U; ++u) store<L>(out + c + u * L, V{} + filler);
-                          return;
-                        }
-                        V most[U], bad[U];
+              for (int u = 0; u < U; ++u) store<L>(out + c + u * L, V{} + filler);
+              return;
+            }
+            V most[U], bad[U];
 #pragma GCC unroll 4
-                        for (int u = 0; u < U; ++u) {
-                          most[u] = V{} - A(__builtin_inf());
-                          bad[u] = V{};
-                        }
-                        for (int64_t r = rows.begin; r < rows.end; ++r) {
-                          const T* line = pixels + r * window.row * op.C + c;
-                          for (int64_t s = columns.begin; s < columns.end; ++s) {
+            for (int u = 0; u < U; ++u) {
+              most[u] = V{} - A(__builtin_inf());
+              bad[u] = V{};
+            }
+            for (int64_t r = rows.begin; r < rows.end; ++r) {
+              const T* line = pixels + r * window.row * op.C + c;
+              for (int64_t s = columns.begin; s < columns.end; ++s) {
 #pragma GCC unroll 4
-                            for (int u = 0; u < U; ++u) {
-                              const V value = load<L>(line + s * op.C + u * L);
-                              most[u] = value > most[u] ? value : most[u];
-                              // A NaN is greater than nothing, but it has to come out.
-                              bad[u] = value == value ? bad[u] : value;
-                            }
-                          }
-                        }
+                for (int u = 0; u < U; ++u) {
+                  const V value = load<L>(line + s * op.C + u * L);
+                  most[u] = value > most[u] ? value : most[u];
+                  // A NaN is greater than nothing, but it has to come out.
+                  bad[u] = value == value ? bad[u] : value;
+                }
+              }
+            }
 #pragma GCC unroll 4
-                        for (int u = 0; u < U; ++u) {
-                          store<L>(out + c + u * L, bad[u] == bad[u] ? most[u] : bad[u]);
-                        }
-                      });
-                    });
+            for (int u = 0; u < U; ++u) {
+              store<L>(out + c + u * L, bad[u] == bad[u] ? most[u] : bad[u]);
+            }
+          });
+        });
   }
 }
 
@@ -139,41 +128,42 @@ void add_map_gradient(const MaxRoiPoolOperands& op, const T* g, const RoiMapBloc
         op, window, roi, [&](int64_t bin, bool defined, PixelRange rows, PixelRange columns) {
           if (!defined || is_empty(rows) || is_empty(columns)) return;
           const T* gradient = g + bin * op.C + block.first_channel;
-          for_each_channel_block<A>(0, channels, [&](auto lanes, auto unroll, int64_t c) {
-            constexpr int L = decltype(lanes)::value, U = decltype(unroll)::value;
-            using V = Vec<A, L>;
-            V most[U];
-            Vec<I, L> place[U];
-            const I corner = static_cast<I>(rows.begin * window.row + columns.begin);
-#pragma GCC unroll 4
-            for (int u = 0; u < U; ++u) {
-              most[u] = load<L>(pixels + corner * op.C + c + u * L);
-              place[u] = Vec<I, L>{} + corner;
-            }
-            for (int64_t r = rows.begin; r < rows.end; ++r) {
-              const T* line = pixels + r * window.row * op.C + c;
-              for (int64_t s = columns.begin; s < columns.end; ++s) {
-                const I here = static_cast<I>(r * window.row + s);
+          for_each_channel_block<A>(
+              0, channels, [&](auto lanes, auto unroll, int64_t c, int64_t taken) {
+                constexpr int L = decltype(lanes)::value, U = decltype(unroll)::value;
+                using V = Vec<A, L>;
+                V most[U];
+                Vec<I, L> place[U];
+                const I corner = static_cast<I>(rows.begin * window.row + columns.begin);
 #pragma GCC unroll 4
                 for (int u = 0; u < U; ++u) {
-                  const V value = load<L>(line + s * op.C + u * L);
-                  // The first of equal ones, and the first NaN, which counts as the greatest.
-                  const auto greater =
-                      (value > most[u]) | ((value != value) & (most[u] == most[u]));
-                  most[u] = greater ? value : most[u];
-                  place[u] = greater ? Vec<I, L>{} + here : place[u];
+                  most[u] = load<L>(pixels + corner * op.C + c + u * L);
+                  place[u] = Vec<I, L>{} + corner;
                 }
-              }
-            }
-            A share[U * L];
-            I at[U * L];
+                for (int64_t r = rows.begin; r < rows.end; ++r) {
+                  const T* line = pixels + r * window.row * op.C + c;
+                  for (int64_t s = columns.begin; s < columns.end; ++s) {
+                    const I here = static_cast<I>(r * window.row + s);
 #pragma GCC unroll 4
-            for (int u = 0; u < U; ++u) {
-              store<L>(share + u * L, load<L>(gradient + c + u * L));
-              std::memcpy(at + u * L, &place[u], sizeof(place[u]));
-            }
-            for (int k = 0; k < U * L; ++k) sums[at[k] * stride + c + k] += share[k];
-          });
+                    for (int u = 0; u < U; ++u) {
+                      const V value = load<L>(line + s * op.C + u * L);
+                      // The first of equal ones, and the first NaN, which counts as the greatest.
+                      const auto greater =
+                          (value > most[u]) | ((value != value) & (most[u] == most[u]));
+                      most[u] = greater ? value : most[u];
+                      place[u] = greater ? Vec<I, L>{} + here : place[u];
+                    }
+                  }
+                }
+                A share[U * L];
+                I at[U * L];
+#pragma GCC unroll 4
+                for (int u = 0; u < U; ++u) {
+                  store<L>(share + u * L, load<L>(gradient + c + u * L));
+                  std::memcpy(at + u * L, &place[u], sizeof(place[u]));
+                }
+                for (int64_t k = taken; k < U * L; ++k) sums[at[k] * stride + c + k] += share[k];
+              });
         });
   }
 }
