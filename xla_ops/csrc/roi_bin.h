@@ -15,12 +15,12 @@ struct PixelRange {
   int64_t begin, end;
 };
 
-// Bin `bin` of a RoI that begins at pixel `start`, cut to an axis of `size` pixels. `step`
-// is the RoI's number of pixels / that of its bins. Rounded as torchvision does: bins may
-// share pixels. Any finite start and step will do, as the cut comes before the conversion.
+// Bin `bin` of `bins` of a RoI that covers `extent` whole pixels from pixel `start` on, cut
+// to an axis of `size` pixels. Rounded as torchvision does: bins may share pixels. Any
+// finite start and extent will do, as the cut comes before the conversion.
 template <typename A>
-XLA_OPS_INLINE PixelRange bin_pixels(A start, A step, int64_t bin, int64_t size) {
-  const A last = static_cast<A>(size);
+XLA_OPS_INLINE PixelRange bin_pixels(A start, A extent, int64_t bin, int64_t bins, int64_t size) {
+  const A step = extent / static_cast<A>(bins), last = static_cast<A>(size);
   const A begin = start + static_cast<A>(__builtin_floor(static_cast<A>(bin) * step));
   const A end = start + static_cast<A>(__builtin_ceil(static_cast<A>(bin + 1) * step));
   return {begin > A(0) ? static_cast<int64_t>(begin < last ? begin : last) : 0,

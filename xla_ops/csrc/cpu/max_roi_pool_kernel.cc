@@ -49,12 +49,11 @@ XLA_OPS_ALWAYS_INLINE void for_each_bin(const MaxRoiPoolOperands& op, const Wind
   const A* box = static_cast<const A*>(op.boxes) + roi * 4;
   const bool defined =
       is_finite(box[0]) && is_finite(box[1]) && is_finite(box[2]) && is_finite(box[3]);
-  const A height = box[2] / static_cast<A>(op.h), width = box[3] / static_cast<A>(op.w);
   PixelRange rows{0, 0}, columns{0, 0};
   for (int64_t i = 0; i < op.h; ++i) {
-    if (defined) rows = bin_pixels(box[0], height, i, window.height);
+    if (defined) rows = bin_pixels(box[0], box[2], i, op.h, window.height);
     for (int64_t j = 0; j < op.w; ++j) {
-      if (defined) columns = bin_pixels(box[1], width, j, window.width);
+      if (defined) columns = bin_pixels(box[1], box[3], j, op.w, window.width);
       f((roi * op.h + i) * op.w + j, defined, rows, columns);
     }
   }
