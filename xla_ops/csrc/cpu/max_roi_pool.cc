@@ -29,7 +29,7 @@ constexpr int64_t kRoisPerChunk = 4;
 
 // A block of a gradient map: as wide as this at most, whole cache lines.
 constexpr int64_t kMaxBlockChannels = 64, kMinBlockChannels = 16;
-// Bytes that the sums of one block may take, for maps in half precision.
+// Bytes that the sums of one block should not exceed.
 constexpr int64_t kBlockBytes = 4 << 20;
 
 struct Call {
@@ -117,10 +117,9 @@ std::vector<RoiMapBlock> map_blocks(const MaxRoiPoolOperands& op, int64_t thread
   int64_t pixels = 1;
   for (int64_t l = 0; l < op.L; ++l) pixels = std::max(pixels, op.maps[l].H * op.maps[l].W);
   int64_t width = kMaxBlockChannels;
-  const bool has_sums = op.type == ElementType::kBF16 || op.type == ElementType::kF16;
   const auto too_wide = [&] {
     return op.N * op.L * ((op.C + width - 1) / width) < 4 * threads ||
-           (has_sums && pixels * width * int64_t{sizeof(float)} > kBlockBytes);
+           pixels * width * int64_t{sizeof(float)} > kBlockBytes;
   };
   while (width > kMinBlockChannels && too_wide()) width /= 2;
   std::vector<RoiMapBlock> blocks;

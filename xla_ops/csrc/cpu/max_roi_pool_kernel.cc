@@ -110,10 +110,10 @@ void forward(const MaxRoiPoolOperands& op, int64_t first, int64_t last, void* y)
   }
 }
 
-// Adds to `sums`, whose pixels are `stride` apart and begin with the block's channels.
+// Adds to `sums` [H,W, channels of the block].
 template <typename T>
 void add_map_gradient(const MaxRoiPoolOperands& op, const T* g, const RoiMapBlock& block,
-                      Arithmetic<T>* sums, int64_t stride) {
+                      Arithmetic<T>* sums) {
   using A = Arithmetic<T>;
   using I = Index<A>;
   const Window window = window_of(op, block.image, block.level);
@@ -161,51 +161,40 @@ void add_map_gradient(const MaxRoiPoolOperands& op, const T* g, const RoiMapBloc
                   store<L>(share + u * L, load<L>(gradient + c + u * L));
                   std::memcpy(at + u * L, &place[u], sizeof(place[u]));
                 }
-                for (int64_t k = taken; k < U * L; ++k) sums[at[k] * stride + c + k] += share[k];
+                for (int64_t k = taken; k < U * L; ++k) sums[at[k] * channels + c + k] += share[k];
               });
         });
   }
 }
 
+// Sums lie packed in scratch: threads would share cache lines of a gradient map whose
+// pixels are no whole lines.
 template <typename T>
 void map_gradient(const MaxRoiPoolOperands& op, const void* g, const RoiMapBlock& block,
                   void* scratch) {
   using A = Arithmetic<T>;
-  constexpr bool in_place = sizeof(T) == sizeof(A);
   const RoiMap& map = op.maps[block.level];
   const int64_t channels = block.last_channel - block.first_channel;
   const int64_t pixels = map.H * map.W;
   T* gradient = static_cast<T*>(map.gradient) + block.image * pixels * op.C + block.first_channel;
-  A* sums;
-  if constexpr (in_place) {
-    sums = gradient;
-  } else {
-    sums = static_cast<A*>(scratch);
-  }
-  const int64_t stride = in_place ? op.C : channels;
+  A* sums = static_cast<A*>(scratch);
+  std::memset(sums, 0, pixels * channels * sizeof(A));
+  add_map_gradient<T>(op, static_cast<const T*>(g), block, sums);
   for (int64_t k = 0; k < pixels; ++k) {
-    std::memset(sums + k * stride, 0, channels * sizeof(A));
-  }
-  add_map_gradient<T>(op, static_cast<const T*>(g), block, sums, stride);
-  if constexpr (!in_place) {
-    for (int64_t k = 0; k < pixels; ++k) {
-      for_each_vector<kLanes<A>>(0, channels, [&](auto lanes, int64_t c) {
-        constexpr int L = decltype(lanes)::value;
-        store<L>(gradient + k * op.C + c, load<L>(sums + k * stride + c));
-      });
-    }
+    for_each_vector<kLanes<A>>(0, channels, [&](auto lanes, int64_t c) {
+      constexpr int L = decltype(lanes)::value;
+      store<L>(gradient + k * op.C + c, load<L>(sums + k * channels + c));
+    });
   }
 }
 
 template <typename T>
 int64_t scratch_bytes(const MaxRoiPoolOperands& op, int64_t channels) {
-  using A = Arithmetic<T>;
-  int64_t sums = 0;
-  for (int64_t l = 0; l < op.L && sizeof(T) != sizeof(A); ++l) {
-    const int64_t size = op.maps[l].H * op.maps[l].W * channels;
-    if (size > sums) sums = size;
+  int64_t pixels = 0;
+  for (int64_t l = 0; l < op.L; ++l) {
+    if (op.maps[l].H * op.maps[l].W > pixels) pixels = op.maps[l].H * op.maps[l].W;
   }
-  return sums * sizeof(A);
+  return pixels * channels * sizeof(Arithmetic<T>);
 }
 
 }  // namespace
