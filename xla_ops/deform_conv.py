@@ -113,6 +113,7 @@ def deform_conv2d(
                 raise ValueError(
                     f"`{name}` has shape {array.shape}; expected {letter} of at least 1"
                 )
+    _geometry.check_map("x", x)
     _geometry.check_divides("feature_group_count", groups, channels, "channels of `x`")
     _geometry.check_divides(
         "feature_group_count", groups, features, "output channels of `kernel`"
