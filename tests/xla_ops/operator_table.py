@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import roi_case
 
-from xla_ops import deform_conv2d, deform_roi_pool, roi_align
+from xla_ops import deform_conv2d, deform_roi_pool, roi_align, roi_pool
 
 
 class Operator(NamedTuple):
@@ -49,7 +49,7 @@ class Operator(NamedTuple):
         return self.value_and_gradients(*arguments, **options)[1]
 
 
-NAMES = ("deform_conv2d", "roi_align", "deform_roi_pool")
+NAMES = ("deform_conv2d", "roi_align", "deform_roi_pool", "roi_pool")
 
 
 def operator(
@@ -107,5 +107,20 @@ def operator(
                 **{key: case[key] for key in ("rois", "offset", "mask")},
             },
             moving=("features", "offset", "mask"),
+        )
+    if name == "roi_pool":
+        return Operator(
+            target="max_roi_pool",
+            call=functools.partial(
+                roi_pool,
+                output_size=roi_case.OUTPUT_SIZE,
+                spatial_scale=roi_case.SCALES[0],
+            ),
+            arguments={
+                "features": case["features"][0],
+                "rois": case["rois"],
+                "map_sizes": case["map_sizes"][0],
+            },
+            moving=("features",),
         )
     raise KeyError(name)

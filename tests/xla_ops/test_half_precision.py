@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from deform_conv_case import FAST_COMPILE
 
-from xla_ops import deform_conv2d, deform_roi_pool, roi_align
+from xla_ops import deform_conv2d, deform_roi_pool, roi_align, roi_pool
 
 HALF = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 BOTH = pytest.mark.parametrize("implementation", ["ffi", "reference"])
@@ -186,12 +186,13 @@ def test_an_output_sums_up(dtype, implementation):
     assert float(y[0, 0, 0, 0]) == MANY
 
 
-# RoIs of next to no size in the middle of pixel (0, 0).
-TINY = [0.4999, 0.4999, 0.5001, 0.5001]
+# A RoI of next to no size that reads pixel (0, 0), and no other.
+TINY = [0.3, 0.3, 0.3001, 0.3001]
 POOLING = {
     "roi_align": functools.partial(roi_align, sampling_ratio=2),
     "roi_align, adaptive": functools.partial(roi_align, sampling_ratio=0),
     "deform_roi_pool": deform_roi_pool,
+    "roi_pool": roi_pool,
 }
 
 
