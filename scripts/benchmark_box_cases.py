@@ -9,7 +9,7 @@ import numpy as np
 
 import xla_ops
 from scripts.benchmark_case import Candidate, Case, Peer, Ratio, Table
-from scripts.benchmark_conv_cases import SLOW, nchw
+from scripts.benchmark_conv_cases import nchw
 
 _SCALE = 1 / 16
 
@@ -75,7 +75,7 @@ def _pool(
     given = tuple(arguments)
     return {
         "kernel": Candidate(function(None), given, peer=theirs),
-        "reference": Candidate(function("reference"), given, every=SLOW),
+        "reference": Candidate(function("reference"), given, slow=True),
     }
 
 
@@ -115,7 +115,7 @@ def _nms(classes: int) -> dict[str, Candidate]:
     )
     return {
         "kernel": candidate(None, peer=peer),
-        "reference": candidate("reference", every=SLOW),
+        "reference": candidate("reference", slow=True),
     }
 
 

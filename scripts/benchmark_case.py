@@ -44,14 +44,14 @@ class Candidate(NamedTuple):
       function: Of the arguments; gradients are those of all of them.
       arguments: Arrays.
       differentiable: False leaves "fwd+bwd" out.
-      every: Runs in one of so many rounds only, as slow ones do.
+      slow: True times it in the first round only.
       peer: Takes turns too, where there is a torch.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     differentiable: bool = True
-    every: int = 1
+    slow: bool = False
     peer: Peer | None = None
 
 

@@ -18,9 +18,6 @@ from xla_ops import deform_conv2d
 # Channels, height, width: conv3, conv4 and conv5 of a ResNet-50 at 800x1216.
 SHAPES = ((128, 100, 152), (256, 50, 76), (512, 25, 38))
 
-# The plain jnp forms take part in every fourth round.
-SLOW = 4
-
 
 def nchw(x: np.ndarray) -> np.ndarray:
     """From [N, H, W, C]."""
@@ -58,22 +55,12 @@ def deform_arguments(
     return x, offset, kernel, mask
 
 
-def deform_candidate(
-    arguments: tuple[np.ndarray, ...], groups: int = 1, every: int = 1, **settings
-) -> Candidate:
+def deform_candidate(arguments: tuple[np.ndarray, ...]) -> Candidate:
     """`deform_conv2d` of float32 arguments, with torchvision's as its peer."""
-    return Candidate(
-        functools.partial(deform_conv2d, feature_group_count=groups, **settings),
-        arguments,
-        every=every,
-        peer=Peer(
-            "torchvision",
-            "deform_conv2d",
-            (nchw, _per_sample, _oihw, _per_sample),
-            nchw,
-            settings={"padding": 1},
-        ),
-    )
+    layouts = (nchw, _per_sample, _oihw, _per_sample)
+    settings = {"padding": 1}
+    peer = Peer("torchvision", "deform_conv2d", layouts, nchw, settings=settings)
+    return Candidate(deform_conv2d, arguments, peer=peer)
 
 
 def conv_candidate(x: np.ndarray, kernel: np.ndarray, groups: int = 1) -> Candidate:
@@ -87,20 +74,29 @@ def conv_candidate(x: np.ndarray, kernel: np.ndarray, groups: int = 1) -> Candid
     )
     settings = {"padding": 1, "groups": groups}
     peer = Peer("torch conv2d", "conv2d", (nchw, _oihw), nchw, settings=settings)
-    return Candidate(function, (x, kernel), peer=peer)
+    # XLA's gradient of a convolution in groups takes seconds.
+    return Candidate(function, (x, kernel), slow=groups > 1, peer=peer)
 
 
-def _against_all(
+def _against_all(channels: int, height: int, width: int) -> dict[str, Candidate]:
+    arguments = deform_arguments(1, channels, height, width)
+    x, _, kernel, _ = arguments
+    reference = functools.partial(deform_conv2d, implementation="reference")
+    return {
+        "kernel": deform_candidate(arguments),
+        "reference": Candidate(reference, arguments, slow=True),
+        "lax.conv": conv_candidate(x, kernel),
+    }
+
+
+def _in_groups(
     channels: int, height: int, width: int, groups: int = 1, offset_groups: int = 1
 ) -> dict[str, Candidate]:
     arguments = deform_arguments(1, channels, height, width, groups, offset_groups)
     x, _, kernel, _ = arguments
-    reference = deform_candidate(
-        arguments, groups, every=SLOW, implementation="reference"
-    )._replace(peer=None)
+    grouped = functools.partial(deform_conv2d, feature_group_count=groups)
     return {
-        "kernel": deform_candidate(arguments, groups),
-        "reference": reference,
+        "kernel": Candidate(grouped, arguments),
         "lax.conv": conv_candidate(x, kernel, groups),
     }
 
@@ -148,17 +144,8 @@ def _title(channels: int, height: int, width: int) -> str:
     return f"{channels}ch {height}x{width}"
 
 
-def _conv_case(
-    title: str,
-    channels: int,
-    height: int,
-    width: int,
-    groups: int = 1,
-    offset_groups: int = 1,
-) -> Case:
-    shape = (channels, height, width, groups, offset_groups)
-    flops = 2 * height * width * 9 * channels * channels / groups
-    return Case(title, functools.partial(_against_all, *shape), flops)
+def _flops(channels: int, height: int, width: int, groups: int = 1) -> float:
+    return 2 * height * width * 9 * channels * channels / groups
 
 
 _CONV_TIMES = ("kernel", "reference", "lax.conv", "torchvision", "torch conv2d")
@@ -174,7 +161,10 @@ CONV_TABLE = Table(
     "float32, one offset group, with a mask.",
     _CONV_TIMES,
     _CONV_RATIOS,
-    tuple(_conv_case(_title(*shape), *shape) for shape in SHAPES),
+    tuple(
+        Case(_title(*shape), functools.partial(_against_all, *shape), _flops(*shape))
+        for shape in SHAPES
+    ),
 )
 
 GROUP_TABLE = Table(
@@ -183,10 +173,14 @@ GROUP_TABLE = Table(
     _CONV_TIMES,
     _CONV_RATIOS,
     tuple(
-        _conv_case(f"{_title(*shape)}, {what}", *shape, **groups)
-        for what, groups in (
-            ("32 groups", {"groups": 32}),
-            ("4 offset groups", {"offset_groups": 4}),
+        Case(
+            f"{_title(*shape)}, {what}",
+            functools.partial(_in_groups, *shape, groups, offset_groups),
+            _flops(*shape, groups),
+        )
+        for what, groups, offset_groups in (
+            ("32 groups", 32, 1),
+            ("4 offset groups", 1, 4),
         )
         for shape in SHAPES[:2]
     ),

@@ -21,7 +21,7 @@ class Settings(NamedTuple):
     """How to measure.
 
     Attributes:
-      rounds: Counted ones; one before them is not.
+      rounds: In each of them every candidate has its turn.
       torch_python: Interpreter that has torch, or None.
       fma_peak: Program of `benchmark_fma`, or None.
     """
@@ -70,11 +70,13 @@ def _measure_case(
     case: Case, settings: Settings, torch: TorchWorker | None
 ) -> dict[str, float]:
     turns: dict[str, Callable[[], float]] = {}
-    every = {}
+    slow = set()
     for name, candidate in case.make().items():
         added = _turns(name, candidate, torch)
         turns |= added
-        every |= dict.fromkeys(added, candidate.every)
+        slow |= {
+            turn for turn in added if candidate.slow and turn.startswith(f"{name} ")
+        }
     program = settings.fma_peak
     if case.flops and program is not None:
 
@@ -85,11 +87,9 @@ def _measure_case(
             turns[f"{FMA_PEAK} {part}"] = functools.partial(at_peak, flops)
 
     times: dict[str, list[float]] = {name: [] for name in turns}
-    for number in range(settings.rounds + 1):
+    for number in range(settings.rounds):
         for name, turn in turns.items():
-            if number == 0:
-                turn()  # Compiles and warms up.
-            elif (number - 1) % every.get(name, 1) == 0:
+            if number == 0 or name not in slow:
                 times[name].append(turn())
     return {name: statistics.median(t) * 1e3 for name, t in times.items()}
 
@@ -97,7 +97,7 @@ def _measure_case(
 def _turns(
     name: str, candidate: Candidate, torch: TorchWorker | None
 ) -> dict[str, Callable[[], float]]:
-    """The candidate and its peer, after a check that they compute the same."""
+    """The candidate and its peer, warmed up, after a check that they do the same."""
     function = candidate.function
     arguments = tuple(jax.numpy.asarray(array) for array in candidate.arguments)
     forward = functools.partial(jax.jit(function), *arguments)
@@ -116,13 +116,15 @@ def _turns(
         f"{name} {part}": functools.partial(seconds, call)
         for part, call in calls.items()
     }
+    results = [jax.block_until_ready(call()) for call in calls.values()]
     if torch is not None and (peer := candidate.peer) is not None:
         torch.load(peer, candidate, cotangent)
-        torch.check(
-            peer, calls["fwd+bwd"]() if candidate.differentiable else [forward()]
-        )
-        turns |= {
+        torch.check(peer, results[-1] if candidate.differentiable else results)
+        theirs = {
             f"{peer.name} {part}": functools.partial(torch.time, peer, part)
             for part in calls
         }
+        for turn in theirs.values():
+            turn()
+        turns |= theirs
     return turns
