@@ -32,6 +32,8 @@ def _pool(
     offset: tuple[int, ...] | None = None,
     mask: tuple[int, ...] | None = None,
     peer: dict | None = None,
+    same_gradients: bool = True,
+    reference: bool = True,
     **settings,
 ) -> dict[str, Candidate]:
     """512 RoIs on a map 50x76, 7x7 bins.
@@ -42,6 +44,8 @@ def _pool(
       offset: Shape of the offset behind [N, B], for operators that have one.
       mask: Shape of the mask alike.
       peer: Settings of torchvision's operator of the same name; None: it has none.
+      same_gradients: False where torchvision's are known to be others.
+      reference: False where the plain form takes too long.
       settings: Of ours.
     """
     rng = np.random.default_rng(0)
@@ -68,15 +72,20 @@ def _pool(
     theirs = None
     if peer is not None:
         with_image = np.concatenate([np.zeros((512, 1), np.float32), rois], -1)
-        shared = {"output_size": 7, "spatial_scale": _SCALE}
         theirs = Peer(
-            "torchvision", operator, (nchw,), _bins_first, (with_image,), shared | peer
+            "torchvision",
+            operator,
+            (nchw,),
+            _bins_first,
+            constants=(with_image,),
+            settings={"output_size": 7, "spatial_scale": _SCALE, **peer},
+            same_gradients=same_gradients,
         )
     given = tuple(arguments)
-    return {
-        "kernel": Candidate(function(None), given, peer=theirs),
-        "reference": Candidate(function("reference"), given, slow=True),
-    }
+    candidates = {"kernel": Candidate(function(None), given, peer=theirs)}
+    if reference:
+        candidates["reference"] = Candidate(function("reference"), given, slow=True)
+    return candidates
 
 
 def _nms(classes: int) -> dict[str, Candidate]:
@@ -138,6 +147,7 @@ BOX_TABLE = Table(
             256,
             peer={"sampling_ratio": 2, "aligned": True},
         ),
+        _pool_case("roi_pool 256ch", "roi_pool", 256, peer={}, reference=False),
         _pool_case(
             "deform_roi_pool 256ch",
             "deform_roi_pool",

@@ -27,6 +27,7 @@ class Peer(NamedTuple):
       output: The same for the result.
       constants: Further arguments, that have no gradient.
       settings: Keyword arguments.
+      same_gradients: False where only the outputs can be compared.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Peer(NamedTuple):
     output: Layout
     constants: tuple[np.ndarray, ...] = ()
     settings: dict[str, Any] | None = None
+    same_gradients: bool = True
 
 
 class Candidate(NamedTuple):
