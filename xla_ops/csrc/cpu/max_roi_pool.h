@@ -23,6 +23,12 @@ struct MaxRoiPoolOperands {
   const int32_t* map_sizes;  // [N,L,2]: height and width of the part that counts
 };
 
+// Pixels of a gradient map and channels that one call of MaxRoiPoolMapGradient() owns.
+struct RoiMapBlock {
+  int64_t image, level;
+  int64_t first_channel, last_channel;
+};
+
 // clang-format off
 XLA_OPS_PER_ISA(
     // Scratch of one call of MaxRoiPoolMapGradient() with blocks of up to `channels`.
