@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "bilinear.h"
+#include "roi_bin.h"
 
 namespace xla_ops {
 
@@ -119,27 +120,17 @@ XLA_OPS_INLINE int64_t part_taps(A start, A extent, int64_t samples, int64_t siz
   return count;
 }
 
-// Taps of bin `index` of ps_roi_pool: the mean of the whole pixels that the bin touches.
-// The RoI begins at `start` and is `extent` long, both whole numbers, which may be huge;
-// it has `bins` bins. Returns at most `size`.
-//
-// As in torchvision, no bin reads the last pixel of the axis.
+// Taps of bin `index` of ps_roi_pool: the mean of the bin_pixels(). Returns at most
+// `size`. As in torchvision, no bin reads the last pixel of the axis.
 template <typename A>
 XLA_OPS_INLINE int64_t pixel_taps(A start, A extent, int64_t bins, int64_t index, int64_t size,
                                   AxisTap<A>* taps) {
-  if (size < 1) return 0;
-  const A last = static_cast<A>(size - 1);
-  // The product is exact, so that the quotient falls on the right side of an integer.
-  A begin = start + __builtin_floor(static_cast<A>(index) * extent / static_cast<A>(bins));
-  A end = start + __builtin_ceil(static_cast<A>(index + 1) * extent / static_cast<A>(bins));
-  begin = begin < A(0) ? A(0) : begin > last ? last : begin;
-  end = end < A(0) ? A(0) : end > last ? last : end;
-  const int64_t first = static_cast<int64_t>(begin);
-  const int64_t count = static_cast<int64_t>(end) - first;
+  const PixelRange range = bin_pixels(start, extent, index, bins, size > 0 ? size - 1 : 0);
+  const int64_t count = range.end - range.begin;
   for (int64_t k = 0; k < count; ++k) {
-    taps[k] = {first + k, A(1) / static_cast<A>(count), A(0)};
+    taps[k] = {range.begin + k, A(1) / static_cast<A>(count), A(0)};
   }
-  return count;
+  return count > 0 ? count : 0;
 }
 
 }  // namespace xla_ops

@@ -10,6 +10,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from xla_ops.reference.roi_boxes import bin_pixels
+
 # Values of an image's feature maps that one step of the loop over RoIs may hold.
 _STEP_ELEMENTS = 1 << 24
 
@@ -72,8 +74,8 @@ def _find(features, map_sizes, box, level, *, output_size):
     for index, feature in enumerate(features):
         area = feature.shape[0] * feature.shape[1]
         here = level == index
-        top, bottom = _bin_pixels(box[0], box[2], height, map_sizes[index, 0])
-        left, right = _bin_pixels(box[1], box[3], width, map_sizes[index, 1])
+        top, bottom = bin_pixels(box[0], box[2], height, map_sizes[index, 0])
+        left, right = bin_pixels(box[1], box[3], width, map_sizes[index, 1])
         # The first greatest pixel of every row, [w, H, C], then of these the first.
         x = _first_greatest(jnp.swapaxes(feature, 0, 1), left, right)
         most = jnp.take_along_axis(feature[None], x[:, :, None], axis=2)[:, :, 0]
@@ -85,21 +87,6 @@ def _find(features, map_sizes, box, level, *, output_size):
         empty = jnp.where(here, none, empty)
         first += area
     return pixel, empty
-
-
-def _bin_pixels(start, extent, bins, size):
-    """Pixels [begin, end) of each bin along an axis of `size` pixels, [bins] each."""
-    # Where XLA sees that the divisor is constant it multiplies by the inverse, which
-    # rounds differently: a bin would begin or end a pixel away from torchvision's.
-    divisor = jnp.where(jnp.isnan(extent), extent, bins)
-    step = extent / divisor
-    index = jnp.arange(bins, dtype=extent.dtype)
-    begin = start + jnp.floor(index * step)
-    end = start + jnp.ceil((index + 1) * step)
-    return tuple(
-        jnp.clip(edge, 0, size.astype(extent.dtype)).astype(jnp.int32)
-        for edge in (begin, end)
-    )
 
 
 def _first_greatest(values, begin, end):

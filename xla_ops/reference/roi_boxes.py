@@ -190,6 +190,21 @@ def cell(position, size):
     return low, jnp.minimum(low + 1, jnp.maximum(size - 1, 0)), fraction, inside
 
 
+def bin_pixels(start, extent, bins, size):
+    """Pixels [begin, end) of each bin along an axis of `size` pixels, [bins] each."""
+    # Where XLA sees that the divisor is constant it multiplies by the inverse, which
+    # rounds differently: a bin would begin or end a pixel away from torchvision's.
+    divisor = jnp.where(jnp.isnan(extent), extent, bins)
+    step = extent / divisor
+    index = jnp.arange(bins, dtype=extent.dtype)
+    begin = start + jnp.floor(index * step)
+    end = start + jnp.ceil((index + 1) * step)
+    return tuple(
+        jnp.clip(edge, 0, size.astype(extent.dtype)).astype(jnp.int32)
+        for edge in (begin, end)
+    )
+
+
 def finish(pooled, mask, undefined):
     """Multiplies bins by their mask; NaN where `defined` says so."""
     if mask is not None:
