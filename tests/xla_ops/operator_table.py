@@ -13,7 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import roi_case
 
-from xla_ops import deform_conv2d, deform_roi_pool, roi_align, roi_pool
+from xla_ops import (
+    deform_conv2d,
+    deform_ps_roi_pool,
+    deform_roi_pool,
+    ps_roi_align,
+    ps_roi_pool,
+    roi_align,
+    roi_pool,
+)
 
 
 class Operator(NamedTuple):
@@ -49,7 +57,15 @@ class Operator(NamedTuple):
         return self.value_and_gradients(*arguments, **options)[1]
 
 
-NAMES = ("deform_conv2d", "roi_align", "deform_roi_pool", "roi_pool")
+NAMES = (
+    "deform_conv2d",
+    "roi_align",
+    "deform_roi_pool",
+    "roi_pool",
+    "ps_roi_align",
+    "ps_roi_pool",
+    "deform_ps_roi_pool",
+)
 
 
 def operator(
@@ -72,10 +88,11 @@ def operator(
             moving=deform_conv_case.NAMES,
             shared=("kernel", "bias"),
         )
+    groups = 6 if name.startswith("ps_") else 4 if "_ps_" in name else 1
     case = roi_case.random_case(
         batch=batch,
         num_boxes=4 * scale**2,
-        channels=5 * scale**2,
+        channels=groups * (4 if groups > 1 else 5) * scale**2,
         sizes=((6 * scale, 7 * scale), (3 * scale, 4 * scale)),
         dtype=dtype,
     )
@@ -122,5 +139,36 @@ def operator(
                 "map_sizes": case["map_sizes"][0],
             },
             moving=("features",),
+        )
+    if name in ("ps_roi_align", "ps_roi_pool"):
+        pool = {"ps_roi_align": ps_roi_align, "ps_roi_pool": ps_roi_pool}[name]
+        return Operator(
+            target="ps_roi_pool",
+            call=functools.partial(
+                pool,
+                output_size=roi_case.OUTPUT_SIZE,
+                spatial_scale=roi_case.SCALES[0],
+            ),
+            arguments={"features": case["features"][0], "rois": case["rois"]},
+            moving=("features",),
+        )
+    if name == "deform_ps_roi_pool":
+        # Parts as bins, and one class.
+        return Operator(
+            target="ps_roi_pool",
+            call=functools.partial(
+                deform_ps_roi_pool,
+                output_size=roi_case.OUTPUT_SIZE,
+                group_size=2,
+                part_size=roi_case.OUTPUT_SIZE,
+                spatial_scale=roi_case.SCALES[0],
+            ),
+            arguments={
+                "features": case["features"][0],
+                "rois": case["rois"],
+                "offset": case["offset"][..., None, :],
+                "mask": case["mask"],
+            },
+            moving=("features", "offset", "mask"),
         )
     raise KeyError(name)
