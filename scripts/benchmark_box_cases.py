@@ -12,6 +12,8 @@ from scripts.benchmark_case import Candidate, Case, Peer, Ratio, Table
 from scripts.benchmark_conv_cases import nchw
 
 _SCALE = 1 / 16
+# What our operators take by themselves.
+_SAMPLES = {"sampling_ratio": 2}
 
 
 def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -142,10 +144,7 @@ BOX_TABLE = Table(
     ),
     (
         _pool_case(
-            "roi_align 256ch",
-            "roi_align",
-            256,
-            peer={"sampling_ratio": 2, "aligned": True},
+            "roi_align 256ch", "roi_align", 256, peer={**_SAMPLES, "aligned": True}
         ),
         _pool_case("roi_pool 256ch", "roi_pool", 256, peer={}, reference=False),
         _pool_case(
@@ -154,6 +153,22 @@ BOX_TABLE = Table(
             256,
             offset=(7, 7, 2),
             mask=(7, 7),
+        ),
+        _pool_case("ps_roi_align 1029ch", "ps_roi_align", 1029, peer=_SAMPLES),
+        _pool_case(
+            "ps_roi_pool 1029ch",
+            "ps_roi_pool",
+            1029,
+            peer={},
+            same_gradients=False,
+        ),
+        _pool_case(
+            "deform_ps_roi_pool 1029ch",
+            "deform_ps_roi_pool",
+            1029,
+            offset=(7, 7, 1, 2),
+            mask=(7, 7),
+            group_size=7,
         ),
         Case("nms, one class", functools.partial(_nms, 1)),
         Case("nms, 80 classes", functools.partial(_nms, 80)),
