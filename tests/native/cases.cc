@@ -14,6 +14,8 @@ struct Operator {
 constexpr Operator kOperators[] = {
     {"dcn_jax.deform_conv2d.fwd", draw_deform_conv_forward},
     {"dcn_jax.deform_conv2d.bwd", draw_deform_conv_backward},
+    {"dcn_jax.max_roi_pool.fwd", draw_max_roi_pool_forward},
+    {"dcn_jax.max_roi_pool.bwd", draw_max_roi_pool_backward},
     {"dcn_jax.nms", draw_nms},
     {"dcn_jax.roi_pool.fwd", draw_roi_pool_forward},
     {"dcn_jax.roi_pool.bwd", draw_roi_pool_backward},

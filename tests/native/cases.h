@@ -52,6 +52,8 @@ using DrawCall = Case (*)(Draw& draw);
 // A deformable convolution, an RoI pooling, ...: forward and backward.
 Case draw_deform_conv_forward(Draw& draw);
 Case draw_deform_conv_backward(Draw& draw);
+Case draw_max_roi_pool_forward(Draw& draw);
+Case draw_max_roi_pool_backward(Draw& draw);
 Case draw_nms(Draw& draw);
 Case draw_roi_pool_forward(Draw& draw);
 Case draw_roi_pool_backward(Draw& draw);
