@@ -17,6 +17,8 @@ constexpr Operator kOperators[] = {
     {"dcn_jax.max_roi_pool.fwd", draw_max_roi_pool_forward},
     {"dcn_jax.max_roi_pool.bwd", draw_max_roi_pool_backward},
     {"dcn_jax.nms", draw_nms},
+    {"dcn_jax.ps_roi_pool.fwd", draw_ps_roi_pool_forward},
+    {"dcn_jax.ps_roi_pool.bwd", draw_ps_roi_pool_backward},
     {"dcn_jax.roi_pool.fwd", draw_roi_pool_forward},
     {"dcn_jax.roi_pool.bwd", draw_roi_pool_backward},
 };
@@ -95,6 +97,10 @@ std::string describe(const Case& call) {
     text += tensor_text("result", i, call.results[i]) + "\n";
   }
   for (const Attribute& attribute : call.attributes) {
+    if (attribute.is_text) {
+      text += "  " + attribute.name + ": " + attribute.text + "\n";
+      continue;
+    }
     double real;
     std::memcpy(&real, &attribute.integer, sizeof(real));
     text += "  " + attribute.name + ": " + type_name(attribute.type) + " " +
@@ -172,6 +178,10 @@ Attribute real_attribute(std::string name, double value) {
   Attribute attribute{std::move(name), XLA_FFI_DataType_F64, 0};
   std::memcpy(&attribute.integer, &value, sizeof(value));
   return attribute;
+}
+
+Attribute text_attribute(std::string name, std::string value) {
+  return {std::move(name), XLA_FFI_DataType_INVALID, 0, true, std::move(value)};
 }
 
 void shrink(const std::function<double()>& cost, double limit, std::vector<int64_t*> sizes) {

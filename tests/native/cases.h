@@ -33,10 +33,13 @@ struct Tensor {
   bool null_if_empty = false;
 };
 
+// A string, or a scalar.
 struct Attribute {
   std::string name;
   XLA_FFI_DataType type;
   int64_t integer;  // bits of a double where type is F64
+  bool is_text = false;
+  std::string text = "";
 };
 
 struct Case {
@@ -55,6 +58,8 @@ Case draw_deform_conv_backward(Draw& draw);
 Case draw_max_roi_pool_forward(Draw& draw);
 Case draw_max_roi_pool_backward(Draw& draw);
 Case draw_nms(Draw& draw);
+Case draw_ps_roi_pool_forward(Draw& draw);
+Case draw_ps_roi_pool_backward(Draw& draw);
 Case draw_roi_pool_forward(Draw& draw);
 Case draw_roi_pool_backward(Draw& draw);
 
@@ -87,6 +92,7 @@ Tensor operand(XLA_FFI_DataType type, Shape shape, Content content);
 Tensor result(XLA_FFI_DataType type, Shape shape);
 Attribute integer_attribute(std::string name, int64_t value);
 Attribute real_attribute(std::string name, double value);
+Attribute text_attribute(std::string name, std::string value);
 
 // Halves the largest of `sizes` until the cost is at most `limit`; sizes stay positive.
 void shrink(const std::function<double()>& cost, double limit, std::vector<int64_t*> sizes);

@@ -167,18 +167,20 @@ Outcome call_handler(XLA_FFI_Handler* handler, const std::vector<Buffer*>& opera
   // XLA sorts attributes by name.
   std::sort(attributes.begin(), attributes.end(),
             [](const Attribute& a, const Attribute& b) { return a.name < b.name; });
-  std::vector<XLA_FFI_AttrType> types(attributes.size(), XLA_FFI_AttrType_SCALAR);
-  std::vector<XLA_FFI_ByteSpan> names;
+  std::vector<XLA_FFI_AttrType> types;
+  std::vector<XLA_FFI_ByteSpan> names, texts;
   std::vector<XLA_FFI_Scalar> scalars;
   for (Attribute& attribute : attributes) {
+    types.push_back(attribute.is_text ? XLA_FFI_AttrType_STRING : XLA_FFI_AttrType_SCALAR);
     names.push_back({attribute.name.data(), attribute.name.size()});
+    texts.push_back({attribute.text.data(), attribute.text.size()});
     scalars.push_back({attribute.type, &attribute.integer});
   }
   std::vector<XLA_FFI_ByteSpan*> name_pointers;
-  std::vector<void*> scalar_pointers;
+  std::vector<void*> values;
   for (size_t i = 0; i < attributes.size(); ++i) {
     name_pointers.push_back(&names[i]);
-    scalar_pointers.push_back(&scalars[i]);
+    values.push_back(attributes[i].is_text ? static_cast<void*>(&texts[i]) : &scalars[i]);
   }
 
   XLA_FFI_ExecutionContext context{pool};
@@ -196,7 +198,7 @@ Outcome call_handler(XLA_FFI_Handler* handler, const std::vector<Buffer*>& opera
                  static_cast<int64_t>(attributes.size()),
                  types.data(),
                  name_pointers.data(),
-                 scalar_pointers.data()};
+                 values.data()};
 
   MemoryState state{memory};
   memory_state = &state;

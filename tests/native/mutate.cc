@@ -77,7 +77,11 @@ void mutate_attributes(Draw& draw, std::vector<Attribute>* attributes) {
     case 2:
       (*attributes)[i].name += "x";
       break;
+    case 3:
+      (*attributes)[i].is_text = !(*attributes)[i].is_text;
+      break;
     default:
+      (*attributes)[i].text = draw.pick({"", "grid", "parts", "pixels", "gridx"});
       (*attributes)[i].integer = draw_hostile_integer(draw);
   }
 }
