@@ -30,6 +30,8 @@ def check_array(name: str, value: Any, dtypes: tuple[str, ...] = FLOATS) -> jax.
     """
     if not isinstance(value, jax.Array | np.ndarray):
         raise TypeError(f"`{name}` is {type(value).__name__}; expected an array")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"`{name}` is a masked array; expected an array without a mask")
     # Before jax sees it, which has no words of its own for strings and objects.
     if value.dtype.name not in dtypes:
         raise TypeError(

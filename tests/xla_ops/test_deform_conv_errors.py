@@ -79,6 +79,11 @@ BAD = [
     (dict(x=1.0), TypeError, "`x` is float; expected an array"),
     (dict(x=zeros()), ValueError, "`x` has shape (); expected (N, H, W, C)"),
     (dict(x=np.array("x")), TypeError, "`x` has dtype str"),
+    (
+        dict(x=np.ma.zeros((2, 6, 7, 4), np.float32)),
+        TypeError,
+        "`x` is a masked array; expected an array without a mask",
+    ),
     (dict(x=np.array([None])), TypeError, "`x` has dtype object; expected float32"),
     (
         dict(x=zeros(2, 6, 7, 4, dtype="complex64")),
