@@ -211,6 +211,24 @@ _PADDINGS = (
 )
 
 
+def check_precision(precision: Any) -> None:
+    """Checks that jax knows a precision of products.
+
+    Raises:
+      ValueError: It does not.
+    """
+    matrix = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+    try:
+        hash(precision)  # Parameters of a program have to be hashable.
+        jax.eval_shape(lambda x: jax.lax.dot(x, x, precision=precision), matrix)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`precision` is {precision!r}; expected what `jax.lax.dot_general` takes: "
+            "None, a string such as 'highest', a jax.lax.Precision, a pair of either, "
+            "or a jax.lax.DotAlgorithmPreset"
+        ) from None
+
+
 def check_divides(name: str, count: int, total: int, what: str) -> None:
     """Checks that `count` groups split `total` channels evenly.
 

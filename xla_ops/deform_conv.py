@@ -125,6 +125,8 @@ def deform_conv2d(
         "R, S, C/feature_group_count, K",
         f" for `x` {x.shape}",
     )
+    if precision is not None:
+        _geometry.check_precision(precision)
     window, (rows, columns) = _geometry.convolution_window(
         (height, width),
         (kernel_height, kernel_width),

@@ -135,6 +135,15 @@ BAD = [
     (dict(feature_group_count=-1), ValueError, "`feature_group_count` is -1; expected"),
     (dict(feature_group_count=1.0), TypeError, "`feature_group_count` is 1.0; expect"),
     (dict(feature_group_count=None), TypeError, "`feature_group_count` is None; expe"),
+    (dict(precision="nonsense"), ValueError, "`precision` is 'nonsense'; expected wha"),
+    (dict(precision=3), ValueError, "`precision` is 3; expected what"),
+    (dict(precision=("high",)), ValueError, "`precision` is ('high',); expected"),
+    (dict(precision=["high", "high"]), ValueError, "`precision` is ['high', 'high'];"),
+    (
+        dict(precision="nonsense", implementation="reference"),
+        ValueError,
+        "`precision` is 'nonsense'; expected",
+    ),
     (dict(implementation="cuda"), ValueError, "`implementation` is 'cuda'; expected"),
 ]
 
@@ -175,6 +184,26 @@ def test_numbers_of_numpy_and_jax_are_accepted():
     for one in (np.int64(1), np.uint8(1), jnp.int32(1), [1, np.int32(1)]):
         y = deform_conv2d(*case, strides=one, kernel_dilation=one)
         np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "high",
+        "tensorfloat32",
+        ("high", "default"),
+        jax.lax.Precision.HIGHEST,
+        (jax.lax.Precision.HIGH, jax.lax.Precision.DEFAULT),
+        jax.lax.DotAlgorithmPreset.F32_F32_F32,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("implementation", ["ffi", "reference"])
+def test_precisions_of_jax_are_accepted(precision, implementation):
+    case = random_case()[:4]
+    options = dict(precision=precision, implementation=implementation)
+    y = jax.eval_shape(lambda *a: deform_conv2d(*a, **options), *case)
+    assert y.shape == (2, 6, 7, 6)
 
 
 def shapes_of(height, width, channels, taps=9):
