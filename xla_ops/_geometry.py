@@ -173,7 +173,8 @@ def convolution_window(
       The window, and the size (P, Q) of the output; 0 where the kernel does not fit.
 
     Raises:
-      TypeError, ValueError: An argument is not of this form.
+      TypeError, ValueError: An argument is not of this form, or the padded map is so
+        large that 32 bits do not count its rows or columns.
     """
     strides = check_pair("strides", strides)
     dilation = check_pair("kernel_dilation", kernel_dilation)
@@ -185,7 +186,15 @@ def convolution_window(
     for length, reach, step, (before, after) in zip(
         size, extent, strides, pads, strict=True
     ):
-        count = (length + before + after - reach) // step + 1
+        padded = length + before + after
+        # Symbolic sizes are left to the kernels, which count positions in 64 bits.
+        if isinstance(padded, int) and padded >= LIMIT:
+            raise ValueError(
+                f"`padding` is {padding!r}, which makes {padded} rows or columns of "
+                f"{length} with `kernel_dilation` {kernel_dilation!r}; expected less "
+                f"than {LIMIT}"
+            )
+        count = (padded - reach) // step + 1
         # Symbolic sizes of jax.export have no maximum with 0.
         output.append(max(count, 0) if isinstance(count, int) else count)
     window = Window(strides, (pads[0][0], pads[1][0]), dilation)

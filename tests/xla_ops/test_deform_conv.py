@@ -288,6 +288,27 @@ def test_far_away_samples_are_zero(far):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_taps_as_far_apart_as_32_bits_count(implementation):
+    """Offsets of the same size bring them back."""
+    far = 2**30 - 4
+    x, offset, kernel, *_ = random_case(kernel_size=(3, 1), modulated=False)
+    offset[:] = 0
+    offset[..., 0, 0], offset[..., 2, 0] = 2**30, -(2**30)
+    y = deform_conv2d(
+        x,
+        offset,
+        kernel,
+        padding=(far, 0),
+        kernel_dilation=(far, 1),
+        implementation=implementation,
+    )
+    # Float32 places the outer taps at multiples of 64 and more.
+    outer, inner = kernel[0, 0] + kernel[2, 0], kernel[1, 0]
+    expected = x @ inner + x[:, :1] @ outer
+    assert relative_error(y, expected) < 1e-5
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_nan_offset(implementation):
     arguments = list(random_case(features=4, channels=4, offset_groups=2, groups=2))
     arguments[1][1, 2, 3, 1, 5, 0] = np.nan

@@ -132,6 +132,18 @@ BAD = [
     (dict(padding=("SAME", "SAME")), TypeError, "`padding` is 'SAME'; expected an int"),
     (dict(padding=((1, 1), (1, -1))), ValueError, "`padding` is -1; expected at least"),
     (dict(padding=2**62), ValueError, "`padding` is 4611686018427387904; expected les"),
+    (
+        dict(padding=2**30),
+        ValueError,
+        "`padding` is 1073741824, which makes 2147483654 rows or columns of 6 with "
+        "`kernel_dilation` 1; expected less than 2147483648",
+    ),
+    (
+        dict(kernel_dilation=(1, 2**30)),
+        ValueError,
+        "`padding` is 'SAME', which makes 2147483655 rows or columns of 7 with "
+        "`kernel_dilation` (1, 1073741824); expected less",
+    ),
     (dict(feature_group_count=-1), ValueError, "`feature_group_count` is -1; expected"),
     (dict(feature_group_count=1.0), TypeError, "`feature_group_count` is 1.0; expect"),
     (dict(feature_group_count=None), TypeError, "`feature_group_count` is None; expe"),
