@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from xla_ops import _geometry
 
+# The kernels refuse more, which is far beyond any use.
+_MAX_SAMPLES = 2**16
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
@@ -113,6 +115,14 @@ def check_number(name: str, value: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(f"`{name}` is {value!r}; expected a finite number")
     return float(value)
+
+
+def check_samples(name: str, value: Any, minimum: int) -> int:
+    """A number of samples along an axis of a bin, from `minimum` on."""
+    samples = _geometry.check_integer(name, value, minimum)
+    if samples > _MAX_SAMPLES:
+        raise ValueError(f"`{name}` is {samples}; expected at most {_MAX_SAMPLES}")
+    return samples
 
 
 def check_beside(name, value, x):

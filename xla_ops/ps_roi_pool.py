@@ -25,6 +25,7 @@ from xla_ops._roi_arguments import (
     check_maps,
     check_number,
     check_rois,
+    check_samples,
     scales_of_rois,
     shift_of_offset,
 )
@@ -64,8 +65,9 @@ def ps_roi_align(
       map_sizes: [N, 2] as (height, width) in pixels of the map: the part of each
         image's map that is no padding. Samples see a map of that size. For a pyramid,
         one for each level. None: whole maps.
-      sampling_ratio: Samples of a bin along each axis. 0: ceil(RoI size / bins); a RoI
-        without size then has none and gives 0, where torchvision gives NaN.
+      sampling_ratio: Samples of a bin along each axis, at most 65,536. 0:
+        ceil(RoI size / bins); a RoI without size then has none and gives 0, where
+        torchvision gives NaN.
       implementation: As in `roi_align`.
 
     Returns:
@@ -84,7 +86,7 @@ def ps_roi_align(
     maps, scales, sizes = check_maps(features, spatial_scale, levels, map_sizes)
     rois, levels = check_rois(rois, levels, maps)
     output_size = _geometry.check_pair("output_size", output_size)
-    samples = _geometry.check_integer("sampling_ratio", sampling_ratio, minimum=0)
+    samples = check_samples("sampling_ratio", sampling_ratio, minimum=0)
     corners = rois * scales_of_rois(rois, levels, scales) - 0.5
     return _pool(
         maps,
@@ -206,7 +208,7 @@ def deform_ps_roi_pool(
       spatial_scale: As in `ps_roi_align`, like levels and map_sizes.
       levels: See there.
       map_sizes: See there.
-      samples_per_part: Samples of a bin along each axis.
+      samples_per_part: Samples of a bin along each axis, at most 65,536.
       part_size: (p, q), or one number for both. None: the output size.
       offset_scale: gamma of the papers.
       implementation: As in `roi_align`.
@@ -263,7 +265,7 @@ def deform_ps_roi_pool(
         group_size=(group_size, group_size),
         group_name="group_size",
         sampling="parts",
-        samples=_geometry.check_integer("samples_per_part", samples_per_part),
+        samples=check_samples("samples_per_part", samples_per_part, minimum=1),
         implementation=implementation,
     )
 

@@ -19,6 +19,7 @@ from xla_ops._roi_arguments import (
     check_maps,
     check_number,
     check_rois,
+    check_samples,
     scales_of_rois,
     shift_of_offset,
 )
@@ -64,9 +65,9 @@ def roi_align(
       map_sizes: [N, 2] as (height, width) in pixels of the map: the part of each
         image's map that is no padding. Samples see a map of that size. For a pyramid,
         one for each level. None: whole maps.
-      sampling_ratio: Samples of a bin along each axis. 0: ceil(RoI size / bins), as
-        many as the RoI has pixels; only those on the map cost time, so that a RoI may
-        be of any size.
+      sampling_ratio: Samples of a bin along each axis, at most 65,536. 0:
+        ceil(RoI size / bins), as many as the RoI has pixels; only those on the map cost
+        time, so that a RoI may be of any size.
       aligned: True puts pixel centres at half-integer image coordinates. False is the
         older convention: no half-pixel shift, and RoIs of at least one map pixel.
       implementation: None takes the kernel where the platform has one, else the plain
@@ -203,9 +204,7 @@ def _pool(
         mask = check_beside("mask", mask, maps[0])
         _geometry.check_shape("mask", mask, bins, "N, B, h, w")
 
-    sampling_ratio = _geometry.check_integer(
-        "sampling_ratio", sampling_ratio, minimum=0
-    )
+    sampling_ratio = check_samples("sampling_ratio", sampling_ratio, minimum=0)
     *maps, boxes, levels, sizes, shift, mask = align(
         *maps, boxes, levels, sizes, shift, mask
     )

@@ -420,6 +420,12 @@ def test_bad_arguments(operator, changes, error, message):
             ValueError,
             "`sampling_ratio` is -1; expected at least 0",
         ),
+        (
+            ps_roi_align,
+            dict(sampling_ratio=65537),
+            ValueError,
+            "`sampling_ratio` is 65537; expected at most 65536",
+        ),
     ],
 )
 def test_more_bad_arguments(operator, changes, error, message):
@@ -453,6 +459,11 @@ def test_more_bad_arguments(operator, changes, error, message):
         ),
         (dict(offset=OFFSET.astype(int)), TypeError, "`offset` has dtype int"),
         (dict(samples_per_part=0), ValueError, "`samples_per_part` is 0; expected at"),
+        (
+            dict(samples_per_part=65537),
+            ValueError,
+            "`samples_per_part` is 65537; expected at most 65536",
+        ),
         (
             dict(mask=np.zeros((2, 6, 3, 2), np.float32)),
             ValueError,

@@ -332,6 +332,11 @@ PYRAMID = dict(features=[X, X[:, :2]], spatial_scale=[1.0, 0.5], levels=LEVELS)
         (dict(output_size=0), ValueError, "`output_size` is 0; expected at least 1"),
         (dict(output_size=(2, 2, 2)), ValueError, "`output_size` is (2, 2, 2)"),
         (dict(sampling_ratio=-1), ValueError, "`sampling_ratio` is -1; expected at l"),
+        (
+            dict(sampling_ratio=65537),
+            ValueError,
+            "`sampling_ratio` is 65537; expected at most 65536",
+        ),
         (dict(sampling_ratio=1.5), TypeError, "`sampling_ratio` is 1.5; expected an i"),
         (dict(implementation="gpu"), ValueError, "`implementation` is 'gpu'"),
     ],
