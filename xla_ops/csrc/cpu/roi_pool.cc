@@ -200,7 +200,9 @@ std::vector<RoiPoolBlock> map_blocks(const RoiPoolOperands& op, int64_t threads)
   int64_t all_rows = 0;
   for (int64_t l = 0; l < op.L; ++l) all_rows += op.maps[l].H;
   // A wide block costs hardly more than a narrow one, so rows are cut first.
-  const int64_t wanted = 4 * threads, most_bands = ceil_div(all_rows, op.L * kMinBlockRows);
+  // `threads` is 0 where XLA has no pool.
+  const int64_t wanted = 4 * std::max<int64_t>(threads, 1);
+  const int64_t most_bands = ceil_div(all_rows, op.L * kMinBlockRows);
   int64_t width = kMaxBlockChannels;
   while (width > kMinBlockChannels && planes * ceil_div(op.C, width) * most_bands < wanted) {
     width /= 2;
