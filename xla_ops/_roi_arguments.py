@@ -87,6 +87,10 @@ def check_maps(features, spatial_scale, levels, map_sizes):
                 name, map_sizes[level], (*INTEGERS, *_geometry.FLOATS)
             )
             _geometry.check_shape(name, size, (images, 2), "N, 2")
+            if size.dtype.itemsize < 4:
+                # A narrow type may not hold the size of the map.
+                whole_numbers = jnp.issubdtype(size.dtype, jnp.integer)
+                size = size.astype(jnp.int32 if whole_numbers else jnp.float32)
             # NaN compares with nothing and becomes 0.
             inside = jnp.minimum(size, whole.astype(size.dtype))
             size = jnp.where(size > 0, inside, 0).astype(jnp.int32)

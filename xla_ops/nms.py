@@ -51,8 +51,8 @@ def nms(
       scores: [..., B]; float64 only beside float64 boxes.
       iou_threshold: 0 to 1.
       max_outputs: D, at least 1.
-      class_ids: [..., B]; a box drops only boxes of its own class. None: all are of one
-        class.
+      class_ids: [..., B], of which 32 bits count; a box drops only boxes of its own
+        class. None: all are of one class.
       valid: [..., B]; False takes a box out. None: all take part.
       implementation: As in `xla_ops.deform_conv2d`.
 

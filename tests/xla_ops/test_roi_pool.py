@@ -228,6 +228,16 @@ def test_map_sizes_are_cropping(implementation, sampling_ratio, dtype):
         assert not gradient[n, :, width:].any()
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "bfloat16", "float16"])
+def test_map_sizes_of_a_narrow_type(dtype):
+    """300 rows are 44 in uint8."""
+    x = jnp.ones((1, 300, 4, 1))
+    rois = jnp.asarray([[[0, 150, 3, 190], [0, 210, 3, 250]]], "float32")
+    sizes = jnp.asarray([[200, 4]], dtype)
+    y = roi_align(x, rois, output_size=1, spatial_scale=1.0, map_sizes=sizes)
+    np.testing.assert_array_equal(y.ravel(), [1, 0])
+
+
 def test_map_sizes_are_bounded_by_the_map():
     x = jnp.ones((4, 3, 4, 1))
     rois = jnp.broadcast_to(jnp.asarray([[[0.0, 0, 4, 3]]]), (4, 1, 4))

@@ -24,7 +24,7 @@ enum class RoiSampling {
 constexpr int64_t kMaxRoiMapSide = int64_t{1} << 24;
 
 struct RoiMap {
-  int64_t H, W;  // at most kMaxRoiMapSide
+  int64_t H, W;        // at most kMaxRoiMapSide
   const void* pixels;  // [N,G,H,W,C]
   void* gradient;      // the same, or nullptr in the forward pass
 };
