@@ -1,0 +1,1 @@
+"""Operators whose CUDA form is more than one custom call."""
