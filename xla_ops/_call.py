@@ -31,8 +31,6 @@ not mapped stays one copy. For one device the leading 1 reaches the handler; for
 the operand is broadcast to N when the program is lowered.
 """
 
-import contextlib
-import contextvars
 import functools
 import importlib
 import itertools
@@ -227,16 +225,16 @@ def make_primitive(
       attributes: `(**params) -> {name: value}` that the handler decodes: np.int64,
         np.float64 or str. Params must be hashable; `implementation` is not among them.
       shared: Positions of operands that lead with 1 or N; all others lead with N.
-      cuda: `(*operands, **params) -> (array, ...)`, for an operator that is several
-        kernels of the CUDA library (`make_kernel`) and plain jnp between them; None
-        where it is one kernel, named `target`.
+      cuda: `(*operands, devices, **params) -> (array, ...)`, for an operator that is
+        several kernels of the CUDA library (`make_kernel`) and plain jnp between them;
+        None where it is one kernel, named `target`. The batch is probably split over
+        as many as `devices`.
 
     Returns:
       `call(*operands, implementation=None, **params) -> [array, ...]`, where
       implementation="reference" runs the reference instead of the primitive.
     """
     reference = _in_auto_mode(reference, results)
-    composition = None if cuda is None else _in_auto_mode(cuda, results)
     primitive = Primitive(target)
     primitive.multiple_results = True
 
@@ -300,10 +298,10 @@ def make_primitive(
         return mlir.lower_fun(function, multiple_results=True)(ctx, *operands)
 
     def lower_kernel(platform, ctx, *operands, implementation, **params):
-        if composition is not None and _libraries()[platform] in _CUDA_LIBRARIES:
-            function = functools.partial(composition, **params)
-            with _lowering_for(ctx):
-                return mlir.lower_fun(function, multiple_results=True)(ctx, *operands)
+        if cuda is not None and _libraries()[platform] in _CUDA_LIBRARIES:
+            composition = functools.partial(cuda, devices=_devices(ctx))
+            function = functools.partial(_in_auto_mode(composition, results), **params)
+            return mlir.lower_fun(function, multiple_results=True)(ctx, *operands)
         _check_target(target, platform)
         extra_attributes = None
         if _is_partitioned(ctx):
@@ -467,30 +465,13 @@ def _check_target(target: str, platform: str) -> None:
         )
 
 
-_devices = contextvars.ContextVar("_devices", default=1)
-
-
-@contextlib.contextmanager
-def _lowering_for(ctx):
-    """Tells `devices_of_lowering` for how many devices this is lowered."""
+def _devices(ctx) -> int:
+    """For how many devices a call is lowered that the compiler may split."""
+    if not _is_partitioned(ctx):
+        return 1
     axes = ctx.module_context.axis_context
-    devices = 1
-    if _is_partitioned(ctx):
-        devices = (
-            axes.num_devices
-            if isinstance(axes, mlir.ShardingContext)
-            else axes.mesh.size
-        )
-    token = _devices.set(devices)
-    try:
-        yield
-    finally:
-        _devices.reset(token)
-
-
-def devices_of_lowering(images: int) -> int:
-    """Over how many devices a batch of `images` is probably split, in `cuda` functions."""
-    return min(_devices.get(), images)
+    sharding = isinstance(axes, mlir.ShardingContext)
+    return axes.num_devices if sharding else axes.mesh.size
 
 
 def _is_partitioned(ctx) -> bool:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from deform_conv_case import (
+    CUDA,
     FAST_COMPILE,
     NAMES,
     GoldenCase,
@@ -345,6 +346,7 @@ np.savez(sys.argv[1], _cpu.instruction_set(), *jax.tree.leaves(out))
 """
 
 
+@pytest.mark.skipif(CUDA, reason="of the CPU's own kernels")
 @pytest.mark.parametrize("isa, threads", [("baseline", 2), ("avx2", 2), ("", 1)])
 def test_other_instruction_sets_and_one_thread(isa, threads, tmp_path):
     here = Path(__file__).resolve().parent

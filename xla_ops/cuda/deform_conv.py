@@ -1,8 +1,8 @@
 """deform_conv2d on CUDA: kernels sample, XLA multiplies.
 
-The samples, multiplied with the kernel, give the output; they are called columns, as in
-im2col. Columns are R*S times as large as the input, so the output is worked on in chunks
-of rows, and neither direction keeps columns.
+The samples, multiplied with the kernel, give the output; they are called columns, as
+in im2col. Columns are R*S times as large as the input, so the output is worked on in
+chunks of rows, and neither direction keeps columns.
 
 Letters: N batch, H W input map, P Q output map, C in channels, K out channels,
 R S kernel taps, G offset groups, I convolution groups.
@@ -16,31 +16,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xla_ops._call import devices_of_lowering, make_kernel
+from xla_ops._call import make_kernel
 
 # Columns of a chunk, on one device. A chunk is at least one row of the output.
 _COLUMN_BYTES = 256 << 20
 
 
-def deform_conv2d(x, offset, kernel, *mask, precision, **geometry):
-    """The forward pass: see `xla_ops.reference.deform_conv.deform_conv2d`."""
+def deform_conv2d(x, offset, kernel, *mask, precision, devices, **geometry):
+    """The forward pass, like the function of that name in `xla_ops.reference`."""
     settings = _settings(kernel, geometry)
     weights = _by_group(kernel, geometry["groups"])
     real = offset.dtype
+    features = kernel.shape[-1]
 
     def add_rows(y, first, rows):
         places = _rows((offset, *mask), first, rows)
         columns = _columns(x, _first_row(x, first), *places, **settings)[0]
         part = _einsum("npqitc,{n}tcik->npqik", columns, weights, precision, real)
-        part = part.astype(x.dtype).reshape(*part.shape[:3], -1)
+        part = part.astype(x.dtype).reshape(*part.shape[:3], features)
         return jax.lax.dynamic_update_slice_in_dim(y, part, first, 1)
 
-    y = jnp.zeros_like(x, shape=(*offset.shape[:3], kernel.shape[-1]))
-    return (_in_chunks(add_rows, y, x, offset),)
+    y = jnp.zeros_like(x, shape=(*offset.shape[:3], features))
+    return (_in_chunks(add_rows, y, x, offset, devices),)
 
 
-def deform_conv2d_gradients(x, offset, kernel, *mask_and_gradient, precision, **geometry):
-    """The backward pass: see `xla_ops.reference.deform_conv.deform_conv2d_gradients`."""
+def deform_conv2d_gradients(
+    x, offset, kernel, *mask_and_gradient, precision, devices, **geometry
+):
+    """The backward pass, like the function of that name in `xla_ops.reference`."""
     *mask, gradient = mask_and_gradient
     settings = _settings(kernel, geometry)
     weights = _by_group(kernel, geometry["groups"])
@@ -51,7 +54,7 @@ def deform_conv2d_gradients(x, offset, kernel, *mask_and_gradient, precision, **
         dx, doffset, dkernel, *dmask = sums
         places = _rows((offset, *mask), first, rows)
         (g,) = _rows((gradient,), first, rows)
-        g = g.reshape(*g.shape[:3], geometry["groups"], -1)
+        g = g.reshape(*g.shape[:3], *weights.shape[-2:])
         dcolumns = _einsum("npqik,{n}tcik->npqitc", g, weights, precision, real)
         more_dx, columns, *parts = input_gradient(
             x, _first_row(x, first), *places, dcolumns=dcolumns, settings=settings
@@ -81,7 +84,7 @@ def deform_conv2d_gradients(x, offset, kernel, *mask_and_gradient, precision, **
         *(m.shape for m in mask),
     ]
     sums = tuple(jnp.zeros_like(offset, shape=shape) for shape in shapes)
-    dx, *others = _in_chunks(add_rows, sums, x, offset)
+    dx, *others = _in_chunks(add_rows, sums, x, offset, devices)
     return dx.astype(x.dtype), *others
 
 
@@ -95,8 +98,7 @@ def _sorted_input_gradient(x, first_row, offset, *mask, dcolumns, settings):
       The gradient of x in the type of offset, then the results of `_visit`.
     """
     others = _visit(x, first_row, offset, dcolumns, *mask, scatter=False, **settings)
-    height, width = x.shape[1:3]
-    (pixel,) = _list(first_row, offset, height=height, width=width, **settings)
+    (pixel,) = _list(x, first_row, offset, **settings)
     number = jax.lax.broadcasted_iota(jnp.int32, pixel.shape, 2)
     pixel, number = jax.lax.sort((pixel, number), num_keys=1, is_stable=True)
     dx, _ = _gather(
@@ -155,16 +157,16 @@ def _einsum(subscripts, a, weights, precision, real):
 # Chunks
 
 
-def _in_chunks(add_rows: Callable, result, x, offset):
+def _in_chunks(add_rows: Callable, result, x, offset, devices):
     """Calls `result = add_rows(result, first, rows)` for all rows of the output."""
     images, total, columns, _, taps, _ = offset.shape
     chunk = total
     sizes = (*x.shape, *offset.shape)
     if all(isinstance(size, int) for size in sizes) and 0 not in sizes:
-        images = -(-images // devices_of_lowering(images))
+        images = -(-images // devices)
         row = images * columns * taps * x.shape[3] * offset.dtype.itemsize
         chunk = min(total, max(1, _COLUMN_BYTES // row))
-    if chunk is total:
+    if chunk == total:
         return add_rows(result, 0, total) if total != 0 else result
     result = jax.lax.fori_loop(
         0, total // chunk, lambda i, r: add_rows(r, i * chunk, chunk), result
@@ -189,12 +191,11 @@ def _settings(kernel, geometry) -> dict[str, Any]:
     return {"window": kernel.shape[1:3], **geometry}
 
 
-def _attributes(*, window, strides, padding, dilation, groups, **rest):
+def _attributes(*, window, strides, padding, dilation, groups, **_):
     pairs = {"kernel": window, "stride": strides, "dilation": dilation}
     attributes = {f"{name}_h": pair[0] for name, pair in pairs.items()}
     attributes |= {f"{name}_w": pair[1] for name, pair in pairs.items()}
     attributes |= {"pad_top": padding[0], "pad_left": padding[1], "groups": groups}
-    attributes |= {n: rest[n] for n in ("height", "width") if n in rest}
     return {name: np.int64(value) for name, value in attributes.items()}
 
 
@@ -212,10 +213,11 @@ def _visit_results(x, first_row, offset, dcolumns, *mask, scatter, **settings):
     return results + ([(x.shape, offset.dtype)] if scatter else [])
 
 
-def _list_results(first_row, offset, *, height, width, **settings):
+def _list_results(x, first_row, offset, **settings):
     images, rows, columns, groups, taps, _ = offset.shape
-    # H * W stands for "outside the map".
-    narrow = isinstance(height * width, int) and height * width < 1 << 16
+    pixels = x.shape[1] * x.shape[2]  # This number stands for "outside the map".
+    # XLA sorts short keys faster.
+    narrow = isinstance(pixels, int) and pixels < 1 << 16
     corners = 4 * rows * columns * taps
     return [((images, groups, corners), np.uint16 if narrow else np.uint32)]
 

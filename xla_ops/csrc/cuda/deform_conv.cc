@@ -36,9 +36,15 @@ std::string decode_mask(const ffi::RemainingArgs& rest, std::optional<ffi::AnyBu
 
 std::string decode_attributes(const ffi::Dictionary& attributes, DeformConvGeometry* g) {
   const std::pair<const char*, int64_t*> fields[] = {
-      {"kernel_h", &g->R},      {"kernel_w", &g->S},        {"stride_h", &g->stride_h},
-      {"stride_w", &g->stride_w}, {"pad_top", &g->pad_top},   {"pad_left", &g->pad_left},
-      {"dilation_h", &g->dilation_h}, {"dilation_w", &g->dilation_w}, {"groups", &g->groups},
+      {"kernel_h", &g->R},
+      {"kernel_w", &g->S},
+      {"stride_h", &g->stride_h},
+      {"stride_w", &g->stride_w},
+      {"pad_top", &g->pad_top},
+      {"pad_left", &g->pad_left},
+      {"dilation_h", &g->dilation_h},
+      {"dilation_w", &g->dilation_w},
+      {"groups", &g->groups},
   };
   for (const auto& [name, field] : fields) {
     const auto value = attributes.get<int64_t>(name);
@@ -50,11 +56,12 @@ std::string decode_attributes(const ffi::Dictionary& attributes, DeformConvGeome
 
 // Fills `op`, but x, for a map of shape `x`. Returns what is wrong, or "".
 std::string decode(const ffi::Dictionary& attributes, const Shape& x, ffi::AnyBuffer first_row,
-                   ffi::AnyBuffer offset, const ffi::RemainingArgs& rest, DeformConvOperands* op) {
+                   ffi::AnyBuffer offset, const std::optional<ffi::RemainingArgs>& rest,
+                   DeformConvOperands* op) {
   DeformConvGeometry& g = op->geometry;
   std::string error = decode_attributes(attributes, &g);
   std::optional<ffi::AnyBuffer> mask;
-  if (error.empty()) error = decode_mask(rest, &mask);
+  if (error.empty() && rest) error = decode_mask(*rest, &mask);
   if (!error.empty()) return error;
   if (x.size() != 4) return "`x` has shape " + shape_text(x) + "; expected (N, H, W, C)";
   g.modulated = mask.has_value();
@@ -144,20 +151,15 @@ std::string decode_pixel(const ffi::AnyBuffer& pixel, const DeformConvGeometry& 
                       *narrow ? ffi::DataType::U16 : ffi::DataType::U32);
 }
 
-ffi::Error list_impl(cudaStream_t stream, ffi::AnyBuffer first_row, ffi::AnyBuffer offset,
-                     ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> pixel,
+ffi::Error list_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer first_row,
+                     ffi::AnyBuffer offset, ffi::Result<ffi::AnyBuffer> pixel,
                      ffi::Dictionary attributes) {
-  const auto height = attributes.get<int64_t>("height"), width = attributes.get<int64_t>("width");
-  if (!height || !width) return result_of("attributes height and width are missing", nullptr);
-  const Shape shape = shape_of(offset);
-  if (shape.size() != 6) return result_of("`offset` has shape " + shape_text(shape), nullptr);
   DeformConvOperands op{};
-  op.type = offset.element_type() == ffi::DataType::F64 ? ElementType::kF64 : ElementType::kF32;
-  // Channels do not matter here; a multiple of both kinds of groups will do.
-  const auto groups = attributes.get<int64_t>("groups");
-  const Shape x = {shape[0], *height, *width, groups ? *groups * shape[3] : 0};
-  std::string error = decode(attributes, x, first_row, offset, rest, &op);
   bool narrow = false;
+  std::string error = decode_type(x.element_type(), &op.type);
+  if (error.empty()) {
+    error = decode(attributes, shape_of(x), first_row, offset, std::nullopt, &op);
+  }
   if (error.empty()) error = decode_pixel(*pixel, op.geometry, &narrow);
   if (!error.empty()) return result_of(error, nullptr);
   return result_of("", list_corners(op, narrow, pixel->untyped_data(), stream));
@@ -215,9 +217,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dVisit, visit_impl,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dList, list_impl,
                               ffi::Ffi::Bind()
                                   .Ctx<Stream>()
+                                  .Arg<ffi::AnyBuffer>()  // x, for its shape
                                   .Arg<ffi::AnyBuffer>()  // first_row
                                   .Arg<ffi::AnyBuffer>()  // offset
-                                  .RemainingArgs()
                                   .Ret<ffi::AnyBuffer>()  // pixel
                                   .Attrs(),
                               {ffi::Traits::kCmdBufferCompatible});

@@ -15,8 +15,7 @@ struct Sample {
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)
     columns_kernel(DeformConvGeometry g, Tiling tiling, int lanes, const T* __restrict__ x,
-                   const int32_t* __restrict__ first_row,
-                   const Arithmetic<T>* __restrict__ offset,
+                   const int32_t* __restrict__ first_row, const Arithmetic<T>* __restrict__ offset,
                    const Arithmetic<T>* __restrict__ mask, T* __restrict__ columns) {
   using A = Arithmetic<T>;
   Sample<A>* samples = simt::dynamic_shared<Sample<A>>();

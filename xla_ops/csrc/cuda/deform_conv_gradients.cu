@@ -76,8 +76,7 @@ __global__ void __launch_bounds__(kThreads)
     A dot[4] = {};
     // Warps stay whole for the sums: no jump over samples outside the output.
     const int end = place.inside ? channels : 0;
-    const int64_t row =
-        tile.position(g, place) * g.taps() * g.C + place.tap * g.group_channels();
+    const int64_t row = tile.position(g, place) * g.taps() * g.C + place.tap * g.group_channels();
     for (int c = threadIdx.x % lanes * V; c < end; c += lanes * V) {
       const int channel = tile.offset_group * channels + c;
       const int64_t at = row + column_of(g, channel);
@@ -123,17 +122,17 @@ simt::Failure launch_visit(const DeformConvOperands& op, const DeformConvGradien
   using A = Arithmetic<T>;
   const DeformConvGeometry& g = op.geometry;
   if (grad.dx) {
-    const simt::Failure failure = simt::set_zero(grad.dx, g.N * g.H * g.W * g.C * sizeof(A), stream);
+    const simt::Failure failure =
+        simt::set_zero(grad.dx, g.N * g.H * g.W * g.C * sizeof(A), stream);
     if (failure) return failure;
   }
   const Tiling tiling = tile(g);
-  return simt::launch(visit_kernel<T, V>, tiling.blocks, kThreads,
-                      tiling.taps * kPatch * sizeof(Sample<A>), stream, g, tiling,
-                      lanes_for(g.offset_group_channels() / V), static_cast<const T*>(op.x),
-                      op.first_row, static_cast<const A*>(op.offset),
-                      static_cast<const A*>(op.mask), static_cast<const A*>(grad.dcolumns),
-                      static_cast<T*>(grad.columns), static_cast<A*>(grad.doffset),
-                      static_cast<A*>(grad.dmask), static_cast<A*>(grad.dx));
+  return simt::launch(
+      visit_kernel<T, V>, tiling.blocks, kThreads, tiling.taps * kPatch * sizeof(Sample<A>),
+      stream, g, tiling, lanes_for(g.offset_group_channels() / V), static_cast<const T*>(op.x),
+      op.first_row, static_cast<const A*>(op.offset), static_cast<const A*>(op.mask),
+      static_cast<const A*>(grad.dcolumns), static_cast<T*>(grad.columns),
+      static_cast<A*>(grad.doffset), static_cast<A*>(grad.dmask), static_cast<A*>(grad.dx));
 }
 
 }  // namespace

@@ -97,12 +97,11 @@ __device__ __forceinline__ Corners<A, int32_t> find_corners(const DeformConvGeom
   A shift[2];
   load<2>(offset, shift);
   const int kernel_width = static_cast<int>(g.S);
-  const int64_t y =
-      (first_row + row) * g.stride_h - g.pad_top + tap / kernel_width * g.dilation_h;
+  const int64_t y = (first_row + row) * g.stride_h - g.pad_top + tap / kernel_width * g.dilation_h;
   const int64_t x = column * g.stride_w - g.pad_left + tap % kernel_width * g.dilation_w;
-  return zero_padded_corners<A, int32_t, A>(
-      static_cast<A>(y) + shift[0], static_cast<A>(x) + shift[1], static_cast<int32_t>(g.H),
-      static_cast<int32_t>(g.W));
+  return zero_padded_corners<A, int32_t, A>(static_cast<A>(y) + shift[0],
+                                            static_cast<A>(x) + shift[1],
+                                            static_cast<int32_t>(g.H), static_cast<int32_t>(g.W));
 }
 
 // Channel c of tap 0 within the columns of a position.
@@ -129,21 +128,21 @@ inline int lanes_for(int64_t runs) {
 }  // namespace xla_ops
 
 // return function<T, V>(op, ...) for the elements of `op` and the widest run that fits.
-#define XLA_OPS_RETURN_FOR_RUNS(type, geometry, function, ...)                             \
-  switch (type) {                                                                          \
-    case ElementType::kF32:                                                                \
-      return divides_channels(4, geometry) ? function<float, 4>(__VA_ARGS__)               \
-                                           : function<float, 1>(__VA_ARGS__);              \
-    case ElementType::kF64:                                                                \
-      return divides_channels(2, geometry) ? function<double, 2>(__VA_ARGS__)              \
-                                           : function<double, 1>(__VA_ARGS__);             \
-    case ElementType::kBF16:                                                               \
-      return divides_channels(8, geometry) ? function<Bf16, 8>(__VA_ARGS__)                \
-                                           : function<Bf16, 1>(__VA_ARGS__);               \
-    case ElementType::kF16:                                                                \
-      return divides_channels(8, geometry) ? function<F16, 8>(__VA_ARGS__)                 \
-                                           : function<F16, 1>(__VA_ARGS__);                \
-  }                                                                                        \
+#define XLA_OPS_RETURN_FOR_RUNS(type, geometry, function, ...)                 \
+  switch (type) {                                                              \
+    case ElementType::kF32:                                                    \
+      return divides_channels(4, geometry) ? function<float, 4>(__VA_ARGS__)   \
+                                           : function<float, 1>(__VA_ARGS__);  \
+    case ElementType::kF64:                                                    \
+      return divides_channels(2, geometry) ? function<double, 2>(__VA_ARGS__)  \
+                                           : function<double, 1>(__VA_ARGS__); \
+    case ElementType::kBF16:                                                   \
+      return divides_channels(8, geometry) ? function<Bf16, 8>(__VA_ARGS__)    \
+                                           : function<Bf16, 1>(__VA_ARGS__);   \
+    case ElementType::kF16:                                                    \
+      return divides_channels(8, geometry) ? function<F16, 8>(__VA_ARGS__)     \
+                                           : function<F16, 1>(__VA_ARGS__);    \
+  }                                                                            \
   return "unknown element type"
 
 #endif  // XLA_OPS_CUDA_DEFORM_CONV_TILE_H_
