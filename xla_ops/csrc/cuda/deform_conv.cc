@@ -175,7 +175,9 @@ ffi::Error gather_impl(cudaStream_t stream, ffi::AnyBuffer first_row, ffi::AnyBu
   if (!error.empty()) return result_of(error, nullptr);
   const DeformConvGeometry& g = op.geometry;
   DeformConvCorners corners{};
-  error = check_buffer("dcolumns", dcolumns, columns_shape(g), real_type(op.type));
+  error = check_buffer("dx", *dx, shape_of(*dx), real_type(op.type));
+  if (error.empty())
+    error = check_buffer("dcolumns", dcolumns, columns_shape(g), dx->element_type());
   if (error.empty()) error = decode_pixel(pixel, g, &corners.narrow);
   if (error.empty()) error = check_buffer("number", number, shape_of(pixel), ffi::DataType::S32);
   if (error.empty()) {
@@ -186,7 +188,7 @@ ffi::Error gather_impl(cudaStream_t stream, ffi::AnyBuffer first_row, ffi::AnyBu
   corners.number = static_cast<const int32_t*>(number.untyped_data());
   return result_of("", gather_input_gradient(op, dcolumns.untyped_data(), corners,
                                              static_cast<int32_t*>(starts->untyped_data()),
-                                             op.type, dx->untyped_data(), stream));
+                                             dx->untyped_data(), stream));
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dColumns, columns_impl,

@@ -52,11 +52,11 @@ simt::Failure visit_samples(const DeformConvOperands& op, const DeformConvGradie
 simt::Failure list_corners(const DeformConvOperands& op, bool narrow, void* pixel,
                            cudaStream_t stream);
 
-// The gradient of x, in an order of additions that is always the same. Writes it in
-// `dx_type`; `starts` [N,G,H*W+1] is scratch.
+// The gradient of x, in the type of offset and in an order of additions that is always
+// the same. `starts` [N,G,H*W+1] is scratch.
 simt::Failure gather_input_gradient(const DeformConvOperands& op, const void* dcolumns,
-                                    const DeformConvCorners& corners, int32_t* starts,
-                                    ElementType dx_type, void* dx, cudaStream_t stream);
+                                    const DeformConvCorners& corners, int32_t* starts, void* dx,
+                                    cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace xla_ops

@@ -63,13 +63,13 @@ constexpr int kWarps = kThreads / simt::kWarp;
 // A warp for each pixel and slab of lanes * V channels of an offset group; a block has
 // neighbouring pixels. Where `lanes` is less than a warp, the corners are dealt out among
 // groups of lanes.
-template <typename A, typename T, int V>
+template <typename A, int V>
 __global__ void __launch_bounds__(kThreads)
     gather_kernel(DeformConvGeometry g, int lanes, int slabs, int parts,
                   const int32_t* __restrict__ first_row, const A* __restrict__ offset,
                   const A* __restrict__ mask, const A* __restrict__ dcolumns,
                   const int32_t* __restrict__ number, const int32_t* __restrict__ starts,
-                  T* __restrict__ dx) {
+                  A* __restrict__ dx) {
   unsigned rest = blockIdx.x;
   const int pixel = static_cast<int>(rest % parts) * kWarps + threadIdx.x / simt::kWarp;
   rest /= parts;
@@ -147,7 +147,7 @@ simt::Failure launch_starts(const DeformConvGeometry& g, const void* pixel, int3
                       static_cast<const Pixel*>(pixel), starts);
 }
 
-template <typename A, typename T, int V>
+template <typename A, int V>
 simt::Failure launch_gather(const DeformConvOperands& op, const void* dcolumns,
                             const int32_t* number, const int32_t* starts, void* dx,
                             cudaStream_t stream) {
@@ -156,20 +156,18 @@ simt::Failure launch_gather(const DeformConvOperands& op, const void* dcolumns,
   const int lanes = lanes_for(runs);
   const int slabs = static_cast<int>((runs + lanes - 1) / lanes);
   const int parts = static_cast<int>((g.H * g.W + kWarps - 1) / kWarps);
-  return simt::launch(gather_kernel<A, T, V>, g.N * g.G * slabs * parts, kThreads, 0, stream, g,
+  return simt::launch(gather_kernel<A, V>, g.N * g.G * slabs * parts, kThreads, 0, stream, g,
                       lanes, slabs, parts, op.first_row, static_cast<const A*>(op.offset),
                       static_cast<const A*>(op.mask), static_cast<const A*>(dcolumns), number,
-                      starts, static_cast<T*>(dx));
+                      starts, static_cast<A*>(dx));
 }
 
-template <typename T>
+template <typename A>
 simt::Failure gather(const DeformConvOperands& op, const void* dcolumns, const int32_t* number,
                      const int32_t* starts, void* dx, cudaStream_t stream) {
-  using A = Arithmetic<T>;
-  constexpr int V = kRun<A>;
-  return divides_channels(V, op.geometry)
-             ? launch_gather<A, T, V>(op, dcolumns, number, starts, dx, stream)
-             : launch_gather<A, T, 1>(op, dcolumns, number, starts, dx, stream);
+  return divides_channels(kRun<A>, op.geometry)
+             ? launch_gather<A, kRun<A>>(op, dcolumns, number, starts, dx, stream)
+             : launch_gather<A, 1>(op, dcolumns, number, starts, dx, stream);
 }
 
 }  // namespace
@@ -185,13 +183,15 @@ simt::Failure list_corners(const DeformConvOperands& op, bool narrow, void* pixe
 }
 
 simt::Failure gather_input_gradient(const DeformConvOperands& op, const void* dcolumns,
-                                    const DeformConvCorners& corners, int32_t* starts,
-                                    ElementType dx_type, void* dx, cudaStream_t stream) {
+                                    const DeformConvCorners& corners, int32_t* starts, void* dx,
+                                    cudaStream_t stream) {
   const simt::Failure failure =
       corners.narrow ? launch_starts<uint16_t>(op.geometry, corners.pixel, starts, stream)
                      : launch_starts<uint32_t>(op.geometry, corners.pixel, starts, stream);
   if (failure) return failure;
-  XLA_OPS_RETURN_FOR(dx_type, gather, op, dcolumns, corners.number, starts, dx, stream);
+  return op.type == ElementType::kF64
+             ? gather<double>(op, dcolumns, corners.number, starts, dx, stream)
+             : gather<float>(op, dcolumns, corners.number, starts, dx, stream);
 }
 
 }  // namespace cuda

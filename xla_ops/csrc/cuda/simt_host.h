@@ -15,6 +15,7 @@
 #ifndef XLA_OPS_CUDA_SIMT_HOST_H_
 #define XLA_OPS_CUDA_SIMT_HOST_H_
 
+#include <sys/mman.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -23,11 +24,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if defined(__SANITIZE_THREAD__)
@@ -52,7 +55,7 @@ struct Site {
 };
 
 constexpr int kLanes = 32;
-constexpr size_t kStackBytes = size_t{1} << 18;
+constexpr size_t kStackBytes = size_t{1} << 16;
 
 // Calls of the sanitizers about fibers; nothing without them.
 struct Sanitizer {
@@ -106,9 +109,27 @@ SIMT_UNSEEN inline void change(Context& from, Context& to) {
 
 enum class Wait { kNone, kBlock, kWarp };
 
+// Memory from mmap: the thread sanitizer forgets who used it when it is given back.
+class Stack {
+ public:
+  Stack()
+      : base_(mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+                   0)) {
+    if (base_ == MAP_FAILED) throw std::bad_alloc();
+  }
+  ~Stack() { munmap(base_, kStackBytes); }
+  Stack(const Stack&) = delete;
+  Stack& operator=(const Stack&) = delete;
+
+  void* base() const { return base_; }
+
+ private:
+  void* base_;
+};
+
 struct Fiber {
   Context context;
-  std::unique_ptr<char[]> stack;
+  std::unique_ptr<Stack> stack;
   Index index;
   int number;
   Wait wait;
@@ -144,7 +165,8 @@ struct Machine {
   char* shared = nullptr;
   void (*body)(void*) = nullptr;
   void* arguments = nullptr;
-  std::string failure;
+  const char* failure = nullptr;  // of a thread
+  Site failure_site{};
   char launched = 0, ended = 0;  // tags that order memory
 };
 
@@ -162,10 +184,15 @@ SIMT_UNSEEN inline Index block_size() { return {unsigned(current->threads), 1, 1
 SIMT_UNSEEN inline Index grid_size() { return current->blocks; }
 SIMT_UNSEEN inline char* shared_memory() { return current->shared; }
 
-SIMT_UNSEEN inline void leave(Machine& m) { change(m.running->context, m.scheduler); }
+// Back to the scheduler; a thread that never comes back has been here last.
+SIMT_UNSEEN inline void leave(Machine& m) {
+  Sanitizer::release(&m.ended);
+  change(m.running->context, m.scheduler);
+}
 
 [[noreturn]] SIMT_UNSEEN inline void fail(Machine& m, Site site, const char* what) {
-  m.failure = std::string(site.file) + ":" + std::to_string(site.line) + ": " + what;
+  m.failure = what;
+  m.failure_site = site;
   leave(m);
   std::abort();
 }
@@ -227,7 +254,6 @@ SIMT_UNSEEN inline void run_thread() {
 #endif
   Sanitizer::acquire(&m.launched);
   m.body(m.arguments);
-  Sanitizer::release(&m.ended);
   fiber.context.finished = true;
   ++m.finished;
   leave(m);
@@ -235,15 +261,19 @@ SIMT_UNSEEN inline void run_thread() {
 
 inline void prepare(Machine& m, int number) {
   Fiber& fiber = *m.fibers[number];
-  if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
+  if (!fiber.stack) fiber.stack = std::make_unique<Stack>();
+#if defined(__SANITIZE_ADDRESS__)
+  // A thread of a kernel that failed never left its frames.
+  __asan_unpoison_memory_region(fiber.stack->base(), kStackBytes);
+#endif
   Context& context = fiber.context;
   getcontext(&context.start);
-  context.start.uc_stack.ss_sp = fiber.stack.get();
+  context.start.uc_stack.ss_sp = fiber.stack->base();
   context.start.uc_stack.ss_size = kStackBytes;
   context.start.uc_link = nullptr;
   makecontext(&context.start, run_thread, 0);
   context.started = context.finished = false;
-  context.stack = fiber.stack.get();
+  context.stack = fiber.stack->base();
   context.stack_bytes = kStackBytes;
   context.sanitizer = Sanitizer();
 #if defined(__SANITIZE_THREAD__)
@@ -278,9 +308,10 @@ inline std::string run_block(Machine& m) {
   m.barrier = Meeting();
   m.warps.assign(m.threads / kLanes, Warp());
   m.finished = 0;
-  m.failure.clear();
+  m.failure = nullptr;
   for (int i = 0; i < m.threads; ++i) prepare(m, i);
-  while (m.finished < m.threads && m.failure.empty()) {
+  std::string failure;
+  while (m.finished < m.threads && failure.empty()) {
     bool progress = false;
     for (int number : m.order) {
       Fiber& fiber = *m.fibers[number];
@@ -288,16 +319,23 @@ inline std::string run_block(Machine& m) {
       progress = true;
       m.running = &fiber;
       change(m.scheduler, fiber.context);
-      if (!m.failure.empty()) break;
+      if (m.failure) break;
     }
-    if (!progress) m.failure = describe_hang(m);
+    if (m.failure) {
+      const Site& site = m.failure_site;
+      failure = std::string(site.file) + ":" + std::to_string(site.line) + ": " + m.failure;
+    } else if (!progress) {
+      failure = describe_hang(m);
+    }
   }
 #if defined(__SANITIZE_THREAD__)
   for (int i = 0; i < m.threads; ++i) {
     __tsan_destroy_fiber(m.fibers[i]->context.sanitizer.thread);
+    // Nothing orders this block and the next one, which shall not race on it.
+    m.fibers[i]->stack.reset();
   }
 #endif
-  return m.failure;
+  return failure;
 }
 
 // How the threads of a block take turns.
