@@ -1,156 +1,157 @@
-"""Times operators against the plain jnp reference and XLA's own convolution.
+"""Times operators against plain jnp, XLA's convolution, torchvision and torch.
 
-    python -m scripts.benchmark_ops [--rounds=5]
+    python -m scripts.benchmark_ops [--torch-python=.venv-torch/bin/python] [--write]
 
-Prints a Markdown table: medians of rounds in which every candidate runs once, so that
-a busy moment of the machine falls on all of them. Offsets are normal with a standard
-deviation of 2 pixels; gradients are those of all array arguments.
+Within a process the candidates take turns call by call, so that a busy moment of the
+machine falls on all of them. A ratio is taken within a process, and the tables show
+medians over processes. Peers are checked to compute the same before they are timed.
+docs/benchmarks.md holds the result, says what the columns are, and how torchvision gets
+an interpreter of its own; without one its columns are left out.
 """
 
 import argparse
+import concurrent.futures
+import importlib
+import multiprocessing
 import platform
-import statistics
+import re
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 
-from dcn_jax.fast_forms import max_pool_3x3, pointwise_conv
-from xla_ops import deform_conv2d, roi_align
+from scripts.benchmark_box_cases import BOX_TABLE
+from scripts.benchmark_case import Table
+from scripts.benchmark_conv_cases import (
+    BFLOAT16_TABLE,
+    CONV_TABLE,
+    FORM_TABLE,
+    GROUP_TABLE,
+    ODD_TABLE,
+    SHAPES,
+)
+from scripts.benchmark_fma import build_fma_peak, fma_flops
+from scripts.benchmark_markdown import memory_table, replace_section, timing_table
+from scripts.benchmark_memory import measure_scratch
+from scripts.benchmark_timing import Settings, measure, open_torch, thread_count
 
-# Channels, height, width: conv3, conv4 and conv5 of a ResNet-50 at 800x1216.
-_SHAPES = ((128, 100, 152), (256, 50, 76), (512, 25, 38))
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+TABLES = (CONV_TABLE, GROUP_TABLE, BFLOAT16_TABLE, ODD_TABLE, BOX_TABLE, FORM_TABLE)
+MEMORY_CASES = {
+    f"{channels}ch {height}x{width}, {images} images": (images, channels, height, width)
+    for channels, height, width in SHAPES
+    for images in (1, 8)
+}
 
 
-def medians(candidates: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each candidate; the first round only compiles."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(rounds + 1):
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            if number:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t) * 1e3 for name, t in times.items()}
+def in_fresh_process(function: Callable, *arguments: Any) -> Any:
+    """Calls a function that can be pickled in a new interpreter."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
-def both(name: str, function: Callable, arguments: tuple) -> dict[str, Callable]:
-    """Forward, and forward with backward, of a function of arrays."""
-    forward = jax.jit(function)
-    numbers = tuple(range(len(arguments)))
+def timed_section(table: Table, processes: int, settings: Settings) -> str:
+    """The Markdown of a table, measured in so many processes."""
+    found = []
+    for number in range(processes):
+        begin = time.perf_counter()
+        found.append(in_fresh_process(measure, table.cases, settings))
+        _progress(f"{table.title}, process {number + 1} of {processes}", begin)
+    return timing_table(table, found)
 
-    def energy(*arrays):
-        return (function(*arrays).astype(jnp.float32) ** 2).sum()
 
-    backward = jax.jit(jax.grad(energy, argnums=numbers))
-    return {
-        f"{name} fwd": lambda: forward(*arguments),
-        f"{name} fwd+bwd": lambda: backward(*arguments),
+def memory_section(cases: dict[str, tuple], settings: Settings) -> str:
+    """The Markdown of the scratch memory of cases, each in a process."""
+    found = {}
+    for title, shape in cases.items():
+        begin = time.perf_counter()
+        found[title] = in_fresh_process(measure_scratch, *shape, settings.torch_python)
+        _progress(f"memory of {title}", begin)
+    return memory_table(found)
+
+
+def conditions(processes: int, settings: Settings) -> str:
+    """What the figures were measured with."""
+    versions = {
+        "Python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": importlib.import_module("jaxlib").__version__,
     }
-
-
-def plain_conv(x, kernel):
-    """The ordinary convolution of the same shape."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    with open_torch(settings.torch_python) as torch:
+        if torch is not None:
+            versions |= torch.versions()
+    peak = "not measured: no C++ compiler"
+    if settings.fma_peak is not None:
+        # Of a few, since only the machine's best moment is its peak.
+        flops = max(fma_flops(settings.fma_peak, thread_count()) for _ in range(5))
+        peak = f"{flops / 1e9:.0f} GFLOP/s"
+    return (
+        f"{_processor()}, {thread_count()} threads; float32 FMA peak {peak}.\n"
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}.\n"
+        f"Medians of {processes} processes with {settings.rounds} rounds each."
     )
 
 
-def deform_conv_rows(rounds: int):
-    """Rows of deform_conv2d, the reference and lax.conv, one image."""
-    rng = np.random.default_rng(0)
-    for channels, height, width in _SHAPES:
-
-        def normal(*shape, scale=1.0):
-            return jnp.asarray(rng.normal(0, scale, shape), jnp.float32)
-
-        x = normal(1, height, width, channels)
-        offset = normal(1, height, width, 1, 9, 2, scale=2.0)
-        kernel = normal(3, 3, channels, channels, scale=0.05)
-        mask = jax.nn.sigmoid(normal(1, height, width, 1, 9))
-        arguments = (x, offset, kernel, mask)
-        found = medians(
-            both("kernel", deform_conv2d, arguments)
-            | both(
-                "reference",
-                lambda *a: deform_conv2d(*a, implementation="reference"),
-                arguments,
-            )
-            | both("lax.conv", plain_conv, (x, kernel)),
-            rounds,
-        )
-        yield f"deform_conv2d {channels}ch {height}x{width}", found
+def _processor() -> str:
+    # The name of the processor is found there on Linux only.
+    information = Path("/proc/cpuinfo")
+    text = information.read_text() if information.exists() else ""
+    name = re.search(r"^model name\s*: (.+)$", text, re.M)
+    kernels = importlib.import_module("xla_ops._cpu").instruction_set()
+    return f"{name[1] if name else platform.machine()} ({kernels} kernels)"
 
 
-def roi_rows(rounds: int):
-    """Rows of roi_align: 512 RoIs, 7x7, 256 channels."""
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(1, 50, 76, 256)), jnp.float32)
-    corner = rng.uniform(0, 700, (1, 512, 2))
-    size = rng.uniform(16, 400, (1, 512, 2))
-    rois = jnp.asarray(np.concatenate([corner, corner + size], -1), jnp.float32)
-
-    def pool(implementation):
-        return lambda x: roi_align(
-            x,
-            rois,
-            output_size=(7, 7),
-            spatial_scale=1 / 16,
-            implementation=implementation,
-        )
-
-    candidates = both("kernel", pool(None), (x,))
-    candidates |= both("reference", pool("reference"), (x,))
-    yield "roi_align 512 RoIs 7x7 256ch 50x76", medians(candidates, rounds)
-
-
-def form_rows(rounds: int):
-    """Rows of the forms of `dcn_jax.fast_forms` against the usual ones."""
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.uniform(0, 1, (8, 96, 96, 32)), jnp.float32)
-
-    def windowed(x):
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        return nnx.max_pool(padded, (3, 3), strides=(2, 2))
-
-    found = medians(
-        both("kernel", max_pool_3x3, (x,)) | both("reference", windowed, (x,)), rounds
-    )
-    yield "max_pool_3x3 8x96x96x32 (reference: nnx.max_pool)", found
-
-    x = jnp.asarray(rng.normal(size=(8, 48, 48, 32)), jnp.float32)
-    kernel = jnp.asarray(rng.normal(size=(1, 1, 32, 128)), jnp.float32)
-    found = medians(
-        both("kernel", lambda x, k: pointwise_conv(x, k, (1, 1), 0), (x, kernel))
-        | both("reference", plain_conv, (x, kernel)),
-        rounds,
-    )
-    yield "pointwise_conv 8x48x48 32->128 (reference: lax.conv)", found
+def _progress(what: str, begin: float) -> None:
+    print(f"{what}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
 
 
 def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    columns = ("kernel", "reference", "lax.conv")
-    print(
-        f"jax {jax.__version__}, {jax.default_backend()}, {platform.machine()}, "
-        f"medians of {rounds} rounds, milliseconds\n"
+    """Measures, and prints or writes the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    print(
-        "| | " + " | ".join(columns) + " | reference / kernel |\n|---|---|---|---|---|"
+    parser.add_argument(
+        "--torch-python", help="interpreter that has torch and torchvision"
     )
-    for rows in (deform_conv_rows, roi_rows, form_rows):
-        for title, found in rows(rounds):
-            for part in ("fwd", "fwd+bwd"):
-                times = [found.get(f"{column} {part}") for column in columns]
-                cells = ["" if t is None else f"{t:.1f}" for t in times]
-                ratio = found[f"reference {part}"] / found[f"kernel {part}"]
-                print(f"| {title}, {part} | {' | '.join(cells)} | {ratio:.1f} |")
+    parser.add_argument("--processes", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", help="regular expression: rows 'TABLE: ROW' it finds")
+    parser.add_argument(
+        "--write", action="store_true", help=f"into docs/{DOCUMENT.name}"
+    )
+    options = parser.parse_args()
+    if options.write and options.only:
+        parser.error("--write needs all tables; it cannot go with --only")
+    chosen = re.compile(options.only or "")
+
+    with tempfile.TemporaryDirectory() as folder:
+        fma_peak = build_fma_peak(Path(folder))
+        settings = Settings(options.rounds, options.torch_python, fma_peak)
+        sections = [conditions(options.processes, settings)]
+        for table in TABLES:
+            cases = [
+                c for c in table.cases if chosen.search(f"{table.title}: {c.title}")
+            ]
+            if cases:
+                table = table._replace(cases=tuple(cases))
+                sections.append(timed_section(table, options.processes, settings))
+        memory = {
+            title: shape
+            for title, shape in MEMORY_CASES.items()
+            if chosen.search(f"memory: {title}")
+        }
+        if memory:
+            sections.append(memory_section(memory, settings))
+    text = "\n\n".join(sections)
+    if options.write:
+        replace_section(DOCUMENT, text)
+    else:
+        print(text)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import numpy as np
 
 # The kernels are compiled for these.
 FLOATS = ("float32", "bfloat16", "float16", "float64")
+# The kernels number the pixels of a map in 32 bits.
+LIMIT = 2**31
 
 
 def coordinate_dtype(dtype) -> np.dtype:
@@ -28,12 +30,12 @@ def check_array(name: str, value: Any, dtypes: tuple[str, ...] = FLOATS) -> jax.
     """
     if not isinstance(value, jax.Array | np.ndarray):
         raise TypeError(f"`{name}` is {type(value).__name__}; expected an array")
-    array = jnp.asarray(value)
-    if array.dtype.name not in dtypes:
+    # Before jax sees it, which has no words of its own for strings and objects.
+    if value.dtype.name not in dtypes:
         raise TypeError(
-            f"`{name}` has dtype {array.dtype.name}; expected {_one_of(dtypes)}"
+            f"`{name}` has dtype {value.dtype.name}; expected {_one_of(dtypes)}"
         )
-    return array
+    return jnp.asarray(value)
 
 
 def check_rank(name: str, array: jax.Array, letters: str) -> None:
@@ -70,6 +72,22 @@ def check_shape(
         )
 
 
+def check_map(name: str, array: jax.Array) -> None:
+    """Checks that the pixels of a map [N, H, W, C] can be numbered.
+
+    Raises:
+      ValueError: The map, with a border of zeros, has too many.
+    """
+    height, width = array.shape[1:3]
+    # Symbolic sizes of jax.export are checked by the kernels.
+    numbers = isinstance(height, int) and isinstance(width, int)
+    if numbers and (height + 1) * (width + 1) >= LIMIT:
+        raise ValueError(
+            f"`{name}` has shape {array.shape}; expected (H + 1) * (W + 1) less than "
+            f"{LIMIT}"
+        )
+
+
 def check_dtype_beside(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
     """Casts coordinates or factors that stand beside `x` to the coordinate type.
 
@@ -90,7 +108,7 @@ def check_integer(name: str, value: Any, minimum: int = 1) -> int:
 
     Raises:
       TypeError: It is not an integer.
-      ValueError: It is less than `minimum`.
+      ValueError: It is less than `minimum`, or more than 32 bits hold.
     """
     try:
         if isinstance(value, bool):
@@ -100,6 +118,8 @@ def check_integer(name: str, value: Any, minimum: int = 1) -> int:
         raise TypeError(f"`{name}` is {value!r}; expected an integer") from None
     if value < minimum:
         raise ValueError(f"`{name}` is {value}; expected at least {minimum}")
+    if value >= LIMIT:
+        raise ValueError(f"`{name}` is {value}; expected less than {LIMIT}")
     return value
 
 

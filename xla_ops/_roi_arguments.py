@@ -7,6 +7,7 @@ import math
 import numbers
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from xla_ops import _geometry
@@ -128,3 +129,43 @@ def check_levels(levels, rois, num_levels):
     _geometry.check_shape("levels", levels, shape, "N, B", f" for `rois` {rois.shape}")
     known = (levels >= 0) & (levels < num_levels)
     return jnp.where(known, levels, num_levels).astype(jnp.int32)
+
+
+def scales_of_rois(rois, levels, scales):
+    """Map pixels per image pixel for each RoI, [N, B, 1]; 0 where it has no level."""
+    scale = jnp.zeros_like(rois[..., :1])
+    for level, factor in enumerate(scales):
+        factor = jnp.asarray(factor, rois.dtype)
+        scale = jnp.where((levels == level)[..., None], factor, scale)
+    return scale
+
+
+def boxes_of_corners(corners, minimum=None):
+    """x1 y1 x2 y2 as (y, x, height, width), no side below `minimum`, [N, B, 4].
+
+    A box with a corner that is not finite is not finite.
+    """
+    x1, y1, x2, y2 = jnp.split(corners, 4, axis=-1)
+    size = jnp.concatenate([y2 - y1, x2 - x1], axis=-1)
+    if minimum is not None:
+        size = jnp.maximum(size, minimum)
+    finite = jnp.isfinite(corners).all(-1, keepdims=True)
+    size = jnp.where(finite, size, jnp.nan)
+    return jnp.concatenate([y1, x1, size], axis=-1)
+
+
+def check_rois(rois, levels, maps):
+    """RoIs [N, B, 4], through which no gradient flows, and `check_levels` of them."""
+    rois = check_beside("rois", rois, maps[0])
+    expected = (maps[0].shape[0], None, 4)
+    beside = f" for `features` {maps[0].shape}"
+    _geometry.check_shape("rois", rois, expected, "N, B, 4", beside)
+    return jax.lax.stop_gradient(rois), check_levels(levels, rois, len(maps))
+
+
+def shift_of_offset(offset, boxes, offset_scale):
+    """Offsets in units of the RoI's size, [N, B, ..., 2], in pixels of the map."""
+    # A RoI of infinite size passes no gradient, which infinity * 0 would spoil.
+    size = jnp.where(jnp.isfinite(boxes), boxes, 0)[..., 2:]
+    size = jnp.expand_dims(size, tuple(range(2, offset.ndim - 1)))
+    return jnp.asarray(offset_scale, offset.dtype) * size * offset

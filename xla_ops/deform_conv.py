@@ -114,6 +114,7 @@ def deform_conv2d(
                 raise ValueError(
                     f"`{name}` has shape {array.shape}; expected {letter} of at least 1"
                 )
+    _geometry.check_map("x", x)
     _geometry.check_divides("feature_group_count", groups, channels, "channels of `x`")
     _geometry.check_divides(
         "feature_group_count", groups, features, "output channels of `kernel`"
@@ -164,7 +165,11 @@ def deform_conv2d(
         y, _ = _deform_conv2d_fwd(x, offset, kernel, mask, implementation, settings)
     else:
         y = _deform_conv2d(x, offset, kernel, mask, implementation, settings)
-    return y if bias is None else y + bias[None, None, None]
+    if bias is None:
+        return y
+    # In the type of sums, in which the gradient of `bias` is summed too.
+    real = _geometry.coordinate_dtype(x.dtype)
+    return (y.astype(real) + bias.astype(real)[None, None, None]).astype(x.dtype)
 
 
 class _Settings(NamedTuple):

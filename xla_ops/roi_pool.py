@@ -6,22 +6,23 @@ h w bins of a RoI.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from xla_ops import _geometry
-from xla_ops._call import align, make_primitive, resolve_implementation
+from xla_ops._call import align, resolve_implementation
 from xla_ops._roi_arguments import (
+    boxes_of_corners,
     check_beside,
-    check_levels,
     check_maps,
     check_number,
+    check_rois,
+    scales_of_rois,
+    shift_of_offset,
 )
+from xla_ops._roi_call import make_pooling
 from xla_ops.reference import roi_pool as reference
 
 if TYPE_CHECKING:
@@ -187,174 +188,42 @@ def _pool(
 ) -> Any:
     implementation = resolve_implementation(implementation)
     maps, scales, sizes = check_maps(features, spatial_scale, levels, map_sizes)
-    first = maps[0]
-    real = _geometry.coordinate_dtype(first.dtype)
-    images = first.shape[0]
-    beside = f" for `features` {first.shape}"
+    rois, levels = check_rois(rois, levels, maps)
+    corners = rois * scales_of_rois(rois, levels, scales) - (0.5 if aligned else 0)
+    boxes = boxes_of_corners(corners, minimum=None if aligned else 1)
 
-    rois = check_beside("rois", rois, first)
-    _geometry.check_shape("rois", rois, (images, None, 4), "N, B, 4", beside)
-    num_boxes = rois.shape[1]
-    levels = check_levels(levels, rois, len(maps))
-    boxes = _boxes_on_map(jax.lax.stop_gradient(rois), levels, scales, aligned)
-
-    height, width = output_size = _geometry.check_pair("output_size", output_size)
-    bins = (images, num_boxes, height, width)
+    output_size = _geometry.check_pair("output_size", output_size)
+    bins = (*levels.shape, *output_size)
     shift = None
     if offset is not None:
-        offset = check_beside("offset", offset, first)
+        offset = check_beside("offset", offset, maps[0])
         _geometry.check_shape("offset", offset, (*bins, 2), "N, B, h, w, 2")
-        # A RoI of infinite size passes no gradient, which infinity * 0 would spoil.
-        extent = jnp.where(jnp.isfinite(boxes), boxes, 0)[:, :, None, None, 2:]
-        shift = jnp.asarray(offset_scale, real) * extent * offset
+        shift = shift_of_offset(offset, boxes, offset_scale)
     if mask is not None:
-        mask = check_beside("mask", mask, first)
+        mask = check_beside("mask", mask, maps[0])
         _geometry.check_shape("mask", mask, bins, "N, B, h, w")
 
-    settings = _Settings(
-        num_levels=len(maps),
-        output_size=output_size,
-        sampling_ratio=_geometry.check_integer(
-            "sampling_ratio", sampling_ratio, minimum=0
-        ),
-        has_shift=shift is not None,
-        has_mask=mask is not None,
+    sampling_ratio = _geometry.check_integer(
+        "sampling_ratio", sampling_ratio, minimum=0
     )
     *maps, boxes, levels, sizes, shift, mask = align(
         *maps, boxes, levels, sizes, shift, mask
     )
-    arguments = (tuple(maps), boxes, levels, sizes, shift, mask)
-    if implementation == "reference":
-        # Without jax.custom_vjp, so that jax.jvp works.
-        y, _ = _roi_pool_fwd(*arguments, implementation, settings)
-        return y
-    return _roi_pool(*arguments, implementation, settings)
-
-
-def _boxes_on_map(rois, levels, scales, aligned):
-    """RoIs as (y, x, height, width) in pixels of their maps, centres at integers."""
-    scale = jnp.zeros_like(rois[..., :1])
-    for level, factor in enumerate(scales):
-        factor = jnp.asarray(factor, rois.dtype)
-        scale = jnp.where((levels == level)[..., None], factor, scale)
-    corners = rois * scale - (0.5 if aligned else 0)
-    x1, y1, x2, y2 = jnp.split(corners, 4, axis=-1)
-    height, width = y2 - y1, x2 - x1
-    if not aligned:
-        height, width = jnp.maximum(height, 1), jnp.maximum(width, 1)
-    return jnp.concatenate([y1, x1, height, width], axis=-1)
-
-
-class _Settings(NamedTuple):
-    """What the primitives need besides arrays."""
-
-    num_levels: int
-    output_size: tuple[int, int]
-    sampling_ratio: int
-    has_shift: bool
-    has_mask: bool
-
-
-def _flat(features, boxes, levels, map_sizes, shift, mask):
-    optional = [x for x in (shift, mask) if x is not None]
-    return (*features, boxes, levels, map_sizes, *optional)
-
-
-def _reference_forward(
-    *operands, num_levels, output_size, sampling_ratio, has_shift, has_mask
-):
-    features = operands[:num_levels]
-    boxes, levels, map_sizes, *optional = operands[num_levels:]
-    y = reference.roi_pool(
-        features,
+    return _pool_bins(
+        tuple(maps),
         boxes,
         levels,
-        map_sizes,
-        optional[0] if has_shift else None,
-        optional[-1] if has_mask else None,
+        sizes,
+        shift,
+        mask,
         output_size=output_size,
         sampling_ratio=sampling_ratio,
+        implementation=implementation,
     )
-    return (y,)
 
 
-def _reference_backward(*operands, **settings):
-    *operands, gradient = operands
-    num_levels = settings["num_levels"]
-    discrete = operands[num_levels : num_levels + 3]
-
-    def pool(*moving):
-        operands = (*moving[:num_levels], *discrete, *moving[num_levels:])
-        return _reference_forward(*operands, **settings)[0]
-
-    moving = (*operands[:num_levels], *operands[num_levels + 3 :])
-    _, pull_back = jax.vjp(pool, *moving)
-    return pull_back(gradient)
-
-
-def _forward_results(*operands, num_levels, output_size, **settings):
-    x, boxes = operands[0], operands[num_levels]
-    return [((*boxes.shape[:2], *output_size, x.shape[-1]), x.dtype)]
-
-
-def _backward_results(*operands, num_levels, **settings):
-    moving = (*operands[:num_levels], *operands[num_levels + 3 : -1])
-    return [(x.shape, x.dtype) for x in moving]
-
-
-def _attributes(*, num_levels, output_size, sampling_ratio, has_shift, has_mask):
-    del output_size  # The shape of the result says it.
-    return {
-        "num_levels": np.int64(num_levels),
-        "sampling_ratio": np.int64(sampling_ratio),
-        "has_shift": np.int64(has_shift),
-        "has_mask": np.int64(has_mask),
-    }
-
-
-_forward = make_primitive(
-    "dcn_jax.roi_pool.fwd",
-    results=_forward_results,
-    reference=_reference_forward,
-    attributes=_attributes,
+_pool_bins = make_pooling(
+    "dcn_jax.roi_pool",
+    reference=reference.roi_pool,
+    attributes=lambda *, sampling_ratio: {"sampling_ratio": np.int64(sampling_ratio)},
 )
-_backward = make_primitive(
-    "dcn_jax.roi_pool.bwd",
-    results=_backward_results,
-    reference=_reference_backward,
-    attributes=_attributes,
-)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _roi_pool(
-    features, boxes, levels, map_sizes, shift, mask, implementation, settings
-):
-    y, _ = _roi_pool_fwd(
-        features, boxes, levels, map_sizes, shift, mask, implementation, settings
-    )
-    return y
-
-
-def _roi_pool_fwd(
-    features, boxes, levels, map_sizes, shift, mask, implementation, settings
-):
-    saved = (features, boxes, levels, map_sizes, shift, mask)
-    (y,) = _forward(*_flat(*saved), implementation=implementation, **settings._asdict())
-    return y, saved
-
-
-def _roi_pool_bwd(implementation, settings, saved, gradient):
-    gradients = _backward(
-        *_flat(*saved), gradient, implementation=implementation, **settings._asdict()
-    )
-    features, optional = (
-        gradients[: settings.num_levels],
-        gradients[settings.num_levels :],
-    )
-    dshift = optional[0] if settings.has_shift else None
-    dmask = optional[-1] if settings.has_mask else None
-    return tuple(features), None, None, None, dshift, dmask
-
-
-_roi_pool.defvjp(_roi_pool_fwd, _roi_pool_bwd)

@@ -56,3 +56,23 @@ def random_case(
 def relative_error(got, want):
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     return np.abs(got - want).max() / np.abs(want).max()
+
+
+class Images:
+    """Moves RoIs between one list with image numbers and [N, B] with filler."""
+
+    def __init__(self, image_numbers, num_images):
+        self.rows = [np.flatnonzero(image_numbers == n) for n in range(num_images)]
+        self.total = len(image_numbers)
+
+    def pack(self, values):
+        packed = np.zeros((len(self.rows), max(map(len, self.rows)), *values.shape[1:]))
+        for n, rows in enumerate(self.rows):
+            packed[n, : len(rows)] = values[rows]
+        return packed
+
+    def unpack(self, packed):
+        values = np.zeros((self.total, *packed.shape[2:]))
+        for n, rows in enumerate(self.rows):
+            values[rows] = np.asarray(packed)[n, : len(rows)]
+        return values

@@ -239,8 +239,7 @@ def test_half_precision(dtype):
         ):
             assert actual.dtype == array.dtype
             small = 1e-5 if name in ("offset", "mask") else digits
-            if name != "bias":  # A plain sum of jnp in `dtype`.
-                assert relative_error(actual, expected) <= small, name
+            assert relative_error(actual, expected) <= small, name
 
 
 def test_half_precision_offsets():

@@ -1,12 +1,18 @@
 """deform_conv2d refuses what does not fit, with a message that says why."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from deform_conv_case import random_case
 
-from xla_ops import deform_conv, deform_conv2d
+import xla_ops
+from xla_ops import deform_conv
+
+# Without the type checks of the tests, as a user calls it.
+deform_conv2d = inspect.unwrap(xla_ops.deform_conv2d)
 
 NAMES = ("x", "offset", "kernel", "mask", "bias")
 OFFSET = "(2, 6, 7, G, 9, 2) = (N, P, Q, G, R*S, 2)"
@@ -68,6 +74,62 @@ BAD = [
     (dict(feature_group_count=3), ValueError, "a divisor of the 4 channels of `x`"),
     (dict(feature_group_count=4), ValueError, "a divisor of the 6 output channels"),
     (dict(feature_group_count=2), ValueError, "expected (3, 3, 2, 6)"),
+    (dict(x=None), TypeError, "`x` is NoneType; expected an array"),
+    (dict(x="x"), TypeError, "`x` is str; expected an array"),
+    (dict(x=1.0), TypeError, "`x` is float; expected an array"),
+    (dict(x=zeros()), ValueError, "`x` has shape (); expected (N, H, W, C)"),
+    (dict(x=np.array("x")), TypeError, "`x` has dtype str"),
+    (dict(x=np.array([None])), TypeError, "`x` has dtype object; expected float32"),
+    (
+        dict(x=zeros(2, 6, 7, 4, dtype="complex64")),
+        TypeError,
+        "`x` has dtype complex64",
+    ),
+    (
+        dict(x=zeros(2, 6, 7, 4, dtype="float8_e4m3fn")),
+        TypeError,
+        "`x` has dtype float8_e4m3fn",
+    ),
+    (dict(x=zeros(2, 6, 7, 4, dtype="bool")), TypeError, "`x` has dtype bool"),
+    (dict(x=zeros(2, 6, 7, 4, dtype="float16")), TypeError, "`kernel` has dtype float"),
+    (dict(offset=None), TypeError, "`offset` is NoneType; expected an array"),
+    (dict(offset=[0.0]), TypeError, "`offset` is list; expected an array"),
+    (
+        dict(offset=zeros(2, 6, 7, 1, 9, 2, dtype="complex64")),
+        TypeError,
+        "`offset` has dtype complex64",
+    ),
+    (dict(offset=zeros(0, 6, 7, 1, 9, 2)), ValueError, OFFSET),
+    (dict(kernel="k"), TypeError, "`kernel` is str; expected an array"),
+    (dict(kernel=zeros(3, 3, 4, 6, dtype="uint8")), TypeError, "`kernel` has dtype u"),
+    (dict(kernel=zeros(7, 9, 4, 6), padding="VALID"), ValueError, "expected (2, 0, 0"),
+    (dict(mask=1.0), TypeError, "`mask` is float; expected an array"),
+    (dict(mask=zeros(1, 6, 7, 1, 9)), ValueError, "`mask` has shape (1, 6, 7, 1, 9)"),
+    (dict(bias=0.0), TypeError, "`bias` is float; expected an array"),
+    (dict(bias=zeros(6, dtype="int32")), TypeError, "`bias` has dtype int32"),
+    (dict(bias=zeros()), ValueError, "`bias` has shape (); expected (6,)"),
+    (dict(strides=1.0), TypeError, "`strides` is 1.0; expected an integer"),
+    (dict(strides="1"), TypeError, "`strides` is '1'; expected an integer"),
+    (dict(strides=None), TypeError, "`strides` is None; expected an integer"),
+    (dict(strides=2**31), ValueError, "`strides` is 2147483648; expected less than"),
+    (dict(strides=2**70), ValueError, "`strides` is 118059162071741130"),
+    (dict(strides=np.array([1, 1])), TypeError, "`strides` is array([1, 1]); expected"),
+    (dict(kernel_dilation=1.0), TypeError, "`kernel_dilation` is 1.0; expected an int"),
+    (dict(kernel_dilation=(1, -2)), ValueError, "`kernel_dilation` is -2; expected at"),
+    (
+        dict(kernel_dilation=2**40, padding=2**30),
+        ValueError,
+        "`kernel_dilation` is 1099511627776; expected less than 2147483648",
+    ),
+    (dict(padding=None), TypeError, "`padding` is None; expected an integer"),
+    (dict(padding=1.5), TypeError, "`padding` is 1.5; expected an integer"),
+    (dict(padding="same"), ValueError, "`padding` is 'same'; expected"),
+    (dict(padding=("SAME", "SAME")), TypeError, "`padding` is 'SAME'; expected an int"),
+    (dict(padding=((1, 1), (1, -1))), ValueError, "`padding` is -1; expected at least"),
+    (dict(padding=2**62), ValueError, "`padding` is 4611686018427387904; expected les"),
+    (dict(feature_group_count=-1), ValueError, "`feature_group_count` is -1; expected"),
+    (dict(feature_group_count=1.0), TypeError, "`feature_group_count` is 1.0; expect"),
+    (dict(feature_group_count=None), TypeError, "`feature_group_count` is None; expe"),
     (dict(implementation="cuda"), ValueError, "`implementation` is 'cuda'; expected"),
 ]
 
@@ -91,6 +153,51 @@ def test_wide_offsets_beside_narrow_data(x64):
         deform_conv2d(x, offset.astype(np.float64), kernel, mask)
     with pytest.raises(TypeError, match="`mask` has dtype float64; expected float32"):
         deform_conv2d(x, offset, kernel, mask.astype(np.float64))
+
+
+@pytest.mark.parametrize(
+    "name", ["strides", "padding", "kernel_dilation", "feature_group_count"]
+)
+def test_a_traced_number_is_refused(name):
+    case = random_case()[:4]
+    with pytest.raises(TypeError, match=f"`{name}` is JitTracer.*expected an integer"):
+        jax.jit(lambda value: deform_conv2d(*case, **{name: value}))(1)
+
+
+def test_numbers_of_numpy_and_jax_are_accepted():
+    case = random_case()[:4]
+    expected = deform_conv2d(*case)
+    for one in (np.int64(1), np.uint8(1), jnp.int32(1), [1, np.int32(1)]):
+        y = deform_conv2d(*case, strides=one, kernel_dilation=one)
+        np.testing.assert_array_equal(y, expected)
+
+
+def shapes_of(height, width, channels, taps=9):
+    """A layer that nobody can hold in memory."""
+    struct = jax.ShapeDtypeStruct
+    side = {1: 1, 9: 3}[taps]
+    return (
+        struct((1, height, width, channels), "float32"),
+        struct((1, height, width, 1, taps, 2), "float32"),
+        struct((side, side, channels, 8), "float32"),
+    )
+
+
+@pytest.mark.parametrize("height, width", [(2**31, 1), (46341, 46341), (2**40, 2**40)])
+def test_a_map_of_too_many_pixels(height, width):
+    with pytest.raises(ValueError, match=r"`x` has shape .* less than 2147483648"):
+        jax.eval_shape(deform_conv2d, *shapes_of(height, width, 1, taps=1))
+
+
+def test_a_map_of_more_elements_than_32_bits_count():
+    """Its columns, too, which nobody stores."""
+    arguments = shapes_of(46000, 46000, 256)
+    y = jax.eval_shape(deform_conv2d, *arguments)
+    assert y.shape == (1, 46000, 46000, 8)
+    gradients = jax.eval_shape(
+        jax.grad(lambda *a: deform_conv2d(*a).sum(), (0, 1, 2)), *arguments
+    )
+    assert [g.shape for g in gradients] == [a.shape for a in arguments]
 
 
 @pytest.mark.parametrize("index", [1, 3])

@@ -98,6 +98,22 @@ def test_equals_oracle(implementation, max_outputs):
     np.testing.assert_array_equal(kept(result), want)
 
 
+@pytest.mark.parametrize("max_outputs", [20, 400])
+@BOTH
+def test_many_classes(implementation, max_outputs):
+    """Every box of a class stands on boxes of the others; ids may be any integers."""
+    boxes, scores = random_boxes(7, 400)
+    boxes = np.repeat(boxes[::8], 8, axis=0)
+    ids = np.asarray([-(2**31), 2**31 - 1, -1, 0, *range(100, 126)], np.int32)
+    class_ids = np.random.default_rng(8).choice(ids, 400)
+    run = compiled(
+        iou_threshold=0.3, max_outputs=max_outputs, implementation=implementation
+    )
+    want = oracle(boxes, scores, 0.3, max_outputs, class_ids, np.ones(400, bool))
+    assert len(want) < 400
+    np.testing.assert_array_equal(kept(run(boxes, scores, class_ids=class_ids)), want)
+
+
 @BOTH
 def test_iou_is_rounded_as_written(implementation):
     """Pairs of boxes whose IoU a fused product and sum would round another way."""

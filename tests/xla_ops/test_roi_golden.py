@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from deform_conv_case import FAST_COMPILE, GOLDEN
+from roi_case import Images
 
 from xla_ops import deform_roi_pool, roi_align
 
@@ -15,26 +16,6 @@ FILES = sorted(
     + [p.stem for p in GOLDEN.glob("deform_roi_pool_*.npz")]
 )
 CHANNELS_LAST = (0, 2, 3, 1)
-
-
-class Images:
-    """Moves RoIs between one list with image numbers and [N, B] with filler."""
-
-    def __init__(self, image_numbers, num_images):
-        self.rows = [np.flatnonzero(image_numbers == n) for n in range(num_images)]
-        self.total = len(image_numbers)
-
-    def pack(self, values):
-        packed = np.zeros((len(self.rows), max(map(len, self.rows)), *values.shape[1:]))
-        for n, rows in enumerate(self.rows):
-            packed[n, : len(rows)] = values[rows]
-        return packed
-
-    def unpack(self, packed):
-        values = np.zeros((self.total, *packed.shape[2:]))
-        for n, rows in enumerate(self.rows):
-            values[rows] = np.asarray(packed)[n, : len(rows)]
-        return values
 
 
 def test_all_files_are_here():

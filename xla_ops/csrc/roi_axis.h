@@ -1,7 +1,7 @@
 // RoI pooling along one axis: which pixels a bin reads, with which weights. The mean
-// over a bin's grid of bilinear samples is separable, so that a bin is the sum of
-// row weight * column weight * pixel, and a pixel that several samples read is read
-// once. Shared by the CPU and the CUDA kernels.
+// over a bin's grid of samples, or of whole pixels, is separable, so that a bin is the
+// sum of row weight * column weight * pixel, and a pixel that several samples read is
+// read once. Shared by the CPU and the CUDA kernels.
 
 #ifndef XLA_OPS_ROI_AXIS_H_
 #define XLA_OPS_ROI_AXIS_H_
@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "bilinear.h"
+#include "roi_bin.h"
 
 namespace xla_ops {
 
@@ -46,8 +47,9 @@ XLA_OPS_INLINE int64_t add_tap(AxisTap<A>* taps, int64_t count, AxisTap<A> tap) 
   return count + 1;
 }
 
-// Taps of a bin that begins at `start` (finite or infinite) and is `extent` long, on an
-// axis of `size` pixels. Returns their number, at most max_axis_taps().
+// Taps of a bin of roi_align, deform_roi_pool or ps_roi_align that begins at `start`
+// (finite or infinite) and is `extent` long, on an axis of `size` pixels. Returns their number, at
+// most max_axis_taps().
 //
 // A sample at -1 <= position <= size counts and is moved to [0, size - 1], as in
 // RoIAlign; the others count as 0, so the divisor is the number of all samples. The
@@ -83,6 +85,52 @@ XLA_OPS_INLINE int64_t axis_taps(A start, A extent, int64_t sampling_ratio, int6
     }
   }
   return taps_count;
+}
+
+// Taps of a bin of deform_ps_roi_pool that begins at `start`, as above: `samples`
+// bilinear samples from the bin's very beginning. Returns at most 2 * samples.
+//
+// A sample at -0.5 <= position <= size - 0.5 counts and is moved to [0, size - 1]; the
+// divisor is the number of those that count. The slope is 0 at pixels, as in MSRA's
+// code, which takes the pixels beside a sample by floor and ceil.
+template <typename A>
+XLA_OPS_INLINE int64_t part_taps(A start, A extent, int64_t samples, int64_t size,
+                                 AxisTap<A>* taps) {
+  const A last = static_cast<A>(size - 1);
+  int64_t counted = 0, count = 0;
+  for (int64_t k = 0; k < samples; ++k) {
+    const A position = start + static_cast<A>(k) * extent / static_cast<A>(samples);
+    const bool inside = position >= A(-0.5) && position <= last + A(0.5) && size > 0;
+    if (!inside) continue;
+    ++counted;
+    const A moved = position < A(0) ? A(0) : position > last ? last : position;
+    const int64_t low = static_cast<int64_t>(moved);
+    const A fraction = moved - static_cast<A>(low);
+    if (fraction == A(0)) {
+      count = add_tap(taps, count, {low, A(1), A(0)});
+    } else {
+      count = add_tap(taps, count, {low, A(1) - fraction, A(-1)});
+      count = add_tap(taps, count, {low + 1, fraction, A(1)});
+    }
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    taps[k].weight /= static_cast<A>(counted);
+    taps[k].slope /= static_cast<A>(counted);
+  }
+  return count;
+}
+
+// Taps of bin `index` of ps_roi_pool: the mean of the bin_pixels(). Returns at most
+// `size`. As in torchvision, no bin reads the last pixel of the axis.
+template <typename A>
+XLA_OPS_INLINE int64_t pixel_taps(A start, A extent, int64_t bins, int64_t index, int64_t size,
+                                  AxisTap<A>* taps) {
+  const PixelRange range = bin_pixels(start, extent, index, bins, size > 0 ? size - 1 : 0);
+  const int64_t count = range.end - range.begin;
+  for (int64_t k = 0; k < count; ++k) {
+    taps[k] = {range.begin + k, A(1) / static_cast<A>(count), A(0)};
+  }
+  return count > 0 ? count : 0;
 }
 
 }  // namespace xla_ops

@@ -21,10 +21,10 @@ namespace ffi = xla::ffi;
 
 // Packed kernels, and partial sums, of the images in flight take at most this much
 // where one image does not need more.
-constexpr int64_t kScratchBytes = int64_t{32} << 20;
+constexpr int64_t kScratchBytes = int64_t{8} << 20;
 
 // Chunks of work that keep the threads of a large machine busy.
-constexpr int64_t kManyChunks = 16;
+constexpr int64_t kManyChunks = 8;
 
 ffi::Error invalid(const std::string& what) {
   return ffi::Error::InvalidArgument("deform_conv2d: " + what);

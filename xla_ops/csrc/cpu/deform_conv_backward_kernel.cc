@@ -11,7 +11,7 @@ namespace xla_ops {
 namespace XLA_OPS_ISA {
 namespace {
 
-constexpr int64_t kRows = 8 * kRowMultiple;  // output positions of a tile
+constexpr int64_t kRows = Tile::kMaxRows;
 
 // Corners lie anywhere: the hardware cannot foresee them, but samples are known ahead.
 // Worth it for maps that are larger than the caches near the core.
@@ -38,7 +38,7 @@ struct Segment {
     channels = min(end, (group + 1) * g.group_channels()) - begin;
     outputs = g.group_outputs();
     padded = round_up(outputs, kLanes<A>);
-    const int64_t cached = (int64_t{3} << 16) / (channels * padded * sizeof(A));
+    const int64_t cached = (int64_t{400} << 10) / (channels * padded * sizeof(A));
     run = min(kMaxDepth / channels, cached > 1 ? cached : 1);
     run = ceil_div(g.taps(), ceil_div(g.taps(), run));
   }
@@ -66,10 +66,10 @@ struct BackwardScratch {
     // No run of any segment of a block is larger than these.
     const int64_t padded = round_up(geometry.group_outputs(), kLanes<A>);
     const int64_t slabs = ceil_div(padded, slab_width<A>(padded));
-    char* p = static_cast<char*>(scratch);
-    const char* begin = p;
+    uintptr_t p = reinterpret_cast<uintptr_t>(scratch);
+    const uintptr_t begin = p;
     auto take = [&p](int64_t count, size_t size) {
-      char* here = p;
+      char* here = reinterpret_cast<char*>(p);
       p += round_up(count * size, 64);
       return here;
     };
@@ -144,14 +144,14 @@ void pack_transposed(const DeformConvOperands& op, const Segment<A>& segment, in
 
 // Copies g of the tile's positions into slabs, filled up with zeros.
 template <typename T, typename A>
-void copy_gradient(const T* g, int64_t row, int64_t rows, const Segment<A>& segment, A* out) {
+void copy_gradient(const T* g, int64_t row, const Tile& tile, const Segment<A>& segment, A* out) {
   const int64_t slab = slab_width<A>(segment.padded);
   for (int64_t o0 = 0; o0 < segment.padded; o0 += slab, out += kRows * kTileStride) {
     const int64_t width = min(slab, segment.padded - o0);
     const int64_t real = min(width, segment.outputs - o0);
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < tile.rows; ++r) {
       A* to = out + r * kTileStride;
-      const T* from = g + r * row + o0;
+      const T* from = g + tile.position[r] * row + o0;
       for_each_vector<kLanes<A>>(0, real, [&](auto w, int64_t i) {
         constexpr int L = decltype(w)::value;
         store<L>(to + i, load<L>(from + i));
@@ -262,21 +262,27 @@ struct Block {
   int64_t channels() const { return c_end - c_begin; }
 };
 
-// Visits the samples of the taps [t0, t1) of `rows` positions from `first`.
+// Fetches all cache lines that hold a byte of [p, p + bytes).
+XLA_OPS_ALWAYS_INLINE void fetch(const char* p, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b);
+  __builtin_prefetch(p + bytes - 1);
+}
+
+// Visits the samples of the taps [t0, t1) of the tile's positions.
 template <typename T, typename A>
 void visit_samples(const DeformConvOperands& op, const BackwardScratch<T, A>& s,
-                   const Block<T, A>& block, const Segment<A>& segment, int64_t first,
-                   int64_t rows, int64_t t0, int64_t t1) {
+                   const Block<T, A>& block, const Segment<A>& segment, const Tile& tile,
+                   int64_t t0, int64_t t1) {
   const DeformConvGeometry& g = op.geometry;
   const T* x = block.x + segment.c0;
   const T* zeros = static_cast<const T*>(op.zeros);
   A* dx = block.dx + segment.c0 - block.c_begin;
   const int64_t x_bytes = segment.channels * sizeof(T), dx_bytes = segment.channels * sizeof(A);
-  const int64_t count = rows * (t1 - t0);
+  const int64_t count = tile.rows * (t1 - t0);
   Samples<A> samples(s.samples, count);
-  samples.find(op, block.image, first, rows, block.offset_group, t0, t1);
+  samples.find(op, block.image, tile, block.offset_group, t0, t1);
   int64_t i = 0;
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = 0; r < tile.rows; ++r) {
     for (int64_t t = t0; t < t1; ++t, ++i) {
       const T* corner_x[4];
       A* corner_dx[4];
@@ -292,14 +298,14 @@ void visit_samples(const DeformConvOperands& op, const BackwardScratch<T, A>& s,
         if (pixel < 0) continue;
         const char* next_x = reinterpret_cast<const char*>(x + pixel * g.C);
         const char* next_dx = reinterpret_cast<const char*>(dx + pixel * block.dx_row);
-        for (int64_t b = 0; b < x_bytes; b += 64) __builtin_prefetch(next_x + b);
-        for (int64_t b = 0; b < dx_bytes; b += 64) __builtin_prefetch(next_dx + b, 1);
+        fetch(next_x, x_bytes);
+        fetch(next_dx, dx_bytes);
       }
       const int64_t at = r * kTileStride + (t - t0) * segment.channels;
       visit_sample<T, A>(segment.channels, corner_x, corner_dx, weight, s.dcolumns + at,
                          s.columns + at, dot);
-      write_shares<A>(block.shares, (first + r) * block.shares.position_taps + t, samples.ly[i],
-                      samples.lx[i], samples.mask[i], dot);
+      write_shares<A>(block.shares, tile.position[r] * block.shares.position_taps + t,
+                      samples.ly[i], samples.lx[i], samples.mask[i], dot);
     }
   }
 }
@@ -318,14 +324,14 @@ void backward_run(const DeformConvOperands& op, const DeformConvGradients& grad,
 
   for (int64_t first = 0; first < g.positions(); first += kRows) {
     const int64_t rows = min(kRows, g.positions() - first);
-    copy_gradient<T, A>(block.g + first * g.K + segment.group * segment.outputs, g.K, rows,
-                        segment, s.g);
+    const Tile tile(g, first, rows);
+    copy_gradient<T, A>(block.g + segment.group * segment.outputs, g.K, tile, segment, s.g);
     for (int64_t o0 = 0; o0 < segment.outputs; o0 += slab) {
       multiply_packed<A>(rows, min(slab, segment.outputs - o0), cols,
                          s.g + o0 / slab * kRows * kTileStride, s.weights + o0 * cols, s.dcolumns,
                          kTileStride, o0 > 0);
     }
-    visit_samples<T, A>(op, s, block, segment, first, rows, t0, t1);
+    visit_samples<T, A>(op, s, block, segment, tile, t0, t1);
     for (int64_t o0 = 0; o0 < segment.padded; o0 += slab) {
       multiply_transposed<A>(depth, rows, min(slab, segment.padded - o0), s.columns, kTileStride,
                              s.g + o0 / slab * kRows * kTileStride, s.dkernel + o0,

@@ -129,9 +129,12 @@ void pack_kernel(const DeformConvOperands& op, const DeformConvForwardPlan& plan
   });
 }
 
-template <typename T, typename A>
-void sample_columns(const DeformConvOperands& op, const T* x, const Samples<A>& samples,
+// Fills in the columns of a step whose channels are kVectors full vectors; 0 stands for
+// any number of channels.
+template <int kVectors, typename T, typename A>
+void sample_vectors(const DeformConvOperands& op, const T* x, const Samples<A>& samples,
                     int64_t rows, const Step& step, A* columns) {
+  constexpr int kFull = kLanes<A>;
   const DeformConvGeometry& g = op.geometry;
   const T* zeros = static_cast<const T*>(op.zeros);
   for (int64_t r = 0; r < rows; ++r) {
@@ -139,20 +142,39 @@ void sample_columns(const DeformConvOperands& op, const T* x, const Samples<A>& 
     for (int64_t t = step.t0; t < step.t1; ++t, out += step.channels) {
       const int64_t at = r * g.taps() + t;
       const T* corner[4];
+      A weight[4];
+#pragma GCC unroll 4
       for (int q = 0; q < 4; ++q) {
         const int64_t pixel = samples.pixel[q][at];
-        corner[q] = pixel < 0 ? zeros : x + pixel * g.C + step.c0;
+        corner[q] = (pixel < 0 ? zeros : x + pixel * g.C) + step.c0;
+        weight[q] = samples.weight[q][at];
       }
-      const T *x0 = corner[0], *x1 = corner[1], *x2 = corner[2], *x3 = corner[3];
-      const A w0 = samples.weight[0][at], w1 = samples.weight[1][at];
-      const A w2 = samples.weight[2][at], w3 = samples.weight[3][at];
-      for_each_vector<kLanes<A>>(0, step.channels, [&](auto w, int64_t c) {
+      const auto interpolate = [&](auto w, int64_t c) {
         constexpr int L = decltype(w)::value;
-        store<L>(out + c, w0 * load<L>(x0 + c) + w1 * load<L>(x1 + c) + w2 * load<L>(x2 + c) +
-                              w3 * load<L>(x3 + c));
-      });
+        store<L>(out + c, weight[0] * load<L>(corner[0] + c) + weight[1] * load<L>(corner[1] + c) +
+                              weight[2] * load<L>(corner[2] + c) +
+                              weight[3] * load<L>(corner[3] + c));
+      };
+      if constexpr (kVectors > 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kVectors; ++i) interpolate(Width<kFull>(), i * kFull);
+      } else {
+        for_each_vector<kFull>(0, step.channels, interpolate);
+      }
     }
   }
+}
+
+template <typename T, typename A>
+void sample_columns(const DeformConvOperands& op, const T* x, const Samples<A>& samples,
+                    int64_t rows, const Step& step, A* columns) {
+  // Without a loop over channels, the usual numbers of them take a twentieth less time.
+  const auto sample = step.channels == 2 * kLanes<A>    ? sample_vectors<2, T, A>
+                      : step.channels == 4 * kLanes<A>  ? sample_vectors<4, T, A>
+                      : step.channels == 8 * kLanes<A>  ? sample_vectors<8, T, A>
+                      : step.channels == 16 * kLanes<A> ? sample_vectors<16, T, A>
+                                                        : sample_vectors<0, T, A>;
+  sample(op, x, samples, rows, step, columns);
 }
 
 template <typename T>
@@ -165,13 +187,14 @@ void forward_tile(const DeformConvOperands& op, const DeformConvForwardPlan& pla
   const int64_t rows = left < plan.rows ? left : plan.rows;
   const int64_t outputs = g.group_outputs(), padded = padded_outputs<A>(g);
   ForwardScratch<A> s(g, plan.rows, scratch);
+  const Tile positions(g, first, rows);
   const T* x = static_cast<const T*>(op.x) + image * g.H * g.W * g.C;
-  T* out = static_cast<T*>(y) + (image * g.positions() + first) * g.K;
+  T* out = static_cast<T*>(y) + image * g.positions() * g.K;
 
   int64_t sampled_group = -1;
   for_each_step<A>(g, [&](const Step& step) {
     if (step.offset_group != sampled_group) {
-      s.samples.find(op, image, first, rows, step.offset_group, 0, g.taps());
+      s.samples.find(op, image, positions, step.offset_group, 0, g.taps());
       sampled_group = step.offset_group;
     }
     sample_columns<T, A>(op, x, s.samples, rows, step, s.columns);
@@ -181,7 +204,7 @@ void forward_tile(const DeformConvOperands& op, const DeformConvForwardPlan& pla
     if (!step.last_of_group) return;
     for (int64_t r = 0; r < rows; ++r) {
       const A* from = s.sums + r * padded;
-      T* to = out + r * g.K + step.group * outputs;
+      T* to = out + positions.position[r] * g.K + step.group * outputs;
       for_each_vector<kLanes<A>>(0, outputs, [&](auto w, int64_t i) {
         constexpr int L = decltype(w)::value;
         store<L>(to + i, load<L>(from + i));

@@ -9,6 +9,40 @@
 namespace xla_ops {
 namespace XLA_OPS_ISA {
 
+// Output positions of an image that are handled together. Tiles take them strip after
+// strip of a few rows, each column after column: such a run is a patch, whose samples
+// share more pixels than those of a run along a row.
+struct Tile {
+  static constexpr int64_t kMaxRows = 8 * kRowMultiple;
+
+  int64_t rows;
+  int64_t p[kMaxRows], q[kMaxRows];
+  int64_t position[kMaxRows];  // p * Q + q
+
+  // `rows` positions from place `first` of the order.
+  Tile(const DeformConvGeometry& g, int64_t first, int64_t count) : rows(count) {
+    const int64_t height = ceil_div(g.P, ceil_div(g.P, kStripRows));
+    int64_t top = first / (height * g.Q) * height;
+    int64_t bottom = top + height < g.P ? top + height : g.P;
+    const int64_t inside = first - top * g.Q;
+    int64_t row = top + inside % (bottom - top), column = inside / (bottom - top);
+    for (int64_t r = 0; r < count; ++r) {
+      p[r] = row;
+      q[r] = column;
+      position[r] = row * g.Q + column;
+      if (++row < bottom) continue;
+      row = top;
+      if (++column < g.Q) continue;
+      column = 0;
+      row = top = bottom;
+      bottom = top + height < g.P ? top + height : g.P;
+    }
+  }
+
+ private:
+  static constexpr int64_t kStripRows = 8;
+};
+
 // Corners of the samples (position, tap) of a tile: an array for each field, so that they
 // are computed a vector at a time.
 template <typename A>
@@ -33,9 +67,9 @@ class Samples {
   A *ly, *lx;         // position inside the cell
   A* mask;            // 1 where not modulated
 
-  // Fills in the taps [t0, t1) of `rows` output positions from `first`, in this order.
-  void find(const DeformConvOperands& op, int64_t image, int64_t first, int64_t rows,
-            int64_t offset_group, int64_t t0, int64_t t1);
+  // Fills in the taps [t0, t1) of the tile's positions, in this order.
+  void find(const DeformConvOperands& op, int64_t image, const Tile& tile, int64_t offset_group,
+            int64_t t0, int64_t t1);
 
  private:
   static constexpr int kFields = 11;
@@ -43,17 +77,18 @@ class Samples {
 };
 
 template <typename A>
-void Samples<A>::find(const DeformConvOperands& op, int64_t image, int64_t first, int64_t rows,
+void Samples<A>::find(const DeformConvOperands& op, int64_t image, const Tile& tile,
                       int64_t offset_group, int64_t t0, int64_t t1) {
   const DeformConvGeometry& g = op.geometry;
   // First the coordinates, in the place of ly and lx.
   A *y = ly, *x = lx;
   int64_t count = 0;
-  for (int64_t position = first; position < first + rows; ++position) {
-    const int64_t at = ((image * g.positions() + position) * g.G + offset_group) * g.taps();
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const int64_t at =
+        ((image * g.positions() + tile.position[r]) * g.G + offset_group) * g.taps();
     const A* offset = static_cast<const A*>(op.offset) + at * 2;
-    const int64_t y0 = position / g.Q * g.stride_h - g.pad_top;
-    const int64_t x0 = position % g.Q * g.stride_w - g.pad_left;
+    const int64_t y0 = tile.p[r] * g.stride_h - g.pad_top;
+    const int64_t x0 = tile.q[r] * g.stride_w - g.pad_left;
     int64_t i = t0 / g.S, j = t0 % g.S;
     for (int64_t t = t0; t < t1; ++t, ++count) {
       y[count] = static_cast<A>(y0 + i * g.dilation_h) + offset[2 * t];

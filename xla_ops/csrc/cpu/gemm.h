@@ -36,11 +36,12 @@ constexpr int64_t round_up(int64_t n, int64_t multiple) {
 constexpr int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 // One register block. a(i, k) is a[i * kTileStride + k], or a[k * a_stride + i] where
-// `transposed`.
+// `transposed`. Else `soon` is what the next blocks need of B: some of it is fetched
+// into the second cache at each k.
 template <typename A, int vectors, bool transposed>
 XLA_OPS_ALWAYS_INLINE void micro_kernel(int64_t depth, const A* a, int64_t a_stride, const A* b,
-                                        int64_t b_stride, A* c, int64_t c_stride,
-                                        bool accumulate) {
+                                        int64_t b_stride, A* c, int64_t c_stride, bool accumulate,
+                                        const A* soon = nullptr, int64_t soon_stride = 0) {
   constexpr int L = kLanes<A>;
   Vec<A, L> sum[kMicroRows][vectors];
 #pragma GCC unroll 16
@@ -54,6 +55,7 @@ XLA_OPS_ALWAYS_INLINE void micro_kernel(int64_t depth, const A* a, int64_t a_str
     Vec<A, L> bv[vectors];
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; ++j) bv[j] = load<L>(b + k * b_stride + j * L);
+    if constexpr (!transposed) __builtin_prefetch(soon + k * soon_stride, 0, 2);
 #pragma GCC unroll 16
     for (int i = 0; i < kMicroRows; ++i) {
       const A av = transposed ? a[k * a_stride + i] : a[i * kTileStride + k];
@@ -85,13 +87,17 @@ void multiply_packed(int64_t rows, int64_t depth, int64_t cols, const A* a, cons
   for (int64_t j = 0; j < cols;) {
     const int64_t width = panel_width<A>(j, cols);
     const A* b = packed + j * depth;
-    for (int64_t i = 0; i < rows; i += kMicroRows) {
+    // The blocks of rows together fetch the next panel into the second cache.
+    const int64_t soon_stride = ceil_div(width * kMicroRows, round_up(rows, kMicroRows));
+    const A* soon = b + width * depth;
+    for (int64_t i = 0; i < rows; i += kMicroRows, soon += depth * soon_stride) {
       const A* ai = a + i * kTileStride;
       A* ci = c + i * c_stride + j;
       if (width == 2 * L) {
-        micro_kernel<A, 2, false>(depth, ai, 0, b, 2 * L, ci, c_stride, accumulate);
+        micro_kernel<A, 2, false>(depth, ai, 0, b, 2 * L, ci, c_stride, accumulate, soon,
+                                  soon_stride);
       } else {
-        micro_kernel<A, 1, false>(depth, ai, 0, b, L, ci, c_stride, accumulate);
+        micro_kernel<A, 1, false>(depth, ai, 0, b, L, ci, c_stride, accumulate, soon, soon_stride);
       }
     }
     j += width;

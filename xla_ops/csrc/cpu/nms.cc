@@ -44,13 +44,40 @@ int64_t sort_candidates(const Image<A>& image, int64_t num_boxes, int32_t* order
   return count;
 }
 
+// Numbers that one image's group_by_class() writes to, for every box.
+constexpr int64_t kGroupArrays = 4;
+
+// Groups the candidates by class. `numbers` holds kGroupArrays * candidates.
+NmsGroups group_by_class(const int32_t* class_ids, const int32_t* order, int64_t candidates,
+                         int64_t max_outputs, int32_t* numbers) {
+  int32_t* classes = numbers;
+  for (int64_t i = 0; i < candidates; ++i) classes[i] = class_ids[order[i]];
+  std::sort(classes, classes + candidates);
+  const int64_t groups = std::unique(classes, classes + candidates) - classes;
+
+  int32_t *of = classes + candidates, *first = of + candidates, *count = first + candidates;
+  std::fill(count, count + groups, 0);
+  for (int64_t i = 0; i < candidates; ++i) {
+    of[i] = static_cast<int32_t>(std::lower_bound(classes, classes + groups, class_ids[order[i]]) -
+                                 classes);
+    ++count[of[i]];
+  }
+  int64_t places = 0;
+  for (int64_t k = 0; k < groups; ++k) {
+    first[k] = static_cast<int32_t>(places);
+    places += std::min<int64_t>(count[k], max_outputs);
+  }
+  std::fill(count, count + groups, 0);
+  return {of, first, count, places};
+}
+
 template <typename A>
 ffi::Error suppress(ffi::ThreadPool& pool, int64_t images, int64_t num_boxes,
                     const Image<A>& first, A threshold, int64_t max_outputs, int32_t* indices,
                     bool* selected) {
-  const int64_t width = std::min(num_boxes, max_outputs) + kNmsPadding;
-  const int64_t vectors = (kNmsArrays * width * sizeof(A) + 63) / 64 * 64;
-  const int64_t bytes = vectors + (num_boxes * sizeof(int32_t) + 63) / 64 * 64;
+  const auto whole_lines = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+  const int64_t vectors = whole_lines(kNmsArrays * (num_boxes + kNmsPadding) * sizeof(A));
+  const int64_t bytes = vectors + whole_lines((1 + kGroupArrays) * num_boxes * sizeof(int32_t));
   const auto select_boxes = XLA_OPS_PICK(SelectBoxes<A>);
   try {
     Scratch scratch(num_workers(pool, images) * bytes);
@@ -61,9 +88,11 @@ ffi::Error suppress(ffi::ThreadPool& pool, int64_t images, int64_t num_boxes,
       const Image<A> image{first.boxes + skip * 4, first.scores + skip, first.class_ids + skip,
                            first.valid + skip};
       const int64_t candidates = sort_candidates(image, num_boxes, order);
+      const NmsGroups groups =
+          group_by_class(image.class_ids, order, candidates, max_outputs, order + num_boxes);
       int32_t* out = indices + n * max_outputs;
-      const int64_t count = select_boxes(image.boxes, image.class_ids, order, candidates,
-                                         threshold, max_outputs, reinterpret_cast<A*>(mine), out);
+      const int64_t count = select_boxes(image.boxes, order, candidates, groups, threshold,
+                                         max_outputs, reinterpret_cast<A*>(mine), out);
       std::fill(out + count, out + max_outputs, 0);
       bool* flags = selected + n * max_outputs;
       std::fill(flags, flags + count, true);

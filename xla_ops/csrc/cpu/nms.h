@@ -10,20 +10,28 @@ namespace xla_ops {
 
 // Scratch holds the selected boxes in vectors: this many more than are selected.
 constexpr int64_t kNmsPadding = 64;
-// Arrays of `A` in scratch: four corners, the area, and the class.
+// Arrays of `A` in scratch: four corners, the area, and the group.
 constexpr int64_t kNmsArrays = 6;
+
+// Boxes suppress only those of their group. Those selected of a group lie side by side.
+struct NmsGroups {
+  const int32_t* of;     // [candidates] group of each candidate, in their order
+  const int32_t* first;  // [groups] place of a group's first selected box
+  int32_t* count;        // [groups] zeros; on return, how many are selected
+  int64_t places;        // of all groups
+};
 
 // Greedy non-maximum suppression of one image. Goes through the boxes in the order
 // `order` [candidates] and stops when `max_outputs` are selected. Writes their numbers to
-// `indices`, returns how many there are. `boxes` [B,4], `class_ids` [B]; `scratch` holds
-// kNmsArrays * (min(candidates, max_outputs) + kNmsPadding) values of `A`, aligned.
+// `indices`, returns how many there are. `boxes` [B,4]; `scratch` holds kNmsArrays *
+// (groups.places + kNmsPadding) values of `A`, aligned.
 //
 // IoU is computed and rounded as torchvision does: inter / (area + area - inter).
 // clang-format off
 XLA_OPS_PER_ISA(
     template <typename A>
-    int64_t SelectBoxes(const A* boxes, const int32_t* class_ids, const int32_t* order,
-                        int64_t candidates, A threshold, int64_t max_outputs, A* scratch,
+    int64_t SelectBoxes(const A* boxes, const int32_t* order, int64_t candidates,
+                        const NmsGroups& groups, A threshold, int64_t max_outputs, A* scratch,
                         int32_t* indices);
 )
 // clang-format on

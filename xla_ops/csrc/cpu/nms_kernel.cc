@@ -54,33 +54,31 @@ class Selected {
         right_(top_ + capacity),
         bottom_(right_ + capacity),
         area_(bottom_ + capacity),
-        class_(area_ + capacity) {
+        group_(area_ + capacity) {
     // What is not selected overlaps nothing.
     const A infinity = static_cast<A>(__builtin_inf());
     for (int64_t i = 0; i < capacity; ++i) {
       left_[i] = top_[i] = infinity;
       right_[i] = bottom_[i] = -infinity;
       area_[i] = A(0);
-      set_class(i, 0);
+      set_group(i, 0);
     }
   }
 
-  void add(const A* box, A area, I class_id) {
-    left_[count_] = box[0];
-    top_[count_] = box[1];
-    right_[count_] = box[2];
-    bottom_[count_] = box[3];
-    area_[count_] = area;
-    set_class(count_, class_id);
-    ++count_;
+  void set(int64_t place, const A* box, A area, I group) {
+    left_[place] = box[0];
+    top_[place] = box[1];
+    right_[place] = box[2];
+    bottom_[place] = box[3];
+    area_[place] = area;
+    set_group(place, group);
   }
 
-  int64_t count() const { return count_; }
-
-  // Whether a selected box of that class has an IoU above the threshold.
-  bool suppress(const A* box, A area, I class_id, A threshold) const {
+  // Whether a box of that group, whose places are [first, last), has an IoU above the
+  // threshold. Whole vectors are read, hence also what is in the next group.
+  bool suppress(int64_t first, int64_t last, const A* box, A area, I group, A threshold) const {
     const V zero = {};
-    for (int64_t i = 0; i < count_; i += kGroup * L) {
+    for (int64_t i = first; i < last; i += kGroup * L) {
       V overlap[kGroup];
       Vec<I, L> hit[kGroup], some = {};
 #pragma GCC unroll 4
@@ -91,7 +89,7 @@ class Selected {
         const V height = lesser(load<L>(bottom_ + j), box[3] + zero) -
                          greater(load<L>(top_ + j), box[1] + zero);
         overlap[k] = greater(width, zero) * greater(height, zero);
-        hit[k] = (overlap[k] > zero) & (load_raw<I, L>(class_ + j) == class_id);
+        hit[k] = (overlap[k] > zero) & (load_raw<I, L>(group_ + j) == group);
         some |= hit[k];
       }
       if (!any(some)) continue;
@@ -107,35 +105,36 @@ class Selected {
   }
 
  private:
-  void set_class(int64_t i, I class_id) { std::memcpy(class_ + i, &class_id, sizeof(class_id)); }
+  void set_group(int64_t i, I group) { std::memcpy(group_ + i, &group, sizeof(group)); }
 
   A *left_, *top_, *right_, *bottom_, *area_;
-  A* class_;  // bits of an integer
-  int64_t count_ = 0;
+  A* group_;  // bits of an integer
 };
 
 }  // namespace
 
 template <typename A>
-int64_t SelectBoxes(const A* boxes, const int32_t* class_ids, const int32_t* order,
-                    int64_t candidates, A threshold, int64_t max_outputs, A* scratch,
+int64_t SelectBoxes(const A* boxes, const int32_t* order, int64_t candidates,
+                    const NmsGroups& groups, A threshold, int64_t max_outputs, A* scratch,
                     int32_t* indices) {
-  const int64_t most = candidates < max_outputs ? candidates : max_outputs;
-  Selected<A> selected(scratch, most + kNmsPadding);
-  for (int64_t i = 0; i < candidates && selected.count() < max_outputs; ++i) {
+  Selected<A> selected(scratch, groups.places + kNmsPadding);
+  int64_t count = 0;
+  for (int64_t i = 0; i < candidates && count < max_outputs; ++i) {
     const A* box = boxes + int64_t{order[i]} * 4;
     const A area = (box[2] - box[0]) * (box[3] - box[1]);
-    const int32_t class_id = class_ids[order[i]];
-    if (selected.suppress(box, area, class_id, threshold)) continue;
-    indices[selected.count()] = order[i];
-    selected.add(box, area, class_id);
+    const int32_t group = groups.of[i];
+    const int64_t first = groups.first[group], last = first + groups.count[group];
+    if (selected.suppress(first, last, box, area, group, threshold)) continue;
+    selected.set(last, box, area, group);
+    ++groups.count[group];
+    indices[count++] = order[i];
   }
-  return selected.count();
+  return count;
 }
 
-template int64_t SelectBoxes<float>(const float*, const int32_t*, const int32_t*, int64_t, float,
+template int64_t SelectBoxes<float>(const float*, const int32_t*, int64_t, const NmsGroups&, float,
                                     int64_t, float*, int32_t*);
-template int64_t SelectBoxes<double>(const double*, const int32_t*, const int32_t*, int64_t,
+template int64_t SelectBoxes<double>(const double*, const int32_t*, int64_t, const NmsGroups&,
                                      double, int64_t, double*, int32_t*);
 
 }  // namespace XLA_OPS_ISA

@@ -1,7 +1,8 @@
 // What the handlers of RoI pooling (roi_pool.cc) ask of its kernels
 // (roi_pool_kernel.cc).
 //
-// N batch, L pyramid levels, H W map, C channels, B RoIs of an image, h w bins of a RoI.
+// N batch, L pyramid levels, G channel groups, H W map, C channels of a group and of a
+// bin, B RoIs of an image, h w bins of a RoI.
 #ifndef XLA_OPS_CPU_ROI_POOL_H_
 #define XLA_OPS_CPU_ROI_POOL_H_
 
@@ -12,9 +13,16 @@
 
 namespace xla_ops {
 
+// What a bin is the mean of (../roi_axis.h).
+enum class RoiSampling {
+  kGrid,    // bilinear samples: axis_taps()
+  kParts,   // bilinear samples of deform_ps_roi_pool: part_taps()
+  kPixels,  // whole pixels: pixel_taps()
+};
+
 struct RoiMap {
   int64_t H, W;
-  const void* pixels;  // [N,H,W,C]
+  const void* pixels;  // [N,G,H,W,C]
   void* gradient;      // the same, or nullptr in the forward pass
 };
 
@@ -22,26 +30,31 @@ struct RoiMap {
 struct RoiPoolOperands {
   ElementType type;
   int64_t N, L, C, B, h, w;
-  int64_t sampling_ratio;    // 0: adaptive
+  // Bin (i, j) reads group (i * group_h / h) * group_w + j * group_w / w.
+  int64_t group_h, group_w;
+  int64_t classes;  // a bin's channels in as many parts, each with its own shift
+  RoiSampling sampling;
+  int64_t samples;           // of a bin along an axis; 0: adaptive (kGrid), none (kPixels)
   const RoiMap* maps;        // L of them
   const void* boxes;         // Real [N,B,4]: y, x, height, width in pixels of the map
   const int32_t* levels;     // [N,B]; others than 0..L-1 pool to 0
   const int32_t* map_sizes;  // [N,L,2]: height and width of the part that counts
-  const void* shift;         // Real [N,B,h,w,2] as (dy, dx) in pixels, or nullptr
+  const void* shift;         // Real [N,B,h,w,classes,2]: (dy, dx) in pixels, or nullptr
   const void* mask;          // Real [N,B,h,w], or nullptr
 };
 
-// Pixels of a gradient map and channels that one call of MapGradient() owns.
-struct RoiMapBlock {
-  int64_t image, level;
+// Pixels of a gradient map and channels of a group that one call of MapGradient() owns.
+struct RoiPoolBlock {
+  int64_t image, level, group;
+  int64_t first_row, last_row;
   int64_t first_channel, last_channel;
 };
 
 // clang-format off
 XLA_OPS_PER_ISA(
-    // Scratch of one call of any of these; `channels` is the widest block of
-    // MapGradient(), 0 for the others.
-    int64_t RoiPoolScratchBytes(const RoiPoolOperands& op, int64_t channels);
+    // Scratch of one call of any of these; no block of MapGradient() has more `pixels` or
+    // `channels`, which are 0 for the others.
+    int64_t RoiPoolScratchBytes(const RoiPoolOperands& op, int64_t pixels, int64_t channels);
 
     // Pools the RoIs [first, last) of the N*B into y [N,B,h,w,C].
     void RoiPoolForward(const RoiPoolOperands& op, int64_t first, int64_t last, void* y,
@@ -50,8 +63,8 @@ XLA_OPS_PER_ISA(
     void RoiPoolBinGradient(const RoiPoolOperands& op, const void* g, int64_t first,
                             int64_t last, void* dshift, void* dmask, void* scratch);
     // Gradient of the pixels of a block: every RoI's share, in order. The bits do not
-    // depend on how the channels are cut into blocks.
-    void RoiPoolMapGradient(const RoiPoolOperands& op, const void* g, const RoiMapBlock& block,
+    // depend on how the map is cut into blocks.
+    void RoiPoolMapGradient(const RoiPoolOperands& op, const void* g, const RoiPoolBlock& block,
                             void* scratch);
 )
 // clang-format on

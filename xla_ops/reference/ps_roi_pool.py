@@ -1,0 +1,205 @@
+"""Position-sensitive RoI pooling in plain jnp.
+
+Letters: N batch, L pyramid levels, G channel groups, H W map, C channels of a group, B
+RoIs of an image, h w bins of a RoI, K classes, T pixels of a bin along one axis.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xla_ops.reference.roi_boxes import (
+    adaptive_weights,
+    bin_pixels,
+    defined,
+    finish,
+    gather,
+    grid_taps,
+    known_level,
+    pool_boxes,
+)
+
+
+def ps_roi_pool(
+    features,
+    boxes,
+    levels,
+    map_sizes,
+    shift,
+    mask,
+    *,
+    output_size,
+    group_size,
+    sampling,
+    samples,
+):
+    """Averages feature maps over the bins of boxes, each bin in its own channels.
+
+    Bin (i, j) reads group (i * group_h // h, j * group_w // w).
+
+    Args:
+      features: Tuple of L maps, [N, G, H_l, W_l, C].
+      boxes: [N, B, 4] as (y, x, height, width) in pixels of the box's own map. A box
+        that is not finite pools to NaN.
+      levels: [N, B] int32, which map each box reads; zeros for any other number.
+      map_sizes: [N, L, 2] int32, (height, width) of the part of each map that counts.
+      shift: [N, B, h, w, K, 2] as (dy, dx) in pixels of the box's map for each of K
+        equal parts of the channels, or None. NaN pools to NaN, infinity to 0.
+      mask: [N, B, h, w] or None.
+      output_size: (h, w).
+      group_size: (group_h, group_w), whose product is G.
+      sampling: "grid": the mean of a grid of bilinear samples, as in `roi_pool`;
+        "parts": those of deform_ps_roi_pool; "pixels": the mean of whole pixels, for
+        boxes of whole numbers.
+      samples: Of a bin along each axis; 0 with "grid" is adaptive. "pixels" has none.
+
+    Returns:
+      [N, B, h, w, C] in the maps' dtype; computed in the dtype of `boxes`. The adaptive
+      grid and "pixels" need maps that are finite everywhere and group_size equal to
+      output_size.
+    """
+    channels = features[0].shape[-1]
+    settings = dict(output_size=output_size, sampling=sampling)
+    if samples:
+        pool_box = partial(
+            _pool_gather, group_size=group_size, samples=samples, **settings
+        )
+        cost = 4 * samples**2 * math.prod(output_size) * channels
+    else:
+        pool_box = partial(_pool_dense, **settings)
+        cost = math.prod(output_size) * max(f.shape[3] for f in features) * channels
+    return pool_boxes(
+        pool_box,
+        features,
+        boxes,
+        levels,
+        map_sizes,
+        shift,
+        mask,
+        output_size=output_size,
+        cost=cost,
+    )
+
+
+def _pool_gather(
+    features,
+    map_sizes,
+    box,
+    level,
+    shift,
+    mask,
+    *,
+    output_size,
+    group_size,
+    sampling,
+    samples,
+):
+    """One box, `samples` samples per bin and axis: reads their corners."""
+    taps_of = _part_taps if sampling == "parts" else grid_taps
+    row, column = (
+        np.arange(bins, dtype=np.int32) * groups // bins
+        for bins, groups in zip(output_size, group_size, strict=True)
+    )
+    group = jnp.asarray(row[:, None] * group_size[1] + column[None])
+    known, _ = known_level(level, len(features))
+
+    def pool_class(features, shift):
+        clean_box, clean_shift, undefined = defined(box, shift)
+        rows, columns = (
+            taps_of(
+                clean_box,
+                clean_shift,
+                axis,
+                output_size,
+                samples,
+                map_sizes[known, axis],
+            )
+            for axis in (0, 1)
+        )
+        pooled = gather(features, group, level, rows, columns)
+        return finish(pooled, mask, undefined)
+
+    if shift is None:
+        return pool_class(features, None)
+    split = [f.reshape(*f.shape[:-1], shift.shape[2], -1) for f in features]
+    pooled = jax.vmap(pool_class, in_axes=(3, 2), out_axes=2)(split, shift)
+    return pooled.reshape(*output_size, -1)
+
+
+def _part_taps(box, shift, axis, output_size, samples, size):
+    """Pixels that the samples of deform_ps_roi_pool read along an axis of `size`.
+
+    A sample counts from -0.5 to size - 0.5, and is moved to [0, size - 1]; the mean is
+    over those that count. At pixels the derivative is 0.
+
+    Returns:
+      Index, weight, and whether it counts, each [h or 1, w or 1, 2 * samples].
+    """
+    bins = output_size[axis]
+    bin_size = box[2 + axis] / bins
+    bin_index = jnp.arange(bins, dtype=box.dtype)
+    start = box[axis] + jnp.expand_dims(bin_index, 1 - axis) * bin_size
+    if shift is not None:
+        start += shift[..., axis]
+    step = jnp.arange(samples, dtype=box.dtype)[None, None] / samples
+    position = start[..., None] + step * bin_size
+
+    last = (size - 1).astype(box.dtype)
+    inside = (position >= -0.5) & (position <= last + 0.5) & (size > 0)
+    position = jnp.where(inside & (position > 0), position, 0)
+    position = jnp.where(position > last, jnp.maximum(last, 0), position)
+    low = jnp.floor(position)
+    fraction = position - low
+    fraction = jnp.where(fraction > 0, fraction, 0)
+    low = low.astype(jnp.int32)
+    high = jnp.minimum(low + 1, jnp.maximum(size - 1, 0))
+    count = jnp.maximum(inside.sum(-1, keepdims=True, dtype=jnp.int32), 1)
+    weight = jnp.concatenate([1 - fraction, fraction], axis=-1) / count.astype(
+        box.dtype
+    )
+    index = jnp.concatenate([low, high], axis=-1)
+    return index, weight, jnp.concatenate([inside, inside], axis=-1)
+
+
+def _pool_dense(features, map_sizes, box, level, shift, mask, *, output_size, sampling):
+    """One box that is not shifted: weighs all rows and columns of each bin's group."""
+    del shift
+    box, _, undefined = defined(box, None)
+    pooled = jnp.zeros((*output_size, features[0].shape[-1]), box.dtype)
+    for index, feature in enumerate(features):
+        weights, valid = [], []
+        for axis in (0, 1):
+            length, size = feature.shape[1 + axis], map_sizes[index, axis]
+            if sampling == "pixels":
+                weight = _pixel_weights(box, axis, output_size[axis], length, size)
+            else:
+                weight = adaptive_weights(box, None, axis, output_size, length, size)
+                weight = weight.reshape(output_size[axis], length)
+            weights.append(jnp.where(level == index, weight, 0))
+            valid.append(jnp.arange(length, dtype=jnp.int32) < size)
+        inside = (valid[0][:, None] & valid[1][None])[None, ..., None]
+        value = jnp.where(inside, feature, 0)
+        pooled += jnp.einsum(
+            "iy,ijyxc,jx->ijc",
+            weights[0],
+            value.reshape(*output_size, *feature.shape[1:]),
+            weights[1],
+            precision=jax.lax.Precision.HIGHEST,
+        )
+    return finish(pooled, mask, undefined)
+
+
+def _pixel_weights(box, axis, bins, length, size):
+    """Weights of an axis' whole pixels in each bin, [bins, length].
+
+    As in torchvision, no bin reads the last pixel of the axis.
+    """
+    last = jnp.maximum(size - 1, 0)
+    begin, end = bin_pixels(box[axis], box[2 + axis], bins, last)
+    pixel = jnp.arange(length, dtype=jnp.int32)[None]
+    inside = (pixel >= begin[:, None]) & (pixel < end[:, None])
+    count = jnp.maximum(end - begin, 1).astype(box.dtype)
+    return jnp.where(inside, 1 / count[:, None], 0)
