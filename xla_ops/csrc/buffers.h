@@ -2,6 +2,8 @@
 #ifndef XLA_OPS_BUFFERS_H_
 #define XLA_OPS_BUFFERS_H_
 
+#include <algorithm>
+#include <cstring>
 #include <optional>
 #include <string>
 
@@ -15,6 +17,18 @@ template <typename Buffer>
 Shape shape_of(const Buffer& buffer) {
   const auto dims = buffer.dimensions();
   return Shape(dims.begin(), dims.end());
+}
+
+// Whether it has no elements. Its sizes may then be so large that their product
+// overflows, and its data may be nullptr.
+template <typename Buffer>
+bool is_empty(const Buffer& buffer) {
+  const auto dims = buffer.dimensions();
+  return std::find(dims.begin(), dims.end(), 0) != dims.end();
+}
+
+inline void fill_with_zeros(xla::ffi::AnyBuffer& buffer) {
+  if (!is_empty(buffer)) std::memset(buffer.untyped_data(), 0, buffer.size_bytes());
 }
 
 // Nothing where the kernels are not compiled for it.

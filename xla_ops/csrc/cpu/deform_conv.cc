@@ -52,10 +52,6 @@ std::string decode_operands(const ffi::AnyBuffer& x, const ffi::AnyBuffer& offse
   return error;
 }
 
-void fill_with_zeros(ffi::AnyBuffer& buffer) {
-  std::memset(buffer.untyped_data(), 0, buffer.size_bytes());
-}
-
 bool has_work(const DeformConvGeometry& g) {
   return g.N > 0 && g.positions() > 0 && g.taps() > 0 && g.C > 0 && g.K > 0;
 }

@@ -41,7 +41,9 @@ struct Call {
 // Fills `call` from the operands. Returns what is wrong, or "".
 std::string decode(const ffi::RemainingArgs& args, int64_t num_levels, bool backward,
                    const Shape& output, Call* call) {
-  if (num_levels < 1) return "num_levels is " + std::to_string(num_levels);
+  if (num_levels < 1 || static_cast<size_t>(num_levels) > args.size()) {
+    return "num_levels is " + std::to_string(num_levels);
+  }
   const size_t expected = num_levels + 3 + (backward ? 1 : 0);
   if (args.size() != expected) {
     return std::to_string(args.size()) + " operands; expected " + std::to_string(expected);
@@ -69,7 +71,8 @@ std::string decode(const ffi::RemainingArgs& args, int64_t num_levels, bool back
   std::string error;
   for (int64_t l = 0; l < num_levels && error.empty(); ++l) {
     const Shape shape = shape_of(buffers[l]);
-    if (shape.size() != 4 || shape[1] * shape[2] >= kMaxPixels) {
+    if (shape.size() != 4 || shape[1] > kMaxRoiMapSide || shape[2] > kMaxRoiMapSide ||
+        shape[1] * shape[2] >= kMaxPixels) {
       return "a map has shape " + shape_text(shape);
     }
     error = check_buffer("features", buffers[l], {op.N, shape[1], shape[2], op.C}, dtype);
@@ -95,8 +98,12 @@ std::string decode(const ffi::RemainingArgs& args, int64_t num_levels, bool back
 ffi::Error MaxRoiPoolFwdImpl(ffi::ThreadPool pool, ffi::RemainingArgs args,
                              ffi::Result<ffi::AnyBuffer> y, int64_t num_levels) {
   Call call;
-  const std::string error = decode(args, num_levels, false, shape_of(*y), &call);
+  std::string error = decode(args, num_levels, false, shape_of(*y), &call);
+  if (error.empty() && y->element_type() != args.get<ffi::AnyBuffer>(0)->element_type()) {
+    error = "the result has an element type that does not go with the features";
+  }
   if (!error.empty()) return ffi::Error::InvalidArgument("roi_pool: " + error);
+  if (is_empty(*y)) return ffi::Error::Success();
   const MaxRoiPoolOperands& op = call.op;
   const int64_t rois = op.N * op.B;
   const auto pool_rois = XLA_OPS_PICK(MaxRoiPoolForward);
@@ -160,6 +167,12 @@ ffi::Error MaxRoiPoolBwdImpl(ffi::ThreadPool pool, ffi::RemainingArgs args,
     map.gradient = (*result)->untyped_data();
   }
   if (!error.empty()) return ffi::Error::InvalidArgument("roi_pool: " + error);
+  if (op.N == 0 || op.B == 0 || op.h == 0 || op.w == 0 || op.C == 0) {
+    for (size_t i = 0; i < results.size(); ++i) {
+      fill_with_zeros(**results.get<ffi::AnyBuffer>(i));
+    }
+    return ffi::Error::Success();
+  }
 
   int64_t channels = 0;
   const std::vector<RoiMapBlock> blocks = map_blocks(op, pool.num_threads(), &channels);

@@ -23,7 +23,7 @@ struct Image {
   const A* boxes;
   const A* scores;
   const int32_t* class_ids;
-  const bool* valid;
+  const uint8_t* valid;  // bools of the caller: 0 is false, anything else true
 };
 
 // Writes the numbers of the boxes that take part by falling score, the lower number
@@ -126,11 +126,12 @@ ffi::Error NmsImpl(ffi::ThreadPool pool, ffi::AnyBuffer boxes, ffi::AnyBuffer sc
     error = "`boxes` has an element type that no kernel knows";
   }
   if (!error.empty()) return ffi::Error::InvalidArgument("nms: " + error);
+  if (is_empty(*indices)) return ffi::Error::Success();
 
   const auto run = [&](auto real) {
     using A = decltype(real);
     const Image<A> first{boxes.typed_data<A>(), scores.typed_data<A>(), class_ids.typed_data(),
-                         valid.typed_data()};
+                         static_cast<const uint8_t*>(valid.untyped_data())};
     return suppress<A>(pool, shape[0], shape[1], first, static_cast<A>(threshold), output[1],
                        indices->typed_data(), selected->typed_data());
   };

@@ -73,6 +73,9 @@ std::string check_attributes(const Attributes& a) {
 std::string decode(const ffi::RemainingArgs& args, const Attributes& a, bool backward,
                    const Shape& output, Call* call) {
   std::string error = check_attributes(a);
+  if (error.empty() && static_cast<size_t>(a.num_levels) > args.size()) {
+    error = "num_levels is " + std::to_string(a.num_levels);
+  }
   if (!error.empty()) return error;
   const size_t expected = a.moving() + 3 + (backward ? 1 : 0);
   if (args.size() != expected) {
@@ -114,6 +117,9 @@ std::string decode(const ffi::RemainingArgs& args, const Attributes& a, bool bac
       return "a map has shape " + shape_text(shape);
     }
     const int64_t H = shape[rank - 3], W = shape[rank - 2];
+    if (H > kMaxRoiMapSide || W > kMaxRoiMapSide) {
+      return "a map of shape " + shape_text(shape) + " is too large";
+    }
     Shape wanted{op.N, H, W, op.C};
     if (a.grouped) wanted.insert(wanted.begin() + 1, op.group_h * op.group_w);
     error = check_buffer("features", buffers[l], wanted, dtype);
@@ -170,8 +176,12 @@ ffi::Error for_each_chunk(ffi::ThreadPool& pool, int64_t chunks, int64_t scratch
 ffi::Error forward(ffi::ThreadPool& pool, const ffi::RemainingArgs& args,
                    ffi::Result<ffi::AnyBuffer> y, const Attributes& attributes) {
   Call call;
-  const std::string error = decode(args, attributes, false, shape_of(*y), &call);
+  std::string error = decode(args, attributes, false, shape_of(*y), &call);
+  if (error.empty() && y->element_type() != args.get<ffi::AnyBuffer>(0)->element_type()) {
+    error = "the result has an element type that does not go with the features";
+  }
   if (!error.empty()) return ffi::Error::InvalidArgument("roi_pool: " + error);
+  if (is_empty(*y)) return ffi::Error::Success();
   const RoiPoolOperands& op = call.op;
   const int64_t rois = op.N * op.B;
   const auto pool_rois = XLA_OPS_PICK(RoiPoolForward);
@@ -228,15 +238,23 @@ ffi::Error backward(ffi::ThreadPool& pool, const ffi::RemainingArgs& args,
                     const ffi::RemainingRets& results, const Attributes& attributes) {
   Call call;
   std::string error = decode(args, attributes, true, {}, &call);
-  const size_t expected = attributes.moving(), num_levels = attributes.num_levels;
-  if (error.empty() && results.size() != expected) error = "wrong number of results";
-  for (size_t i = 0; i < expected && error.empty(); ++i) {
+  // Of all operands but boxes, levels, map_sizes and g.
+  if (error.empty() && results.size() != args.size() - 4) error = "wrong number of results";
+  const size_t num_levels = attributes.num_levels;
+  for (size_t i = 0; i < results.size() && error.empty(); ++i) {
     auto result = results.get<ffi::AnyBuffer>(i);
     auto operand = args.get<ffi::AnyBuffer>(i < num_levels ? i : i + 3);
     if (!result || !operand) return ffi::Error::InvalidArgument("roi_pool: not a buffer");
     error = check_buffer("gradient", **result, shape_of(*operand), operand->element_type());
   }
   if (!error.empty()) return ffi::Error::InvalidArgument("roi_pool: " + error);
+  const RoiPoolOperands& op = call.op;
+  if (op.N == 0 || op.B == 0 || op.h == 0 || op.w == 0 || op.C == 0) {
+    for (size_t i = 0; i < results.size(); ++i) {
+      fill_with_zeros(**results.get<ffi::AnyBuffer>(i));
+    }
+    return ffi::Error::Success();
+  }
 
   const auto data = [&](size_t i) { return (*results.get<ffi::AnyBuffer>(i))->untyped_data(); };
   size_t next = 0;
@@ -244,7 +262,6 @@ ffi::Error backward(ffi::ThreadPool& pool, const ffi::RemainingArgs& args,
   void* dshift = attributes.has_shift ? data(next++) : nullptr;
   void* dmask = attributes.has_mask ? data(next++) : nullptr;
 
-  const RoiPoolOperands& op = call.op;
   if (dshift || dmask) {
     const int64_t rois = op.N * op.B;
     const auto bin_gradient = XLA_OPS_PICK(RoiPoolBinGradient);

@@ -20,8 +20,11 @@ enum class RoiSampling {
   kPixels,  // whole pixels: pixel_taps()
 };
 
+// Every place on an axis is a whole number in float.
+constexpr int64_t kMaxRoiMapSide = int64_t{1} << 24;
+
 struct RoiMap {
-  int64_t H, W;
+  int64_t H, W;  // at most kMaxRoiMapSide
   const void* pixels;  // [N,G,H,W,C]
   void* gradient;      // the same, or nullptr in the forward pass
 };
