@@ -1,1 +1,1 @@
-"""Operators whose CUDA form is more than one custom call."""
+"""Operators whose CUDA form is not just the custom call of the CPU."""

@@ -36,6 +36,13 @@ struct Parameter {
   using Type = T;
 };
 
+// Where inlining would cost registers.
+#if !defined(XLA_OPS_EMULATES_CUDA)
+#define SIMT_NOINLINE __noinline__
+#else
+#define SIMT_NOINLINE __attribute__((noinline))
+#endif
+
 #if !defined(XLA_OPS_EMULATES_CUDA)
 
 template <typename T>

@@ -444,6 +444,7 @@ void add_atomically(T* target, T value) {
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 #define threadIdx (::xla_ops::simt::host::thread_index())
 #define blockIdx (::xla_ops::simt::host::block_index())
@@ -477,6 +478,13 @@ SIMT_UNSEEN inline unsigned __ballot_sync(unsigned mask, bool vote, SIMT_SITE) {
   }
   return ballot;
 }
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
+inline int __popcll(unsigned long long bits) { return __builtin_popcountll(bits); }
+
+// The number of the lowest bit that is set, from 1 on, or 0.
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 inline void atomicAdd(float* target, float value) {
   ::xla_ops::simt::host::add_atomically<float, uint32_t>(target, value);
