@@ -62,9 +62,9 @@ constexpr int kWarps = kThreads / simt::kWarp;
 
 // A warp for each pixel and slab of lanes * V channels of an offset group; a block has
 // neighbouring pixels. Where `lanes` is less than a warp, the corners are dealt out among
-// groups of lanes.
+// groups of lanes. Four blocks at a time: left to itself, ptxas spills to run five.
 template <typename A, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     gather_kernel(DeformConvGeometry g, int lanes, int slabs, int parts,
                   const int32_t* __restrict__ first_row, const A* __restrict__ offset,
                   const A* __restrict__ mask, const A* __restrict__ dcolumns,
