@@ -7,8 +7,8 @@
 #include <optional>
 #include <string>
 
-#include "geometry.h"
 #include "element_type.h"
+#include "geometry.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace xla_ops {
