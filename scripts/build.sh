@@ -2,13 +2,27 @@
 # Makes or reuses the virtual environment .venv and installs this checkout into it,
 # editable, with its kernels built.
 #
-#   scripts/build.sh [EXTRA]        EXTRA: train (default) or test
+#   scripts/build.sh [EXTRA] [--cuda [ARCHITECTURES]]
 #
+# EXTRA is train (default) or test; test also builds the CUDA kernels for the CPU. The CUDA
+# library is built where nvcc is found; --cuda makes its absence an error, and chooses the
+# architectures: development (default), release, or numbers such as "80;90".
 # PYTHON chooses the interpreter of a new environment (3.11 or newer).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-extra=${1:-train}
-case $extra in train | test) ;; *) echo "build.sh: unknown extra '$extra'; expected train or test" >&2; exit 2 ;; esac
+extra=train
+case ${1:-} in
+  train | test) extra=$1; shift ;;
+  --cuda | "") ;;
+  *) echo "build.sh: unknown extra '$1'; expected train or test" >&2; exit 2 ;;
+esac
+options=()
+if [ "${1:-}" = --cuda ]; then
+  options+=(-Ccmake.define.XLA_OPS_CUDA=ON "-Ccmake.define.XLA_OPS_CUDA_ARCHITECTURES=${2:-development}")
+  shift $(($# > 1 ? 2 : 1))
+fi
+[ $# = 0 ] || { echo "build.sh: unknown argument '$1'" >&2; exit 2; }
+[ "$extra" = train ] || options+=(-Ccmake.define.XLA_OPS_EMULATED_CUDA=ON)
 
 python=${PYTHON:-python3}
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
@@ -19,10 +33,16 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   "$python" -m venv --clear .venv
 fi
 
-# Nothing to do when neither the build's inputs nor the wanted extra changed.
+# Nothing to do when neither the build's inputs nor what is wanted changed.
 stamp=.venv/dcn_jax_$extra
-inputs=$(cat pyproject.toml xla_ops/CMakeLists.txt $(find xla_ops/csrc -type f | sort) | sha256sum)
+inputs=$(
+  {
+    echo "${options[@]}"
+    cat pyproject.toml xla_ops/CMakeLists.txt $(find xla_ops/csrc -type f | sort)
+  } | sha256sum
+)
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$inputs" ]; then
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$extra]"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${options[@]}" -e ".[$extra]"
+  rm -f .venv/dcn_jax_* # Another extra is built with other options.
   echo "$inputs" >"$stamp"
 fi

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
-sources=$(git ls-files 'xla_ops/csrc/*' 'scripts/*.cc' 'tests/native/*.cc' 'tests/native/*.h')
+sources=$(git ls-files 'xla_ops/csrc/*' 'scripts/*.cc' 'tests/native/*.cc' 'tests/native/*.h' 'tests/cuda/*')
 if [ "${1:-}" = --fix ]; then
   ruff check --fix .
   ruff format .

@@ -6,7 +6,7 @@ them. To add an operator:
 1. Write it in plain jnp in `reference`, as a function `f(*operands, **params)` that
    returns a tuple of arrays.
 2. Write its handler in `csrc/cpu/*.cc` and register it there under one target name
-   with `XLA_OPS_REGISTER` (`csrc/cpu/registry.h`). `CMakeLists.txt` finds the file.
+   with `XLA_OPS_REGISTER` (`csrc/registry.h`). `CMakeLists.txt` finds the file.
 3. Make the primitive and bind it in the public function:
 
        _pool = make_primitive(
@@ -90,9 +90,21 @@ def _load_library(module: str, platform: str) -> dict[str, Any]:
     return targets
 
 
+def _libraries() -> dict[str, str]:
+    """Platform -> module with its handlers.
+
+    XLA_OPS_EMULATE_CUDA=1 is for tests: the CPU then runs the CUDA kernels, compiled
+    for it (`csrc/cuda/simt_host.h`).
+    """
+    if os.environ.get("XLA_OPS_EMULATE_CUDA") == "1":
+        return {"cpu": "_cuda_emulated"}
+    return {"cpu": "_cpu", "cuda": "_cuda"}
+
+
+_CUDA_LIBRARIES = ("_cuda", "_cuda_emulated")
 _targets: dict[str, dict[str, Any]] = {}
 _load_errors: dict[str, str] = {}
-for _platform, _module in {"cpu": "_cpu", "cuda": "_cuda"}.items():
+for _platform, _module in _libraries().items():
     try:
         _targets[_platform] = _load_library(_module, _platform)
     except ImportError as error:
@@ -198,6 +210,7 @@ def make_primitive(
     reference: Callable[..., tuple],
     attributes: Callable[..., dict[str, Any]],
     shared: Sequence[int] = (),
+    cuda: Callable[..., tuple] | None = None,
 ) -> Callable[..., list[jax.Array]]:
     """Makes a jax primitive that runs a kernel where one is built.
 
@@ -212,6 +225,10 @@ def make_primitive(
       attributes: `(**params) -> {name: value}` that the handler decodes: np.int64,
         np.float64 or str. Params must be hashable; `implementation` is not among them.
       shared: Positions of operands that lead with 1 or N; all others lead with N.
+      cuda: `(*operands, devices, **params) -> (array, ...)`, for an operator that is
+        several kernels of the CUDA library (`make_kernel`) and plain jnp between them;
+        None where it is one kernel, named `target`. The batch is probably split over
+        as many as `devices`.
 
     Returns:
       `call(*operands, implementation=None, **params) -> [array, ...]`, where
@@ -281,12 +298,11 @@ def make_primitive(
         return mlir.lower_fun(function, multiple_results=True)(ctx, *operands)
 
     def lower_kernel(platform, ctx, *operands, implementation, **params):
-        if target not in _targets.get(platform, ()):
-            reason = _load_errors.get(platform, f"the library has no {target}")
-            raise RuntimeError(
-                f"the {platform} kernels are not available: {reason}. Build them with "
-                f'`{_BUILD_COMMAND}`, or pass implementation="reference"'
-            )
+        if cuda is not None and _libraries()[platform] in _CUDA_LIBRARIES:
+            composition = functools.partial(cuda, devices=_devices(ctx))
+            function = functools.partial(_in_auto_mode(composition, results), **params)
+            return mlir.lower_fun(function, multiple_results=True)(ctx, *operands)
+        _check_target(target, platform)
         extra_attributes = None
         if _is_partitioned(ctx):
             images = ctx.avals_in[0].shape[0]
@@ -316,6 +332,45 @@ def make_primitive(
         return primitive.bind(*operands, implementation=implementation, **params)
 
     return call
+
+
+def make_kernel(
+    target: str,
+    *,
+    results: Callable[..., Sequence[tuple[tuple, Any]]],
+    attributes: Callable[..., dict[str, Any]],
+) -> Callable[..., list[jax.Array]]:
+    """Makes a call of one kernel, for use in `cuda` of `make_primitive` alone.
+
+    Args:
+      target: FFI target name.
+      results: As in `make_primitive`, like attributes.
+      attributes: See there.
+
+    Returns:
+      `call(*operands, **params) -> [array, ...]`. All operands lead with N.
+    """
+    primitive = Primitive(target)
+    primitive.multiple_results = True
+
+    @primitive.def_abstract_eval
+    def _(*avals, **params):
+        return [
+            avals[0].update(shape=tuple(shape), dtype=jnp.dtype(dtype), weak_type=False)
+            for shape, dtype in results(*avals, **params)
+        ]
+
+    def lower(platform, ctx, *operands, **params):
+        _check_target(target, platform)
+        extra = _partitioning_attributes(ctx) if _is_partitioned(ctx) else None
+        rule = jax.ffi.ffi_lowering(target, extra_attributes=extra)
+        return rule(ctx, *operands, **attributes(**params))
+
+    for platform in _libraries():
+        mlir.register_lowering(
+            primitive, functools.partial(lower, platform), platform=platform
+        )
+    return primitive.bind
 
 
 # Batching
@@ -399,6 +454,24 @@ def _warn_of_reference(platform: str) -> None:
         'which is slower; implementation="reference" asks for that without a warning',
         stacklevel=2,
     )
+
+
+def _check_target(target: str, platform: str) -> None:
+    if target not in _targets.get(platform, ()):
+        reason = _load_errors.get(platform, f"the library has no {target}")
+        raise RuntimeError(
+            f"the {platform} kernels are not available: {reason}. Build them with "
+            f'`{_BUILD_COMMAND}`, or pass implementation="reference"'
+        )
+
+
+def _devices(ctx) -> int:
+    """For how many devices a call is lowered that the compiler may split."""
+    if not _is_partitioned(ctx):
+        return 1
+    axes = ctx.module_context.axis_context
+    sharding = isinstance(axes, mlir.ShardingContext)
+    return axes.num_devices if sharding else axes.mesh.size
 
 
 def _is_partitioned(ctx) -> bool:

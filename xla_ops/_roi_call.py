@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from xla_ops._call import make_primitive
+from xla_ops.cuda import roi_pool as cuda
 
 
 def make_pooling(
@@ -82,6 +83,12 @@ def make_pooling(
         results=backward_results,
         reference=reference_backward,
         attributes=handler_attributes,
+        cuda=cuda.with_scratch(
+            f"{target}.bwd",
+            scratch=cuda.reach,
+            results=backward_results,
+            attributes=handler_attributes,
+        ),
     )
 
     def operands_and_params(arguments, settings):

@@ -15,6 +15,7 @@ import numpy as np
 
 from xla_ops import _geometry
 from xla_ops._call import align, make_primitive, resolve_implementation
+from xla_ops.cuda import deform_conv as cuda
 from xla_ops.reference import deform_conv as reference
 
 if TYPE_CHECKING:
@@ -225,6 +226,7 @@ _forward = make_primitive(
     reference=reference.deform_conv2d,
     attributes=_attributes,
     shared=(2,),
+    cuda=cuda.deform_conv2d,
 )
 _backward = make_primitive(
     "dcn_jax.deform_conv2d.bwd",
@@ -232,6 +234,7 @@ _backward = make_primitive(
     reference=reference.deform_conv2d_gradients,
     attributes=_attributes,
     shared=(2,),
+    cuda=cuda.deform_conv2d_gradients,
 )
 
 

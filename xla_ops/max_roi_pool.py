@@ -17,6 +17,7 @@ import numpy as np
 from xla_ops import _geometry
 from xla_ops._call import align, make_primitive, resolve_implementation
 from xla_ops._roi_arguments import check_beside, check_levels, check_maps
+from xla_ops.cuda import roi_pool as cuda
 from xla_ops.reference import max_roi_pool as reference
 
 if TYPE_CHECKING:
@@ -147,6 +148,12 @@ _backward = make_primitive(
     results=_backward_results,
     reference=_reference_backward,
     attributes=_attributes,
+    cuda=cuda.with_scratch(
+        "dcn_jax.max_roi_pool.bwd",
+        scratch=cuda.reach_and_places,
+        results=_backward_results,
+        attributes=_attributes,
+    ),
 )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from xla_ops import _geometry
 from xla_ops._call import align, make_primitive, resolve_implementation
+from xla_ops.cuda import nms as cuda
 from xla_ops.reference import nms as reference
 
 if TYPE_CHECKING:
@@ -148,4 +149,5 @@ _select = make_primitive(
     attributes=lambda *, threshold, max_outputs: {
         "iou_threshold": np.float64(threshold)
     },
+    cuda=cuda.nms,
 )

@@ -4,6 +4,7 @@ Letters: N batch, H W input map, P Q output map, C in channels, K out channels,
 R S kernel taps, G offset groups.
 """
 
+import os
 from pathlib import Path
 
 import jax
@@ -17,6 +18,13 @@ FAST_COMPILE: dict = {"xla_backend_optimization_level": 0}
 if jax.__version_info__ < (0, 11):
     # Newer XLA has no such option.
     FAST_COMPILE["xla_cpu_use_fusion_emitters"] = False
+
+# The CPU runs the CUDA kernels, or this is a GPU.
+CUDA = os.environ.get("XLA_OPS_EMULATE_CUDA") == "1" or jax.default_backend() == "gpu"
+
+# Custom calls of the two passes.
+FORWARD_CALLS = ["columns"] if CUDA else ["fwd"]
+BACKWARD_CALLS = ["gather", "list", "visit"] if CUDA else ["bwd"]
 
 
 def random_case(

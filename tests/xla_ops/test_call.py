@@ -6,14 +6,15 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from deform_conv_case import random_case, relative_error
+from deform_conv_case import BACKWARD_CALLS, FORWARD_CALLS, random_case, relative_error
 from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from xla_ops import _call, backends, deform_conv2d
 
-TARGETS = ("dcn_jax.deform_conv2d.fwd", "dcn_jax.deform_conv2d.bwd")
+TARGETS = [f"dcn_jax.deform_conv2d.{n}" for n in FORWARD_CALLS + BACKWARD_CALLS]
+LIBRARY = _call._libraries()["cpu"]
 ALLOWED = [export.DisabledSafetyCheck.custom_call(name) for name in TARGETS]
 SMALL = dict(batch=8, size=(3, 4), channels=2, features=2)
 
@@ -39,9 +40,11 @@ def test_backends():
 
 def test_missing_library_names_the_build_command(case, monkeypatch):
     monkeypatch.delitem(_call._targets, "cpu")
-    monkeypatch.setitem(_call._load_errors, "cpu", "No module named 'xla_ops._cpu'")
+    monkeypatch.setitem(_call._load_errors, "cpu", f"No module named '{LIBRARY}'")
     for implementation in (None, "ffi"):
-        with pytest.raises(RuntimeError, match=r"_cpu'\. Build .* `scripts/build\.sh`"):
+        with pytest.raises(
+            RuntimeError, match=rf"{LIBRARY}'\. Build .* `scripts/build\.sh`"
+        ):
             fresh(implementation)(*case)
     fresh("reference")(*case)
     assert "cpu" not in backends()
@@ -49,7 +52,7 @@ def test_missing_library_names_the_build_command(case, monkeypatch):
 
 def test_library_without_the_handler(case, monkeypatch):
     monkeypatch.setitem(_call._targets, "cpu", {})
-    with pytest.raises(RuntimeError, match=r"has no dcn_jax\.deform_conv2d\.fwd"):
+    with pytest.raises(RuntimeError, match=rf"has no {TARGETS[0]}"):
         fresh()(*case)
 
 
@@ -60,7 +63,7 @@ def test_library_for_another_ffi_is_refused(installed, monkeypatch):
     monkeypatch.delattr(jax.ffi, "register_ffi_target")
     expected = rf"built for XLA FFI 0\.\d+, but jaxlib has {installed[0]}\."
     with pytest.raises(ImportError, match=expected):
-        _call._load_library("_cpu", "cpu")
+        _call._load_library(LIBRARY, "cpu")
 
 
 def test_ffi_version_is_read():

@@ -1,27 +1,16 @@
 // What the handlers of roi_pool (max_roi_pool.cc) ask of its kernels
 // (max_roi_pool_kernel.cc).
 //
-// N batch, L pyramid levels, H W map, C channels, B RoIs of an image, h w bins of a RoI.
+// Letters as in max_roi_pool_operands.h.
 #ifndef XLA_OPS_CPU_MAX_ROI_POOL_H_
 #define XLA_OPS_CPU_MAX_ROI_POOL_H_
 
 #include <cstdint>
 
-#include "element_type.h"
 #include "isa.h"
-#include "roi_pool.h"
+#include "max_roi_pool_operands.h"
 
 namespace xla_ops {
-
-// `Real` stands for float, beside kF64 maps double.
-struct MaxRoiPoolOperands {
-  ElementType type;
-  int64_t N, L, C, B, h, w;
-  const RoiMap* maps;        // L of them, of less than 2^31 pixels
-  const void* boxes;         // Real [N,B,4]: first row and column, rows, columns
-  const int32_t* levels;     // [N,B]; others than 0..L-1 pool to 0
-  const int32_t* map_sizes;  // [N,L,2]: height and width of the part that counts
-};
 
 // Pixels of a gradient map and channels that one call of MaxRoiPoolMapGradient() owns.
 struct RoiMapBlock {

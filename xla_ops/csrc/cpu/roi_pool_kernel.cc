@@ -1,6 +1,5 @@
 // Kernels of RoI pooling: a RoI's bins are sums over rows and columns of the map
 // (roi_axis.h), vectorised over channels.
-#include "../roi_axis.h"
 #include "roi_pool.h"
 #include "simd.h"
 
@@ -58,28 +57,12 @@ int64_t taps_bytes(const RoiPoolOperands& op) {
   return (1 + kept) * max_taps(op) * sizeof(AxisTap<A>) + kept * sizeof(Taps<A>);
 }
 
-// One axis of a RoI: `bins` bins, each `bin` long.
+// Taps of bin `index` of an axis of a RoI. Not inlined: it is called from many places.
 template <typename A>
-struct RoiAxis {
-  A start, extent, bin;
-  int64_t bins;
-};
-
-// Taps of bin `index` of an axis of a RoI.
-template <typename A>
-__attribute__((noinline)) int64_t bin_taps(const RoiPoolOperands& op, const RoiAxis<A>& axis,
-                                           int64_t index, A shift, int64_t size,
-                                           AxisTap<A>* taps) {
-  const A start = axis.start + static_cast<A>(index) * axis.bin + shift;
-  switch (op.sampling) {
-    case RoiSampling::kGrid:
-      return axis_taps(start, axis.bin, op.samples, size, taps);
-    case RoiSampling::kParts:
-      return part_taps(start, axis.bin, op.samples, size, taps);
-    case RoiSampling::kPixels:
-      return pixel_taps(axis.start, axis.extent, axis.bins, index, size, taps);
-  }
-  __builtin_unreachable();
+__attribute__((noinline)) int64_t find_taps(const RoiPoolOperands& op, const RoiAxis<A>& axis,
+                                            int64_t index, A shift, int64_t size,
+                                            AxisTap<A>* taps) {
+  return bin_taps(op.sampling, op.samples, axis, index, shift, size, taps);
 }
 
 // Runs f(Vec[], i) over channels: kUnroll vectors at a time, then one, then less.
@@ -178,7 +161,7 @@ XLA_OPS_ALWAYS_INLINE void for_each_cell(const RoiPoolOperands& op, const Window
         if (!cell.defined) {
           cell.rows.count = 0;
         } else if (shifts || cell.rows.count < 0) {
-          cell.rows.count = bin_taps(op, vertical, i, dy, window.height, row_taps);
+          cell.rows.count = find_taps(op, vertical, i, dy, window.height, row_taps);
           if (clipped) cell.rows = within(cell.rows, part.first_row, part.last_row);
         }
         if (cell.rows.count == 0) {
@@ -186,7 +169,7 @@ XLA_OPS_ALWAYS_INLINE void for_each_cell(const RoiPoolOperands& op, const Window
         } else {
           cell.columns = keep ? kept[j] : Taps<A>{column_taps, -1};
           if (cell.columns.count < 0) {
-            cell.columns.count = bin_taps(op, horizontal, j, dx, window.width, cell.columns.data);
+            cell.columns.count = find_taps(op, horizontal, j, dx, window.width, cell.columns.data);
             if (keep) kept[j] = cell.columns;
           }
         }

@@ -1,14 +1,14 @@
 // Checks of the buffers that XLA hands to a handler.
-#ifndef XLA_OPS_CPU_BUFFERS_H_
-#define XLA_OPS_CPU_BUFFERS_H_
+#ifndef XLA_OPS_BUFFERS_H_
+#define XLA_OPS_BUFFERS_H_
 
 #include <algorithm>
 #include <cstring>
 #include <optional>
 #include <string>
 
-#include "../geometry.h"
 #include "element_type.h"
+#include "geometry.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace xla_ops {
@@ -63,4 +63,4 @@ inline std::string check_buffer(const char* name, const xla::ffi::AnyBuffer& buf
 
 }  // namespace xla_ops
 
-#endif  // XLA_OPS_CPU_BUFFERS_H_
+#endif  // XLA_OPS_BUFFERS_H_

@@ -1,6 +1,6 @@
 // Element types that the kernels know, and the choice of a kernel template by them.
-#ifndef XLA_OPS_CPU_ELEMENT_TYPE_H_
-#define XLA_OPS_CPU_ELEMENT_TYPE_H_
+#ifndef XLA_OPS_ELEMENT_TYPE_H_
+#define XLA_OPS_ELEMENT_TYPE_H_
 
 #include <cstdint>
 
@@ -33,4 +33,4 @@ struct F16 {
   }                                                  \
   __builtin_unreachable()
 
-#endif  // XLA_OPS_CPU_ELEMENT_TYPE_H_
+#endif  // XLA_OPS_ELEMENT_TYPE_H_

@@ -4,8 +4,8 @@
 //   XLA_OPS_REGISTER("dcn_jax.deform_conv2d.fwd", DeformConv2dFwd);
 //
 // module.cc hands the table to Python, so that a new operator edits no other file.
-#ifndef XLA_OPS_CPU_REGISTRY_H_
-#define XLA_OPS_CPU_REGISTRY_H_
+#ifndef XLA_OPS_REGISTRY_H_
+#define XLA_OPS_REGISTRY_H_
 
 #include <vector>
 
@@ -35,4 +35,4 @@ struct TargetRegistration {
 #define XLA_OPS_REGISTER(name, handler) \
   static const ::xla_ops::TargetRegistration handler##Registration(name, handler)
 
-#endif  // XLA_OPS_CPU_REGISTRY_H_
+#endif  // XLA_OPS_REGISTRY_H_

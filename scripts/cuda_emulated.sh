@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Compiles the CUDA kernels for the CPU (xla_ops/csrc/cuda/simt_host.h) and checks them
+# without a GPU, by the programs in tests/cuda.
+#
+#   scripts/cuda_emulated.sh             against plain loops, in three orders of threads
+#   scripts/cuda_emulated.sh address     the same under the address and undefined-behaviour
+#                                        sanitizers
+#   scripts/cuda_emulated.sh thread      under the thread sanitizer, which finds races
+#                                        between CUDA threads; minutes
+#
+# CSRC chooses other sources than xla_ops/csrc, CXX the compiler, PROGRAMS some of the
+# programs. Exit status 3: they do not compile.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mode=${1:-plain}
+case $mode in
+  plain) flags=(-O2) ;;
+  address) flags=(-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined) ;;
+  thread) flags=(-O1 -g -fsanitize=thread) ;;
+  *) echo "cuda_emulated.sh: unknown mode '$mode'; expected plain, address or thread" >&2; exit 2 ;;
+esac
+csrc=${CSRC:-xla_ops/csrc}
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+
+flags+=(-std=c++17 -Wall -Wextra -Wno-unknown-pragmas -DXLA_OPS_EMULATES_CUDA)
+flags+=(-I"$csrc" -I"$csrc/cuda" -Itests/cuda)
+for test in ${PROGRAMS:-$(basename -s _test.cc tests/cuda/*_test.cc)}; do
+  kernels=$(find "$csrc/cuda" -name "${test}*.cu" | sort)
+  "${CXX:-c++}" "${flags[@]}" -x c++ "tests/cuda/${test}_test.cc" $kernels -o "$build/$test" || exit 3
+  "$build/$test"
+  echo "$test: passed ($mode)"
+done

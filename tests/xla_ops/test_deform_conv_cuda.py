@@ -1,0 +1,128 @@
+"""What only the CUDA form of deform_conv2d has: chunks, two gradients of x."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from deform_conv_case import CUDA, random_case, relative_error
+from jax import export
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from xla_ops import backends, deform_conv2d
+from xla_ops.cuda import deform_conv as cuda
+
+with_cuda = pytest.mark.skipif(not CUDA, reason="of the CUDA kernels")
+
+
+@pytest.fixture(scope="module")
+def case():
+    shape = dict(size=(7, 5), channels=12, features=6, groups=2, offset_groups=3)
+    return random_case(batch=2, **shape, seed=5)[:4]
+
+
+def gradients(*arguments):
+    def loss(*arguments):
+        y = deform_conv2d(*arguments, feature_group_count=2)
+        return jnp.sum(jnp.sin(y)), y
+
+    return jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(*arguments)
+
+
+def run(arguments):
+    """Compiled anew: what the tests change is read when a function is traced."""
+    return jax.jit(lambda *a: gradients(*a))(*arguments)
+
+
+def assert_close(actual, expected, tolerance):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert relative_error(a, b) <= tolerance
+
+
+@with_cuda
+@pytest.mark.parametrize("rows", [1, 2, 3, 6])
+def test_chunks_of_rows(rows, case, monkeypatch):
+    """7 rows in whole chunks and a rest."""
+    expected = run(case)
+    row = 2 * 5 * 9 * 12 * 4
+    monkeypatch.setattr(cuda, "_COLUMN_BYTES", rows * row)
+    text = jax.jit(lambda *a: gradients(*a)).lower(*case).as_text()
+    columns = re.findall(r"custom_call @dcn_jax.deform_conv2d.columns.*", text)
+    heights = {int(re.search(r"-> tensor<2x(\d)x5x", c)[1]) for c in columns}
+    assert heights == {rows, 7 % rows} - {0}
+    assert_close(run(case), expected, 1e-6)
+
+
+@with_cuda
+def test_chunks_count_the_images_of_a_device(monkeypatch):
+    arguments = random_case(batch=8, size=(4, 5), channels=4, features=4)[:4]
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    specs = (P("data"), P("data"), P(), P("data"))
+    placed = [
+        jax.device_put(a, NamedSharding(mesh, s))
+        for a, s in zip(arguments, specs, strict=True)
+    ]
+    monkeypatch.setattr(cuda, "_COLUMN_BYTES", 4 * 5 * 9 * 4 * 4)
+    whole, split = (
+        jax.jit(lambda *a: deform_conv2d(*a)).lower(*a) for a in (arguments, placed)
+    )
+    assert "while" in whole.as_text() and "while" not in split.as_text()
+    np.testing.assert_array_equal(whole.compile()(*arguments), split.compile()(*placed))
+
+
+@with_cuda
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_atomic_gradient_of_x(dtype, case, monkeypatch):
+    x, offset, kernel, mask = case
+    case = jnp.asarray(x, dtype), offset, jnp.asarray(kernel, dtype), mask
+    (_, expected_y), expected = run(case)
+    monkeypatch.setenv("DCN_JAX_CUDA_INPUT_GRADIENT", "atomic")
+    (_, y), actual = run(case)
+    np.testing.assert_array_equal(y, expected_y)
+    for a, b in zip(actual[1:], expected[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The order of a sum of some dozen terms.
+    assert relative_error(actual[0], expected[0]) <= 4 * jnp.finfo(dtype).eps
+    assert actual[0].dtype == dtype
+
+
+@with_cuda
+def test_unknown_gradient_of_x(case, monkeypatch):
+    monkeypatch.setenv("DCN_JAX_CUDA_INPUT_GRADIENT", "fast")
+    with pytest.raises(ValueError, match=r"INPUT_GRADIENT is 'fast'; expected one of"):
+        run(case)
+
+
+@with_cuda
+def test_a_map_too_large_for_16_bits():
+    """The numbers of its pixels, by which samples are sorted, take 32."""
+    arguments = random_case(
+        batch=1, size=(257, 257), channels=1, features=1, kernel_size=(1, 1)
+    )[:4]
+
+    def gradient(implementation):
+        def total(x):
+            options = dict(implementation=implementation)
+            return deform_conv2d(x, *arguments[1:], **options).sum()
+
+        return jax.jit(jax.grad(total))(arguments[0])
+
+    assert_close(gradient("ffi"), gradient("reference"), 1e-6)
+
+
+@pytest.mark.skipif("cuda" not in backends(), reason="no CUDA library is built")
+def test_lowers_for_cuda_without_a_gpu(case):
+    calls = ("columns", "visit", "list", "gather")
+    allowed = [
+        export.DisabledSafetyCheck.custom_call(f"dcn_jax.deform_conv2d.{name}")
+        for name in calls
+    ]
+    exported = export.export(
+        jax.jit(gradients), platforms=["cuda"], disabled_checks=allowed
+    )(*case)
+    found = re.findall(
+        r"custom_call @dcn_jax\.deform_conv2d\.(\w+)", exported.mlir_module()
+    )
+    assert set(found) == set(calls)

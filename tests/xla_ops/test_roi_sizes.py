@@ -1,0 +1,145 @@
+"""RoI pooling and nms in sizes at which kernels cut their work."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from deform_conv_case import FAST_COMPILE
+from roi_case import relative_error
+
+from xla_ops import deform_ps_roi_pool, deform_roi_pool, nms, ps_roi_pool, roi_pool
+
+
+def random(seed, *shape):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+
+def value_and_gradients(pool, *moving):
+    """Of the sum of the sines, compiled."""
+
+    def both(*moving):
+        y, pull_back = jax.vjp(pool, *moving)
+        return y, pull_back(jnp.cos(y))
+
+    return jax.jit(both, compiler_options=FAST_COMPILE)(*moving)
+
+
+def assert_equals_reference(pool, *moving, tolerance):
+    got, want = (
+        value_and_gradients(lambda *a, name=name: pool(name, *a), *moving)
+        for name in ("ffi", "reference")
+    )
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert relative_error(a, b) <= tolerance
+
+
+WHOLE_MAP = jnp.asarray([[[0.0, 0.0, 150.0, 70.0], [3.0, 60.0, 145.0, 69.0]]])
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 40])
+@pytest.mark.parametrize("channels", [1, 36])
+def test_bins_of_many_samples(sampling_ratio, channels):
+    """A bin of two RoIs reads almost 70 rows and 150 columns."""
+
+    def pool(implementation, features, offset, mask):
+        return deform_roi_pool(
+            features,
+            WHOLE_MAP,
+            offset,
+            mask,
+            output_size=1,
+            spatial_scale=1.0,
+            offset_scale=0.02,
+            sampling_ratio=sampling_ratio,
+            implementation=implementation,
+        )
+
+    moving = (
+        random(0, 1, 70, 150, channels),
+        random(1, 1, 2, 1, 1, 2),
+        random(2, 1, 2, 1, 1),
+    )
+    assert_equals_reference(pool, *moving, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("operator", [ps_roi_pool, roi_pool])
+def test_bins_of_many_pixels(operator):
+    def pool(implementation, features):
+        return operator(
+            features,
+            WHOLE_MAP,
+            output_size=(1, 1),
+            spatial_scale=1.0,
+            implementation=implementation,
+        )
+
+    assert_equals_reference(pool, random(0, 1, 70, 150, 4), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("operator", [deform_roi_pool, roi_pool])
+def test_many_rois(operator):
+    """A pixel is read by hundreds of RoIs, whose number is no round one."""
+    centre, size = abs(random(0, 1, 601, 2)) % 20, 1 + abs(random(1, 1, 601, 2)) * 4
+    rois = jnp.concatenate([centre - size, centre + size], -1)
+
+    def pool(implementation, features):
+        return operator(
+            features,
+            rois,
+            output_size=2,
+            spatial_scale=1.0,
+            implementation=implementation,
+        )
+
+    assert_equals_reference(pool, random(2, 1, 19, 18, 3), tolerance=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "depth", "tolerance"),
+    [("float32", 3 * 35, 3e-6), ("bfloat16", 3 * 96, 2e-2)],
+)
+def test_classes_of_many_channels(dtype, depth, tolerance):
+    """Vectors of channels would reach over the end of a class, or do not."""
+
+    def pool(implementation, features, offset):
+        return deform_ps_roi_pool(
+            features.astype(dtype),
+            rois,
+            offset,
+            output_size=2,
+            group_size=2,
+            spatial_scale=1.0,
+            implementation=implementation,
+        ).astype(jnp.float32)
+
+    rois = jnp.asarray([[[1.0, 2.0, 9.0, 8.0], [-3.0, 4.0, 5.0, 19.0]]])
+    moving = random(0, 1, 12, 13, 4 * depth), random(1, 1, 2, 2, 2, 3, 2)
+    assert_equals_reference(pool, *moving, tolerance=tolerance)
+
+
+def test_nms_of_many_boxes():
+    """More boxes than a word has bits, and more outputs than there are boxes."""
+    centre = random(0, 2, 400, 2) * 30
+    size = 1 + abs(random(1, 2, 400, 2)) * 8
+    boxes = jnp.concatenate([centre - size, centre + size], -1)
+    classes = (centre[..., 0] > 0).astype(jnp.int32)
+
+    def run(implementation, max_outputs):
+        return nms(
+            boxes,
+            jnp.round(centre[..., 1]),
+            iou_threshold=0.3,
+            max_outputs=max_outputs,
+            class_ids=classes,
+            valid=size[..., 0] > 1.5,
+            implementation=implementation,
+        )
+
+    for max_outputs in (90, 500):
+        got, want = run("ffi", max_outputs), run("reference", max_outputs)
+        np.testing.assert_array_equal(got[0], want[0])
+        np.testing.assert_array_equal(got[1], want[1])
+    kept = got[1].sum(-1)
+    assert kept.min() > 90
+    assert kept.max() < 400

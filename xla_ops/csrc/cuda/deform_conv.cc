@@ -1,0 +1,250 @@
+// XLA FFI handlers of the kernels of deform_conv.h: check the operands, launch. Which
+// handler does what for deform_conv2d is decided in xla_ops/cuda/deform_conv.py.
+#include "deform_conv.h"
+
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "buffers.h"
+#include "ffi_stream.h"
+#include "geometry.h"
+#include "registry.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace xla_ops {
+namespace cuda {
+namespace {
+
+namespace ffi = ::xla::ffi;
+
+ffi::Error result_of(const std::string& error, simt::Failure failure) {
+  if (!error.empty()) return ffi::Error::InvalidArgument("deform_conv2d: " + error);
+  if (failure) return ffi::Error::Internal(std::string("deform_conv2d: ") + failure);
+  return ffi::Error::Success();
+}
+
+// The mask is the last operand, where there is one. Returns what is wrong, or "".
+std::string decode_mask(const ffi::RemainingArgs& rest, std::optional<ffi::AnyBuffer>* mask) {
+  if (rest.size() > 1) return "too many operands";
+  if (rest.size() == 0) return "";
+  auto buffer = rest.get<ffi::AnyBuffer>(0);
+  if (!buffer) return "the last operand is not a buffer";
+  *mask = *buffer;
+  return "";
+}
+
+std::string decode_attributes(const ffi::Dictionary& attributes, DeformConvGeometry* g) {
+  const std::pair<const char*, int64_t*> fields[] = {
+      {"kernel_h", &g->R},
+      {"kernel_w", &g->S},
+      {"stride_h", &g->stride_h},
+      {"stride_w", &g->stride_w},
+      {"pad_top", &g->pad_top},
+      {"pad_left", &g->pad_left},
+      {"dilation_h", &g->dilation_h},
+      {"dilation_w", &g->dilation_w},
+      {"groups", &g->groups},
+  };
+  for (const auto& [name, field] : fields) {
+    const auto value = attributes.get<int64_t>(name);
+    if (!value) return std::string("attribute ") + name + " is missing";
+    *field = *value;
+  }
+  return g->groups < 1 ? "groups must be positive" : "";
+}
+
+// Fills `op`, but x, for a map of shape `x`. Returns what is wrong, or "".
+std::string decode(const ffi::Dictionary& attributes, const Shape& x, ffi::AnyBuffer first_row,
+                   ffi::AnyBuffer offset, const std::optional<ffi::RemainingArgs>& rest,
+                   DeformConvOperands* op) {
+  DeformConvGeometry& g = op->geometry;
+  std::string error = decode_attributes(attributes, &g);
+  std::optional<ffi::AnyBuffer> mask;
+  if (error.empty() && rest) error = decode_mask(*rest, &mask);
+  if (!error.empty()) return error;
+  if (x.size() != 4) return "`x` has shape " + shape_text(x) + "; expected (N, H, W, C)";
+  g.modulated = mask.has_value();
+  // The kernel is no operand; any number of outputs will do.
+  error = decode_deform_conv(x, shape_of(offset), {1, g.R, g.S, x[3] / g.groups, g.groups}, &g);
+  const ffi::DataType real = real_type(op->type);
+  if (error.empty()) error = check_buffer("first_row", first_row, {g.N}, ffi::DataType::S32);
+  if (error.empty()) error = check_buffer("offset", offset, shape_of(offset), real);
+  if (error.empty() && mask) error = check_buffer("mask", *mask, deform_conv_mask_shape(g), real);
+  // Corners are counted in int32.
+  if (error.empty() && g.positions() * g.taps() >= int64_t{1} << 29) {
+    error = "an output of " + std::to_string(g.P) + " x " + std::to_string(g.Q) + " is too large";
+  }
+  op->first_row = static_cast<const int32_t*>(first_row.untyped_data());
+  op->offset = offset.untyped_data();
+  op->mask = mask ? mask->untyped_data() : nullptr;
+  return error;
+}
+
+std::string decode_type(ffi::DataType dtype, ElementType* type) {
+  const auto known = element_type(dtype);
+  if (!known) return "`x` must be float32, float64, bfloat16 or float16";
+  *type = *known;
+  return "";
+}
+
+Shape columns_shape(const DeformConvGeometry& g) {
+  return {g.N, g.P, g.Q, g.groups, g.taps(), g.group_channels()};
+}
+
+ffi::Error columns_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer first_row,
+                        ffi::AnyBuffer offset, ffi::RemainingArgs rest,
+                        ffi::Result<ffi::AnyBuffer> columns, ffi::Dictionary attributes) {
+  DeformConvOperands op{};
+  std::string error = decode_type(x.element_type(), &op.type);
+  if (error.empty()) error = decode(attributes, shape_of(x), first_row, offset, rest, &op);
+  if (error.empty()) {
+    error = check_buffer("columns", *columns, columns_shape(op.geometry), x.element_type());
+  }
+  if (!error.empty()) return result_of(error, nullptr);
+  op.x = x.untyped_data();
+  return result_of("", sample_columns(op, columns->untyped_data(), stream));
+}
+
+ffi::Error visit_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer first_row,
+                      ffi::AnyBuffer offset, ffi::AnyBuffer dcolumns, ffi::RemainingArgs rest,
+                      ffi::Result<ffi::AnyBuffer> columns, ffi::Result<ffi::AnyBuffer> doffset,
+                      ffi::RemainingRets more, ffi::Dictionary attributes) {
+  DeformConvOperands op{};
+  std::string error = decode_type(x.element_type(), &op.type);
+  if (error.empty()) error = decode(attributes, shape_of(x), first_row, offset, rest, &op);
+  if (!error.empty()) return result_of(error, nullptr);
+  const DeformConvGeometry& g = op.geometry;
+  const ffi::DataType real = real_type(op.type);
+  const Shape shape = columns_shape(g);
+  error = check_buffer("dcolumns", dcolumns, shape, real);
+  if (error.empty()) error = check_buffer("columns", *columns, shape, x.element_type());
+  if (error.empty()) error = check_buffer("doffset", *doffset, shape_of(offset), real);
+  DeformConvGradients grad{};
+  size_t next = 0;
+  if (error.empty() && g.modulated) {
+    auto dmask = more.get<ffi::AnyBuffer>(next++);
+    if (!dmask) return dmask.error();
+    error = check_buffer("dmask", **dmask, deform_conv_mask_shape(g), real);
+    grad.dmask = (*dmask)->untyped_data();
+  }
+  if (error.empty() && next < more.size()) {
+    auto dx = more.get<ffi::AnyBuffer>(next++);
+    if (!dx) return dx.error();
+    error = check_buffer("dx", **dx, shape_of(x), real);
+    grad.dx = (*dx)->untyped_data();
+  }
+  if (error.empty() && next < more.size()) error = "too many results";
+  if (!error.empty()) return result_of(error, nullptr);
+  op.x = x.untyped_data();
+  grad.dcolumns = dcolumns.untyped_data();
+  grad.columns = columns->untyped_data();
+  grad.doffset = doffset->untyped_data();
+  return result_of("", visit_samples(op, grad, stream));
+}
+
+// Whether numbers of pixels are kept in 16 bits; XLA sorts them faster.
+std::string decode_pixel(const ffi::AnyBuffer& pixel, const DeformConvGeometry& g, bool* narrow) {
+  *narrow = pixel.element_type() == ffi::DataType::U16;
+  if (*narrow && g.H * g.W > 0xffff) return "`pixel` is too narrow for the map";
+  return check_buffer("pixel", pixel, {g.N, g.G, 4 * g.positions() * g.taps()},
+                      *narrow ? ffi::DataType::U16 : ffi::DataType::U32);
+}
+
+ffi::Error list_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer first_row,
+                     ffi::AnyBuffer offset, ffi::Result<ffi::AnyBuffer> pixel,
+                     ffi::Dictionary attributes) {
+  DeformConvOperands op{};
+  bool narrow = false;
+  std::string error = decode_type(x.element_type(), &op.type);
+  if (error.empty()) {
+    error = decode(attributes, shape_of(x), first_row, offset, std::nullopt, &op);
+  }
+  if (error.empty()) error = decode_pixel(*pixel, op.geometry, &narrow);
+  if (!error.empty()) return result_of(error, nullptr);
+  return result_of("", list_corners(op, narrow, pixel->untyped_data(), stream));
+}
+
+ffi::Error gather_impl(cudaStream_t stream, ffi::AnyBuffer first_row, ffi::AnyBuffer offset,
+                       ffi::AnyBuffer dcolumns, ffi::AnyBuffer pixel, ffi::AnyBuffer number,
+                       ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> dx,
+                       ffi::Result<ffi::AnyBuffer> starts, ffi::Dictionary attributes) {
+  DeformConvOperands op{};
+  std::string error = decode_type(dx->element_type(), &op.type);
+  if (error.empty()) error = decode(attributes, shape_of(*dx), first_row, offset, rest, &op);
+  if (!error.empty()) return result_of(error, nullptr);
+  const DeformConvGeometry& g = op.geometry;
+  DeformConvCorners corners{};
+  error = check_buffer("dx", *dx, shape_of(*dx), real_type(op.type));
+  if (error.empty())
+    error = check_buffer("dcolumns", dcolumns, columns_shape(g), dx->element_type());
+  if (error.empty()) error = decode_pixel(pixel, g, &corners.narrow);
+  if (error.empty()) error = check_buffer("number", number, shape_of(pixel), ffi::DataType::S32);
+  if (error.empty()) {
+    error = check_buffer("starts", *starts, {g.N, g.G, g.H * g.W + 1}, ffi::DataType::S32);
+  }
+  if (!error.empty()) return result_of(error, nullptr);
+  corners.pixel = pixel.untyped_data();
+  corners.number = static_cast<const int32_t*>(number.untyped_data());
+  return result_of("", gather_input_gradient(op, dcolumns.untyped_data(), corners,
+                                             static_cast<int32_t*>(starts->untyped_data()),
+                                             dx->untyped_data(), stream));
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dColumns, columns_impl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<Stream>()
+                                  .Arg<ffi::AnyBuffer>()  // x
+                                  .Arg<ffi::AnyBuffer>()  // first_row
+                                  .Arg<ffi::AnyBuffer>()  // offset
+                                  .RemainingArgs()        // mask
+                                  .Ret<ffi::AnyBuffer>()  // columns
+                                  .Attrs(),
+                              {ffi::Traits::kCmdBufferCompatible});
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dVisit, visit_impl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<Stream>()
+                                  .Arg<ffi::AnyBuffer>()  // x
+                                  .Arg<ffi::AnyBuffer>()  // first_row
+                                  .Arg<ffi::AnyBuffer>()  // offset
+                                  .Arg<ffi::AnyBuffer>()  // dcolumns
+                                  .RemainingArgs()        // mask
+                                  .Ret<ffi::AnyBuffer>()  // columns
+                                  .Ret<ffi::AnyBuffer>()  // doffset
+                                  .RemainingRets()        // dmask, dx
+                                  .Attrs(),
+                              {ffi::Traits::kCmdBufferCompatible});
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dList, list_impl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<Stream>()
+                                  .Arg<ffi::AnyBuffer>()  // x, for its shape
+                                  .Arg<ffi::AnyBuffer>()  // first_row
+                                  .Arg<ffi::AnyBuffer>()  // offset
+                                  .Ret<ffi::AnyBuffer>()  // pixel
+                                  .Attrs(),
+                              {ffi::Traits::kCmdBufferCompatible});
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dGather, gather_impl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<Stream>()
+                                  .Arg<ffi::AnyBuffer>()  // first_row
+                                  .Arg<ffi::AnyBuffer>()  // offset
+                                  .Arg<ffi::AnyBuffer>()  // dcolumns
+                                  .Arg<ffi::AnyBuffer>()  // pixel, sorted
+                                  .Arg<ffi::AnyBuffer>()  // number
+                                  .RemainingArgs()        // mask
+                                  .Ret<ffi::AnyBuffer>()  // dx
+                                  .Ret<ffi::AnyBuffer>()  // starts
+                                  .Attrs(),
+                              {ffi::Traits::kCmdBufferCompatible});
+
+XLA_OPS_REGISTER("dcn_jax.deform_conv2d.columns", DeformConv2dColumns);
+XLA_OPS_REGISTER("dcn_jax.deform_conv2d.visit", DeformConv2dVisit);
+XLA_OPS_REGISTER("dcn_jax.deform_conv2d.list", DeformConv2dList);
+XLA_OPS_REGISTER("dcn_jax.deform_conv2d.gather", DeformConv2dGather);
+
+}  // namespace
+}  // namespace cuda
+}  // namespace xla_ops

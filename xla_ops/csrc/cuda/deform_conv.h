@@ -1,0 +1,64 @@
+// What the handlers of deform_conv2d (deform_conv.cc) ask of its kernels
+// (deform_conv_*.cu). Shape letters as in geometry.h.
+//
+// XLA multiplies; the kernels do what lies around the products. Columns are the samples
+// that are multiplied with the kernel: [N,P,Q,groups,R*S,C/groups]. P counts the rows of a
+// chunk of the output, whose first row is first_row[n].
+#ifndef XLA_OPS_CUDA_DEFORM_CONV_H_
+#define XLA_OPS_CUDA_DEFORM_CONV_H_
+
+#include <cstdint>
+
+#include "element_type.h"
+#include "geometry.h"
+#include "stream.h"
+
+namespace xla_ops {
+namespace cuda {
+
+struct DeformConvOperands {
+  DeformConvGeometry geometry;
+  ElementType type;          // of x and the columns
+  const void* x;             // nullptr where only places matter
+  const int32_t* first_row;  // [N]
+  const void* offset;
+  const void* mask;  // nullptr where not modulated
+};
+
+struct DeformConvGradients {
+  const void* dcolumns;  // like columns, in the type of offset
+  void* columns;
+  void* doffset;
+  void* dmask;  // nullptr where not modulated
+  void* dx;     // [N,H,W,C] in the type of offset, or nullptr: see gather_input_gradient()
+};
+
+// For each image and offset group the samples' corners, sorted by the pixel they read. A
+// corner's number is 4 * (position * R*S + tap) + corner of bilinear.h.
+struct DeformConvCorners {
+  bool narrow;            // pixels are uint16_t, else uint32_t
+  const void* pixel;      // [N,G,P*Q*R*S*4], rising; H*W: outside the map
+  const int32_t* number;  // the same shape; rising among equal pixels
+};
+
+simt::Failure sample_columns(const DeformConvOperands& op, void* columns, cudaStream_t stream);
+
+// Writes the columns again, and the gradients of offset, mask and, by atomic additions in
+// any order, x.
+simt::Failure visit_samples(const DeformConvOperands& op, const DeformConvGradients& grad,
+                            cudaStream_t stream);
+
+// Writes which pixel each corner reads, in the order of their numbers.
+simt::Failure list_corners(const DeformConvOperands& op, bool narrow, void* pixel,
+                           cudaStream_t stream);
+
+// The gradient of x, in the type of offset and in an order of additions that is always
+// the same. `starts` [N,G,H*W+1] is scratch.
+simt::Failure gather_input_gradient(const DeformConvOperands& op, const void* dcolumns,
+                                    const DeformConvCorners& corners, int32_t* starts, void* dx,
+                                    cudaStream_t stream);
+
+}  // namespace cuda
+}  // namespace xla_ops
+
+#endif  // XLA_OPS_CUDA_DEFORM_CONV_H_

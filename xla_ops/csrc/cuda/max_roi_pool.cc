@@ -1,0 +1,82 @@
+// XLA FFI handlers of roi_pool: check the operands, launch. The same calls as
+// the CPU's
+// (../max_roi_pool_ffi.h), but the backward one has two more results, which are
+// scratch: where each RoI reads, [N,B,4] int32, and the pixels of the maxima,
+// [N,B,h,w,C] int32.
+#include "max_roi_pool.h"
+
+#include <string>
+
+#include "ffi_stream.h"
+#include "max_roi_pool_ffi.h"
+#include "registry.h"
+#include "roi_pool.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace xla_ops {
+namespace cuda {
+namespace {
+
+namespace ffi = ::xla::ffi;
+
+ffi::Error result_of(std::string error, simt::Failure failure) {
+  if (!error.empty()) return ffi::Error::InvalidArgument("roi_pool: " + error);
+  if (failure) return ffi::Error::Internal(std::string("roi_pool: ") + failure);
+  return ffi::Error::Success();
+}
+
+// What the kernels cannot do, or "".
+std::string check_sizes(const MaxRoiPoolCall& call) {
+  if (call.maps.size() > kMaxRoiLevels) {
+    return std::to_string(call.maps.size()) + " maps; the kernels take " +
+           std::to_string(kMaxRoiLevels);
+  }
+  return call.op.h * call.op.w > kMaxRoiCells ? "a RoI has too many bins" : "";
+}
+
+ffi::Error MaxRoiPoolFwdImpl(cudaStream_t stream, ffi::RemainingArgs args,
+                             ffi::Result<ffi::AnyBuffer> y, int64_t num_levels) {
+  MaxRoiPoolCall call;
+  std::string error = decode_max_roi_pool_forward(args, num_levels, *y, &call);
+  if (error.empty()) error = check_sizes(call);
+  if (!error.empty()) return result_of(error, nullptr);
+  return result_of("", max_pool_rois(call.op, y->untyped_data(), stream));
+}
+
+ffi::Error MaxRoiPoolBwdImpl(cudaStream_t stream, ffi::RemainingArgs args,
+                             ffi::RemainingRets results, int64_t num_levels) {
+  MaxRoiPoolCall call;
+  std::string error = decode_max_roi_pool_gradients(args, results, 2, num_levels, &call);
+  if (error.empty()) error = check_sizes(call);
+  if (!error.empty()) return result_of(error, nullptr);
+  const MaxRoiPoolOperands& op = call.op;
+  auto reach = results.get<ffi::AnyBuffer>(num_levels);
+  auto places = results.get<ffi::AnyBuffer>(num_levels + 1);
+  if (!reach) return reach.error();
+  if (!places) return places.error();
+  error = check_buffer("reach", **reach, {op.N, op.B, 4}, ffi::DataType::S32);
+  if (error.empty()) {
+    error = check_buffer("places", **places, {op.N, op.B, op.h, op.w, op.C}, ffi::DataType::S32);
+  }
+  if (!error.empty()) return result_of(error, nullptr);
+  return result_of(
+      "", max_roi_map_gradient(op, call.g, static_cast<int32_t*>((*reach)->untyped_data()),
+                               static_cast<int32_t*>((*places)->untyped_data()), stream));
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    MaxRoiPoolFwd, MaxRoiPoolFwdImpl,
+    ffi::Ffi::Bind().Ctx<Stream>().RemainingArgs().Ret<ffi::AnyBuffer>().Attr<int64_t>(
+        "num_levels"),
+    {ffi::Traits::kCmdBufferCompatible});
+XLA_OPS_REGISTER("dcn_jax.max_roi_pool.fwd", MaxRoiPoolFwd);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    MaxRoiPoolBwd, MaxRoiPoolBwdImpl,
+    ffi::Ffi::Bind().Ctx<Stream>().RemainingArgs().RemainingRets().Attr<int64_t>("num_levels"),
+    {ffi::Traits::kCmdBufferCompatible});
+XLA_OPS_REGISTER("dcn_jax.max_roi_pool.bwd", MaxRoiPoolBwd);
+
+}  // namespace
+}  // namespace cuda
+}  // namespace xla_ops

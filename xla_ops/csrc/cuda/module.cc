@@ -1,0 +1,24 @@
+// Python module xla_ops._cuda, or, with the kernels compiled for the host,
+// xla_ops._cuda_emulated: hands the FFI handlers to jax.ffi.register_ffi_target.
+#include <pybind11/pybind11.h>
+
+#include "registry.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(XLA_OPS_MODULE, m) {
+  m.doc() = "XLA FFI handlers of the CUDA kernels.";
+  m.def(
+      "registrations",
+      [] {
+        py::dict capsules;
+        for (const xla_ops::Target& target : xla_ops::Targets()) {
+          capsules[target.name] =
+              py::capsule(reinterpret_cast<void*>(target.handler), "xla._CUSTOM_CALL_TARGET");
+        }
+        return capsules;
+      },
+      "FFI target name -> capsule of its handler.");
+  // Read by xla_ops/_call.py: a jaxlib whose API is older must not load the handlers.
+  m.attr("ffi_api_version") = py::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
+}

@@ -1,0 +1,82 @@
+// XLA FFI handler of nms: checks the operands, launches. XLA has sorted the boxes
+// (xla_ops/cuda/nms.py).
+#include "nms.h"
+
+#include <string>
+
+#include "buffers.h"
+#include "ffi_stream.h"
+#include "geometry.h"
+#include "registry.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace xla_ops {
+namespace cuda {
+namespace {
+
+namespace ffi = ::xla::ffi;
+
+template <typename A>
+simt::Failure select(const NmsOperands& op, const ffi::AnyBuffer& boxes, double threshold,
+                     void* words, int32_t* indices, bool* selected, cudaStream_t stream) {
+  uint64_t* suppressed = static_cast<uint64_t*>(words);
+  const simt::Failure failure = compare_boxes<A>(op, static_cast<const A*>(boxes.untyped_data()),
+                                                 static_cast<A>(threshold), suppressed, stream);
+  return failure ? failure : select_boxes(op, suppressed, indices, selected, stream);
+}
+
+ffi::Error NmsImpl(cudaStream_t stream, ffi::AnyBuffer boxes, ffi::Buffer<ffi::S32> class_ids,
+                   ffi::Buffer<ffi::S32> order, ffi::Buffer<ffi::S32> candidates,
+                   ffi::ResultBuffer<ffi::S32> indices, ffi::ResultBuffer<ffi::PRED> selected,
+                   ffi::ResultBuffer<ffi::U32> words, double threshold) {
+  const Shape shape = shape_of(class_ids), output = shape_of(*indices);
+  std::string error;
+  if (shape.size() != 2) error = "`class_ids` has shape " + shape_text(shape);
+  if (error.empty() && shape[1] > kNmsMaxBoxes) {
+    error = std::to_string(shape[1]) + " boxes; the kernels take " + std::to_string(kNmsMaxBoxes);
+  }
+  if (error.empty()) {
+    error = check_buffer("boxes", boxes, {shape[0], shape[1], 4}, boxes.element_type());
+  }
+  if (error.empty()) error = check_shape("order", shape_of(order), shape);
+  if (error.empty()) error = check_shape("candidates", shape_of(candidates), {shape[0]});
+  if (error.empty() && (output.size() != 2 || output[0] != shape[0])) {
+    error = "the result has shape " + shape_text(output);
+  }
+  if (error.empty()) error = check_shape("the result", shape_of(*selected), output);
+  if (error.empty()) {
+    error = check_shape("words", shape_of(*words), {shape[0], shape[1], 2 * nms_blocks(shape[1])});
+  }
+  const bool is_f32 = boxes.element_type() == ffi::DataType::F32;
+  if (error.empty() && !is_f32 && boxes.element_type() != ffi::DataType::F64) {
+    error = "`boxes` has an element type that no kernel knows";
+  }
+  if (!error.empty()) return ffi::Error::InvalidArgument("nms: " + error);
+
+  const NmsOperands op{shape[0],           shape[1],
+                       output[1],          class_ids.typed_data(),
+                       order.typed_data(), candidates.typed_data()};
+  const auto run = is_f32 ? select<float> : select<double>;
+  const simt::Failure failure = run(op, boxes, threshold, words->untyped_data(),
+                                    indices->typed_data(), selected->typed_data(), stream);
+  if (failure) return ffi::Error::Internal(std::string("nms: ") + failure);
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Nms, NmsImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<Stream>()
+                                  .Arg<ffi::AnyBuffer>()          // boxes
+                                  .Arg<ffi::Buffer<ffi::S32>>()   // class_ids
+                                  .Arg<ffi::Buffer<ffi::S32>>()   // order
+                                  .Arg<ffi::Buffer<ffi::S32>>()   // candidates
+                                  .Ret<ffi::Buffer<ffi::S32>>()   // indices
+                                  .Ret<ffi::Buffer<ffi::PRED>>()  // selected
+                                  .Ret<ffi::Buffer<ffi::U32>>()   // scratch
+                                  .Attr<double>("iou_threshold"),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_OPS_REGISTER("dcn_jax.nms", Nms);
+
+}  // namespace
+}  // namespace cuda
+}  // namespace xla_ops

@@ -1,0 +1,1 @@
+"""Operators whose CUDA form is not just the custom call of the CPU."""
