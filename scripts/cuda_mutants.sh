@@ -37,6 +37,7 @@ mutant() {
 }
 
 columns=deform_conv_columns.cu gradients=deform_conv_gradients.cu gather=deform_conv_gather.cu
+fused=deform_conv_fused.cu
 
 mutant "control: no change" deform_conv quiet $columns "" plain address
 mutant "control: a barrier too many" deform_conv quiet $columns \
@@ -67,4 +68,18 @@ mutant "sums over too few lanes" deform_conv caught $gradients \
   's/step = lanes \/ 8; step > 0/step = lanes \/ 8; step > 1/' plain
 mutant "the last sample of a pixel lost" deform_conv caught $gather \
   's/first \+ lane < end/first + lane + 1 < end/' plain
+mutant "barrier dropped between tiles" deform_conv_fused caught $fused \
+  '/wait_copies/{n;s/__syncthreads\(\);//}' plain thread
+mutant "barrier dropped after the corners" deform_conv_fused caught $fused \
+  '/find_all_corners\(taps/{n;s/__syncthreads\(\);//}' plain thread
+mutant "barrier dropped before the output" deform_conv_fused caught $fused \
+  '/^  __syncthreads/{N;s/.*(\n  block\.write)/\1/}' thread
+mutant "copies not waited for" deform_conv_fused caught $fused \
+  's/if constexpr \(kWholeRuns\) simt::wait_copies\(\);//' plain
+mutant "shared memory of the fused kernel a row short" deform_conv_fused caught $fused \
+  's/sizeof\(Shared<T, kWidth>\), stream/sizeof(Shared<T, kWidth>) - kWidth * sizeof(T), stream/' address
+mutant "bound of the kernel dropped" deform_conv_fused caught $fused \
+  's/const bool exists = .*;/const bool exists = true;/' address
+mutant "weights of the other stage" deform_conv_fused caught $fused \
+  's/fetch_weights\(stage \^ 1\)/fetch_weights(stage)/' plain
 exit $failed

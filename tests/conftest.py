@@ -14,6 +14,8 @@ from absl import flags
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A GPU would round the operands of float32 products to TF32.
+jax.config.update("jax_default_matmul_precision", "highest")
 
 # grain reads absl flags, which only absl.app.run would parse.
 flags.FLAGS.mark_as_parsed()

@@ -302,22 +302,12 @@ def make_primitive(
             composition = functools.partial(cuda, devices=_devices(ctx))
             function = functools.partial(_in_auto_mode(composition, results), **params)
             return mlir.lower_fun(function, multiple_results=True)(ctx, *operands)
-        _check_target(target, platform)
-        extra_attributes = None
-        if _is_partitioned(ctx):
-            images = ctx.avals_in[0].shape[0]
-            if any(ctx.avals_in[i].shape[0] != images for i in shared):
-
-                def expanded(*operands):
-                    operands = _expand_shared(operands, shared)
-                    return primitive.bind(
-                        *operands, implementation=implementation, **params
-                    )
-
-                return mlir.lower_fun(expanded, multiple_results=True)(ctx, *operands)
-            extra_attributes = _partitioning_attributes(ctx)
-        rule = jax.ffi.ffi_lowering(target, extra_attributes=extra_attributes)
-        return rule(ctx, *operands, **attributes(**params))
+        again = functools.partial(
+            primitive.bind, implementation=implementation, **params
+        )
+        return _lower_to_target(
+            ctx, target, platform, operands, attributes(**params), shared, again
+        )
 
     mlir.register_lowering(primitive, lower_reference)
     # A missing CPU library is an error, not a slow program.
@@ -339,16 +329,18 @@ def make_kernel(
     *,
     results: Callable[..., Sequence[tuple[tuple, Any]]],
     attributes: Callable[..., dict[str, Any]],
+    shared: Sequence[int] = (),
 ) -> Callable[..., list[jax.Array]]:
     """Makes a call of one kernel, for use in `cuda` of `make_primitive` alone.
 
     Args:
       target: FFI target name.
-      results: As in `make_primitive`, like attributes.
+      results: As in `make_primitive`, like attributes and shared.
       attributes: See there.
+      shared: See there.
 
     Returns:
-      `call(*operands, **params) -> [array, ...]`. All operands lead with N.
+      `call(*operands, **params) -> [array, ...]`.
     """
     primitive = Primitive(target)
     primitive.multiple_results = True
@@ -361,10 +353,10 @@ def make_kernel(
         ]
 
     def lower(platform, ctx, *operands, **params):
-        _check_target(target, platform)
-        extra = _partitioning_attributes(ctx) if _is_partitioned(ctx) else None
-        rule = jax.ffi.ffi_lowering(target, extra_attributes=extra)
-        return rule(ctx, *operands, **attributes(**params))
+        again = functools.partial(primitive.bind, **params)
+        return _lower_to_target(
+            ctx, target, platform, operands, attributes(**params), shared, again
+        )
 
     for platform in _libraries():
         mlir.register_lowering(
@@ -488,6 +480,27 @@ def _is_partitioned(ctx) -> bool:
             axes.mesh.axis_names
         )
     return False
+
+
+def _lower_to_target(ctx, target, platform, operands, attributes, shared, again):
+    """Lowers to a custom call.
+
+    `again` binds the same primitive: to operands of which none is shared, where the
+    call may be split.
+    """
+    _check_target(target, platform)
+    extra_attributes = None
+    if _is_partitioned(ctx):
+        images = ctx.avals_in[0].shape[0]
+        if any(ctx.avals_in[i].shape[0] != images for i in shared):
+
+            def expanded(*operands):
+                return again(*_expand_shared(operands, shared))
+
+            return mlir.lower_fun(expanded, multiple_results=True)(ctx, *operands)
+        extra_attributes = _partitioning_attributes(ctx)
+    rule = jax.ffi.ffi_lowering(target, extra_attributes=extra_attributes)
+    return rule(ctx, *operands, **attributes)
 
 
 def _expand_shared(operands, shared):

@@ -2,7 +2,8 @@
 
 The samples, multiplied with the kernel, give the output; they are called columns, as
 in im2col. Columns are R*S times as large as the input, so the output is worked on in
-chunks of rows, and neither direction keeps columns.
+chunks of rows, and neither direction keeps columns. Where tensor cores may be used, one
+kernel does the whole forward pass and no columns are written: `fits_fused_kernel`.
 
 Letters: N batch, H W input map, P Q output map, C in channels, K out channels,
 R S kernel taps, G offset groups, I convolution groups.
@@ -25,6 +26,11 @@ _COLUMN_BYTES = 256 << 20
 def deform_conv2d(x, offset, kernel, *mask, precision, devices, **geometry):
     """The forward pass, like the function of that name in `xla_ops.reference`."""
     settings = _settings(kernel, geometry)
+    if fits_fused_kernel(
+        x.dtype, x.shape[3], offset.shape[3], kernel.shape[-1], geometry["groups"],
+        precision,
+    ):  # fmt: skip
+        return tuple(_fused(x, offset, kernel, *mask, **settings))
     weights = _by_group(kernel, geometry["groups"])
     real = offset.dtype
     features = kernel.shape[-1]
@@ -86,6 +92,62 @@ def deform_conv2d_gradients(
     sums = tuple(jnp.zeros_like(offset, shape=shape) for shape in shapes)
     dx, *others = _in_chunks(add_rows, sums, x, offset, devices)
     return dx.astype(x.dtype), *others
+
+
+# The fused forward pass
+
+# With fewer channels most of a tile of the fused kernel is padding.
+_MIN_FUSED = 16
+
+
+def fits_fused_kernel(
+    dtype, channels, offset_groups, features, groups, precision
+) -> bool:
+    """Whether the fused kernel is right for the forward pass, and the faster way.
+
+    Args:
+      dtype: Of x and kernel.
+      channels: C. A size that is not a number is none that the kernel is chosen for.
+      offset_groups: G.
+      features: K.
+      groups: I.
+      precision: As in `jax.lax.dot_general`.
+    """
+    sizes = (channels, offset_groups, features)
+    if not all(isinstance(size, int) for size in sizes):
+        return False
+    if dtype == jnp.float32:
+        # Tensor cores round float32 to TF32.
+        if not allows_tf32(precision):
+            return False
+    elif dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    # A tile holds channels of one offset group; the kernel convolves all as one group.
+    return (
+        groups == 1
+        and channels // offset_groups >= _MIN_FUSED
+        and features >= _MIN_FUSED
+    )
+
+
+def allows_tf32(precision) -> bool:
+    """Whether XLA may round the operands of a float32 product to TF32 on a GPU."""
+    if precision is None:
+        # pyright knows no settings that are context managers too.
+        precision = jax.config.jax_default_matmul_precision  # pyright: ignore
+    operands = precision if isinstance(precision, tuple) else (precision,)
+    return all(_operand_allows_tf32(operand) for operand in operands)
+
+
+def _operand_allows_tf32(precision) -> bool:
+    algorithms = jax.lax.DotAlgorithmPreset
+    if isinstance(precision, str) and precision in algorithms.__members__:
+        precision = algorithms[precision]
+    if isinstance(precision, algorithms):
+        return precision in (algorithms.DEFAULT, algorithms.TF32_TF32_F32)
+    if isinstance(precision, jax.lax.DotAlgorithm):
+        return False
+    return jax.lax.Precision(precision) != jax.lax.Precision.HIGHEST
 
 
 # The gradient of x
@@ -207,6 +269,10 @@ def _columns_results(x, first_row, offset, *mask, groups, **settings):
     return [(_columns_shape(offset, x.shape[3], groups), x.dtype)]
 
 
+def _fused_results(x, offset, kernel, *mask, **settings):
+    return [((*offset.shape[:3], kernel.shape[-1]), x.dtype)]
+
+
 def _visit_results(x, first_row, offset, dcolumns, *mask, scatter, **settings):
     results = [(dcolumns.shape, x.dtype), (offset.shape, offset.dtype)]
     results += [(m.shape, offset.dtype) for m in mask]
@@ -230,6 +296,12 @@ def _gather_results(first_row, offset, dcolumns, pixel, number, *mask, shape, **
 
 _columns = make_kernel(
     "dcn_jax.deform_conv2d.columns", results=_columns_results, attributes=_attributes
+)
+_fused = make_kernel(
+    "dcn_jax.deform_conv2d.fused",
+    results=_fused_results,
+    attributes=_attributes,
+    shared=(2,),
 )
 _visit = make_kernel(
     "dcn_jax.deform_conv2d.visit", results=_visit_results, attributes=_attributes

@@ -54,10 +54,11 @@ std::string decode_attributes(const ffi::Dictionary& attributes, DeformConvGeome
   return g->groups < 1 ? "groups must be positive" : "";
 }
 
-// Fills `op`, but x, for a map of shape `x`. Returns what is wrong, or "".
-std::string decode(const ffi::Dictionary& attributes, const Shape& x, ffi::AnyBuffer first_row,
-                   ffi::AnyBuffer offset, const std::optional<ffi::RemainingArgs>& rest,
-                   DeformConvOperands* op) {
+// Fills `op`, but x and first_row, for a map of shape `x` and a kernel [kernels,K] besides
+// what the attributes say. Returns what is wrong, or "".
+std::string decode_output(const ffi::Dictionary& attributes, const Shape& x, int64_t kernels,
+                          int64_t K, ffi::AnyBuffer offset,
+                          const std::optional<ffi::RemainingArgs>& rest, DeformConvOperands* op) {
   DeformConvGeometry& g = op->geometry;
   std::string error = decode_attributes(attributes, &g);
   std::optional<ffi::AnyBuffer> mask;
@@ -65,19 +66,30 @@ std::string decode(const ffi::Dictionary& attributes, const Shape& x, ffi::AnyBu
   if (!error.empty()) return error;
   if (x.size() != 4) return "`x` has shape " + shape_text(x) + "; expected (N, H, W, C)";
   g.modulated = mask.has_value();
-  // The kernel is no operand; any number of outputs will do.
-  error = decode_deform_conv(x, shape_of(offset), {1, g.R, g.S, x[3] / g.groups, g.groups}, &g);
+  error = decode_deform_conv(x, shape_of(offset), {kernels, g.R, g.S, x[3] / g.groups, K}, &g);
   const ffi::DataType real = real_type(op->type);
-  if (error.empty()) error = check_buffer("first_row", first_row, {g.N}, ffi::DataType::S32);
   if (error.empty()) error = check_buffer("offset", offset, shape_of(offset), real);
   if (error.empty() && mask) error = check_buffer("mask", *mask, deform_conv_mask_shape(g), real);
+  op->offset = offset.untyped_data();
+  op->mask = mask ? mask->untyped_data() : nullptr;
+  return error;
+}
+
+// The same for kernels that only sample: any number of outputs will do.
+std::string decode(const ffi::Dictionary& attributes, const Shape& x, ffi::AnyBuffer first_row,
+                   ffi::AnyBuffer offset, const std::optional<ffi::RemainingArgs>& rest,
+                   DeformConvOperands* op) {
+  const auto groups = attributes.get<int64_t>("groups");
+  std::string error = decode_output(attributes, x, 1, groups ? *groups : 1, offset, rest, op);
+  if (error.empty()) {
+    error = check_buffer("first_row", first_row, {op->geometry.N}, ffi::DataType::S32);
+  }
+  const DeformConvGeometry& g = op->geometry;
   // Corners are counted in int32.
   if (error.empty() && g.positions() * g.taps() >= int64_t{1} << 29) {
     error = "an output of " + std::to_string(g.P) + " x " + std::to_string(g.Q) + " is too large";
   }
   op->first_row = static_cast<const int32_t*>(first_row.untyped_data());
-  op->offset = offset.untyped_data();
-  op->mask = mask ? mask->untyped_data() : nullptr;
   return error;
 }
 
@@ -104,6 +116,30 @@ ffi::Error columns_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer fi
   if (!error.empty()) return result_of(error, nullptr);
   op.x = x.untyped_data();
   return result_of("", sample_columns(op, columns->untyped_data(), stream));
+}
+
+ffi::Error fused_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer offset,
+                      ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
+                      ffi::Result<ffi::AnyBuffer> y, ffi::Dictionary attributes) {
+  DeformConvOperands op{};
+  const Shape shape = shape_of(kernel);
+  std::string error = decode_type(x.element_type(), &op.type);
+  if (error.empty() && shape.size() != 5) error = "`kernel` has shape " + shape_text(shape);
+  if (error.empty()) {
+    error = decode_output(attributes, shape_of(x), shape[0], shape[4], offset, rest, &op);
+  }
+  const DeformConvGeometry& g = op.geometry;
+  if (error.empty() && g.groups != 1) error = "the fused forward pass has one group";
+  if (error.empty()) {
+    const Shape expected = {g.kernels, g.R, g.S, g.C, g.K};
+    error = check_buffer("kernel", kernel, expected, x.element_type());
+  }
+  if (error.empty()) {
+    error = check_buffer("y", *y, deform_conv_output_shape(g), x.element_type());
+  }
+  if (!error.empty()) return result_of(error, nullptr);
+  op.x = x.untyped_data();
+  return result_of("", convolve_fused(op, kernel.untyped_data(), y->untyped_data(), stream));
 }
 
 ffi::Error visit_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer first_row,
@@ -202,6 +238,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dColumns, columns_impl,
                                   .Attrs(),
                               {ffi::Traits::kCmdBufferCompatible});
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dFused, fused_impl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<Stream>()
+                                  .Arg<ffi::AnyBuffer>()  // x
+                                  .Arg<ffi::AnyBuffer>()  // offset
+                                  .Arg<ffi::AnyBuffer>()  // kernel
+                                  .RemainingArgs()        // mask
+                                  .Ret<ffi::AnyBuffer>()  // y
+                                  .Attrs(),
+                              {ffi::Traits::kCmdBufferCompatible});
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dVisit, visit_impl,
                               ffi::Ffi::Bind()
                                   .Ctx<Stream>()
@@ -241,6 +288,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dGather, gather_impl,
                               {ffi::Traits::kCmdBufferCompatible});
 
 XLA_OPS_REGISTER("dcn_jax.deform_conv2d.columns", DeformConv2dColumns);
+XLA_OPS_REGISTER("dcn_jax.deform_conv2d.fused", DeformConv2dFused);
 XLA_OPS_REGISTER("dcn_jax.deform_conv2d.visit", DeformConv2dVisit);
 XLA_OPS_REGISTER("dcn_jax.deform_conv2d.list", DeformConv2dList);
 XLA_OPS_REGISTER("dcn_jax.deform_conv2d.gather", DeformConv2dGather);

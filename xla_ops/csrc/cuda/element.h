@@ -103,6 +103,37 @@ __device__ __forceinline__ void store(const Arithmetic<T> from[V], T* to) {
 template <typename T>
 constexpr int kRun = 16 / sizeof(T);
 
+// A run of 16 bytes as it lies in registers.
+struct alignas(16) Words {
+  uint32_t word[4];
+};
+
+// Element i of a run.
+template <typename T>
+__device__ __forceinline__ float element_of(const Words& run, int i) {
+  if constexpr (sizeof(T) == 2) {
+    return to_real(T{static_cast<uint16_t>(run.word[i / 2] >> i % 2 * 16)});
+  } else {
+    return simt::float_of(run.word[i]);
+  }
+}
+
+// Two elements of 16 bits in a word.
+template <typename T>
+__device__ __forceinline__ uint32_t to_word(float low, float high) {
+#if !defined(XLA_OPS_EMULATES_CUDA)
+  if constexpr (std::is_same_v<T, Bf16>) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return __bfloat16_as_ushort(pair.x) | uint32_t{__bfloat16_as_ushort(pair.y)} << 16;
+  } else {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return __half_as_ushort(pair.x) | uint32_t{__half_as_ushort(pair.y)} << 16;
+  }
+#else
+  return from_real<T>(low).bits | uint32_t{from_real<T>(high).bits} << 16;
+#endif
+}
+
 }  // namespace cuda
 }  // namespace xla_ops
 

@@ -6,7 +6,8 @@
 // - launch only with simt::launch(), grids of one dimension, blocks of whole warps;
 // - shared memory only from simt::dynamic_shared(), no __shared__ variables;
 // - warp collectives only for full, converged warps, with simt::kFullMask;
-// - PTX and half-precision types only in this header and element.h, each with a host form;
+// - PTX and half-precision types only in this header, simt_matrix.h and element.h, each
+//   with a host form;
 // - no block waits for another.
 #ifndef XLA_OPS_CUDA_SIMT_H_
 #define XLA_OPS_CUDA_SIMT_H_
@@ -45,6 +46,9 @@ struct Parameter {
 
 #if !defined(XLA_OPS_EMULATES_CUDA)
 
+// More has to be asked for.
+constexpr size_t kSharedByDefault = 48 << 10;
+
 template <typename T>
 __device__ __forceinline__ T* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -62,14 +66,43 @@ Failure launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_
                cudaStream_t stream, typename Parameter<Parameters>::Type... arguments) {
   if (blocks == 0) return nullptr;
   if (blocks > kMaxBlocks) return "the grid has too many blocks";
+  if (shared_bytes > kSharedByDefault) {
+    const Failure failure = failure_of(cudaFuncSetAttribute(
+        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+        static_cast<int>(shared_bytes)));
+    if (failure) return failure;
+  }
   void* pointers[] = {&arguments...};
   return failure_of(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks),
                                      dim3(threads), pointers, shared_bytes, stream));
 }
 
+// Asks for the shared memory of so many blocks on a multiprocessor and no more: what is
+// left is L1 cache.
+template <typename... Parameters>
+Failure prefer_blocks(void (*kernel)(Parameters...), int blocks, size_t shared_bytes) {
+  int device = 0, most = 0, reserved = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, device);
+  }
+  if (error != cudaSuccess) return failure_of(error);
+  const size_t wanted = blocks * (shared_bytes + reserved);
+  const int percent =
+      wanted < size_t(most) ? static_cast<int>((100 * wanted + most - 1) / most) : 100;
+  return failure_of(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                         cudaFuncAttributePreferredSharedMemoryCarveout, percent));
+}
+
 inline Failure set_zero(void* target, size_t bytes, cudaStream_t stream) {
   return bytes == 0 ? nullptr : failure_of(cudaMemsetAsync(target, 0, bytes, stream));
 }
+
+__device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ uint32_t bits_of(float value) { return __float_as_uint(value); }
 
 // Adds V neighbours in global memory, aligned to V elements.
 template <int V>
@@ -110,10 +143,18 @@ Failure launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_
   return failure.empty() ? nullptr : failure.c_str();
 }
 
+template <typename... Parameters>
+Failure prefer_blocks(void (*)(Parameters...), int, size_t) {
+  return nullptr;
+}
+
 inline Failure set_zero(void* target, size_t bytes, cudaStream_t) {
   std::memset(target, 0, bytes);
   return nullptr;
 }
+
+inline float float_of(uint32_t bits) { return host::from_bits<float>(bits); }
+inline uint32_t bits_of(float value) { return static_cast<uint32_t>(host::to_bits(value)); }
 
 template <int V>
 void atomic_add(float* target, const float* value) {

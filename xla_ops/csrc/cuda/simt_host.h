@@ -127,6 +127,14 @@ class Stack {
   void* base_;
 };
 
+// Of 16 bytes, that simt_matrix.h has started; zeros come from nullptr.
+struct Copy {
+  void* to;
+  const void* from;
+};
+
+constexpr int kMaxCopies = 64;
+
 struct Fiber {
   Context context;
   std::unique_ptr<Stack> stack;
@@ -134,6 +142,8 @@ struct Fiber {
   int number;
   Wait wait;
   Site site;
+  Copy copies[kMaxCopies];
+  int pending;  // copies
 };
 
 // A point that all threads of a group must reach together.
@@ -145,10 +155,17 @@ struct Meeting {
   char order[2];
 };
 
+// A lane's part of two matrices.
+struct Words {
+  uint32_t word[6];
+};
+
 struct Warp {
   Meeting meeting;
   uint64_t given[kLanes];
   uint64_t exchanged[kLanes];
+  Words given_words[kLanes];
+  Words exchanged_words[kLanes];
 };
 
 // The launch that runs on this thread of the operating system.
@@ -227,22 +244,48 @@ SIMT_UNSEEN inline void block_barrier(Site site) {
   });
 }
 
-// Gives `value` to the warp and returns what all lanes gave.
-SIMT_UNSEEN inline const uint64_t* warp_exchange(unsigned mask, uint64_t value, bool orders,
-                                                 Site site) {
+// Puts `value` in the lane's place of `given`; when all lanes have come, copies `given` to
+// `exchanged`.
+template <typename T>
+SIMT_UNSEEN const T* warp_meet(unsigned mask, T value, T (Warp::*given)[kLanes],
+                               T (Warp::*exchanged)[kLanes], bool orders, Site site) {
   Machine& m = *current;
   if (mask != 0xffffffffu) fail(m, site, "a warp collective needs the mask of a full warp");
   const int number = m.running->number;
   Warp& warp = m.warps[number / kLanes];
-  warp.given[number % kLanes] = value;
+  (warp.*given)[number % kLanes] = value;
   meet(m, warp.meeting, kLanes, Wait::kWarp, orders, site, [&]() SIMT_UNSEEN {
     const int first = number / kLanes * kLanes;
     for (int lane = 0; lane < kLanes; ++lane) {
-      warp.exchanged[lane] = warp.given[lane];
+      (warp.*exchanged)[lane] = (warp.*given)[lane];
       m.fibers[first + lane]->wait = Wait::kNone;
     }
   });
-  return warp.exchanged;
+  return warp.*exchanged;
+}
+
+// Gives `value` to the warp and returns what all lanes gave.
+SIMT_UNSEEN inline const uint64_t* warp_exchange(unsigned mask, uint64_t value, bool orders,
+                                                 Site site) {
+  return warp_meet(mask, value, &Warp::given, &Warp::exchanged, orders, site);
+}
+
+SIMT_UNSEEN inline const Words* warp_exchange_words(unsigned mask, Words value, Site site) {
+  return warp_meet(mask, value, &Warp::given_words, &Warp::exchanged_words, false, site);
+}
+
+SIMT_UNSEEN inline void queue_copy(Copy copy, Site site) {
+  Fiber& fiber = *current->running;
+  if (fiber.pending == kMaxCopies) fail(*current, site, "too many copies without a wait");
+  fiber.copies[fiber.pending++] = copy;
+}
+
+// Takes a copy from the queue, if there is one. Any order is as good: take the last.
+SIMT_UNSEEN inline bool next_copy(Copy* copy) {
+  Fiber& fiber = *current->running;
+  if (fiber.pending == 0) return false;
+  *copy = fiber.copies[--fiber.pending];
+  return true;
 }
 
 // The first frame of every fiber.
@@ -282,6 +325,7 @@ inline void prepare(Machine& m, int number) {
   fiber.number = number;
   fiber.index = {unsigned(number), 0, 0};
   fiber.wait = Wait::kNone;
+  fiber.pending = 0;
 }
 
 inline std::string describe_hang(const Machine& m) {
