@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/registry.h"
+#include "registry.h"
 
 namespace xla_ops::fuzz {
 namespace {
