@@ -7,7 +7,8 @@ from xla_ops.ps_roi_pool import deform_ps_roi_pool, ps_roi_align, ps_roi_pool
 from xla_ops.roi_pool import deform_roi_pool, roi_align
 
 # isort: split
-# Last: importing the submodule `roi_pool` would bind its name again.
+# Last: the first import of the submodule `roi_pool` binds that name here, and the
+# function has to come after it, which the alphabet does not say.
 from xla_ops.max_roi_pool import roi_pool
 
 __all__ = [
