@@ -23,7 +23,7 @@ def build_fma_peak(folder: Path) -> Path | None:
 
 
 def fma_flops(program: Path, threads: int) -> float:
-    """Operations a second of all threads together, in some 50 ms."""
+    """Operations a second of all threads together."""
     command = [str(program), str(threads)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout) * 1e9

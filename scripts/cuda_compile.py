@@ -43,7 +43,7 @@ def kernel_name(symbol: str) -> str:
 
 def main() -> None:
     """Prints a table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--architectures", default=",".join(map(str, ARCHITECTURES)), help="numbers"
     )

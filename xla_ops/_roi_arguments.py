@@ -9,11 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xla_ops import _geometry
 
-# The kernels refuse more, which is far beyond any use.
+# The kernels refuse more, which is far beyond any use. Up to this side, float32 holds
+# every place on a map.
 _MAX_SAMPLES = 2**16
+_MAX_SIDE = 2**24
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
@@ -71,7 +74,11 @@ def check_maps(features, spatial_scale, levels, map_sizes):
             raise ValueError(
                 f"`{name}` has shape {x.shape}; expected H and W of at least 1"
             )
-    scales = [check_number("spatial_scale", scale) for scale in scales]
+        if max(x.shape[1:3]) > _MAX_SIDE:
+            raise ValueError(
+                f"`{name}` has shape {x.shape}; expected H and W of at most {_MAX_SIDE}"
+            )
+    scales = [check_number("spatial_scale", scale, maps[0]) for scale in scales]
     if min(scales) <= 0:
         raise ValueError(f"`spatial_scale` is {spatial_scale}; expected more than 0")
 
@@ -112,12 +119,17 @@ def _one_each(name, values, features):
     return values
 
 
-def check_number(name: str, value: Any) -> float:
-    """A finite number as float."""
+def check_number(name: str, value: Any, x: Any) -> float:
+    """A number that the type of coordinates beside `x` holds, as float."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` is {value!r}; expected a number")
     if not math.isfinite(value):
         raise ValueError(f"`{name}` is {value!r}; expected a finite number")
+    limits = np.finfo(_geometry.coordinate_dtype(x.dtype))
+    if value != 0 and not float(limits.tiny) <= abs(value) <= float(limits.max):
+        raise ValueError(
+            f"`{name}` is {value!r}; expected a number that {limits.dtype.name} holds"
+        )
     return float(value)
 
 

@@ -230,7 +230,7 @@ def deform_ps_roi_pool(
     output_size = _geometry.check_pair("output_size", output_size)
     group_size = _geometry.check_integer("group_size", group_size)
     depth = _group_channels(maps, (group_size, group_size), "group_size")
-    offset_scale = check_number("offset_scale", offset_scale)
+    offset_scale = check_number("offset_scale", offset_scale, maps[0])
     parts = output_size
     if part_size is not None:
         parts = _geometry.check_pair("part_size", part_size)

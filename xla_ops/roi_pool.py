@@ -167,7 +167,7 @@ def deform_roi_pool(
         map_sizes=map_sizes,
         sampling_ratio=sampling_ratio,
         aligned=True,
-        offset_scale=check_number("offset_scale", offset_scale),
+        offset_scale=offset_scale,
         implementation=implementation,
     )
 
@@ -189,6 +189,7 @@ def _pool(
 ) -> Any:
     implementation = resolve_implementation(implementation)
     maps, scales, sizes = check_maps(features, spatial_scale, levels, map_sizes)
+    offset_scale = check_number("offset_scale", offset_scale, maps[0])
     rois, levels = check_rois(rois, levels, maps)
     corners = rois * scales_of_rois(rois, levels, scales) - (0.5 if aligned else 0)
     boxes = boxes_of_corners(corners, minimum=None if aligned else 1)

@@ -335,6 +335,8 @@ PYRAMID = dict(features=[X, X[:, :2]], spatial_scale=[1.0, 0.5], levels=LEVELS)
         (dict(map_sizes=LEVELS[:, :3]), ValueError, "`map_sizes` has shape (2, 3)"),
         (dict(spatial_scale=0), ValueError, "`spatial_scale` is 0; expected more than"),
         (dict(spatial_scale=NAN), ValueError, "`spatial_scale` is nan"),
+        (dict(spatial_scale=1e300), ValueError, "expected a number that float32 hol"),
+        (dict(spatial_scale=1e-300), ValueError, "expected a number that float32 ho"),
         (dict(spatial_scale="1"), TypeError, "`spatial_scale` is '1'; expected a num"),
         (dict(rois=ROIS[:1]), ValueError, "`rois` has shape (1, 6, 4); expected (2, B"),
         (dict(rois=ROIS[..., :3]), ValueError, "`rois` has shape (2, 6, 3)"),
@@ -374,6 +376,7 @@ def test_bad_arguments(changes, error, message):
         ),
         (dict(mask=np.ones((2, 6, 2, 2), bool)), TypeError, "`mask` has dtype bool"),
         (dict(offset_scale=INF), ValueError, "`offset_scale` is inf; expected a fin"),
+        (dict(offset_scale=1e39), ValueError, "expected a number that float32 holds"),
         (dict(aligned=True), TypeError, "aligned"),
     ],
 )
@@ -381,6 +384,14 @@ def test_bad_arguments_of_deform_roi_pool(changes, error, message):
     arguments = dict(features=X, rois=ROIS, output_size=2, spatial_scale=1.0) | changes
     with pytest.raises(error, match=re.escape(message)):
         inspect.unwrap(deform_roi_pool)(**arguments)
+
+
+def test_a_map_too_long_for_float32():
+    features = jax.ShapeDtypeStruct((2, 1, 2**24 + 1, 1), np.float32)
+    rois = jax.ShapeDtypeStruct((2, 6, 4), np.float32)
+    pool = functools.partial(roi_align, output_size=2, spatial_scale=1.0)
+    with pytest.raises(ValueError, match="expected H and W of at most 16777216"):
+        jax.eval_shape(pool, features, rois)
 
 
 def test_bad_aligned():
