@@ -125,12 +125,13 @@ def check_number(name: str, value: Any, x: Any) -> float:
         raise TypeError(f"`{name}` is {value!r}; expected a number")
     if not math.isfinite(value):
         raise ValueError(f"`{name}` is {value!r}; expected a finite number")
-    limits = np.finfo(_geometry.coordinate_dtype(x.dtype))
-    if value != 0 and not float(limits.tiny) <= abs(value) <= float(limits.max):
+    number, dtype = float(value), _geometry.coordinate_dtype(x.dtype)
+    limits = np.finfo(dtype)
+    if number != 0 and not float(limits.tiny) <= abs(number) <= float(limits.max):
         raise ValueError(
-            f"`{name}` is {value!r}; expected a number that {limits.dtype.name} holds"
+            f"`{name}` is {value!r}; expected a number that {dtype.name} holds"
         )
-    return float(value)
+    return number
 
 
 def check_samples(name: str, value: Any, minimum: int) -> int:
