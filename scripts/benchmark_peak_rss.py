@@ -4,7 +4,9 @@ Needs the standard library alone: torch's interpreter imports it too.
 """
 
 import ctypes
+import gc
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -18,12 +20,25 @@ def peak_growth(run: Callable[[], _T]) -> tuple[int, _T]:
     What the allocator holds back is returned first, so that memory that `run` takes is
     new to the process. The result is part of the growth.
     """
-    ctypes.CDLL(None).malloc_trim(0)
+    _settle()
     # Sets the peak to what is resident now.
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     result = run()
     return _status("VmHWM") - before, result
+
+
+def _settle() -> None:
+    """Frees what is free to go, and waits until resident memory has stopped falling.
+
+    jax may free the source of a copy a little later, on a thread of its own.
+    """
+    gc.collect()
+    resident = None
+    while resident is None or _status("VmRSS") < resident:
+        resident = _status("VmRSS")
+        time.sleep(1)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:
