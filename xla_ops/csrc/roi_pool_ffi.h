@@ -164,8 +164,9 @@ inline std::string decode_roi_pool_gradients(const xla::ffi::RemainingArgs& args
                                              const RoiPoolAttributes& attributes,
                                              RoiPoolCall* call) {
   std::string error = decode_roi_pool(args, attributes, true, {}, call);
+  if (!error.empty()) return error;
   const size_t gradients = attributes.moving(), num_levels = attributes.num_levels;
-  if (error.empty() && results.size() != gradients + more) error = "wrong number of results";
+  if (results.size() != gradients + more) return "wrong number of results";
   for (size_t i = 0; error.empty() && i < gradients; ++i) {
     auto result = results.get<xla::ffi::AnyBuffer>(i);
     auto operand = args.get<xla::ffi::AnyBuffer>(i < num_levels ? i : i + 3);
