@@ -52,10 +52,8 @@ Case draw_pooling(Draw& draw, Kind kind, bool backward) {
   for (int64_t l = 0; l < L; ++l) {
     Shape shape = {N, height >> l, width >> l, C};
     if (grouped) shape.insert(shape.begin() + 1, group_h * group_w);
-    // Empty maps of RoI pooling are refused.
-    if (deformable && (shape[shape.size() - 3] == 0 || shape[shape.size() - 2] == 0)) {
-      call.fits = false;
-    }
+    // Empty maps are refused.
+    if (shape[shape.size() - 3] == 0 || shape[shape.size() - 2] == 0) call.fits = false;
     call.operands.push_back(operand(type, shape, draw_content(draw, 0, 1)));
   }
   const double reach = draw.pick({10.0, 3.0, 100.0, 0.0});

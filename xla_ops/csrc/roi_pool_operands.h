@@ -21,21 +21,24 @@ struct RoiMap {
   void* gradient;      // the same, or nullptr in the forward pass
 };
 
-// `Real` stands for float, beside kF64 maps double.
-struct RoiPoolOperands {
+// What all kernels of RoI pooling read. `Real` stands for float, beside kF64 maps double.
+struct RoiOperands {
   ElementType type;
   int64_t N, L, C, B, h, w;
-  // Bin (i, j) reads group (i * group_h / h) * group_w + j * group_w / w.
-  int64_t group_h, group_w;
-  int64_t classes;  // a bin's channels in as many parts, each with its own shift
-  RoiSampling sampling;
-  int64_t samples;           // of a bin along an axis; 0: adaptive (kGrid), none (kPixels)
   const RoiMap* maps;        // L of them
   const void* boxes;         // Real [N,B,4]: y, x, height, width in pixels of the map
   const int32_t* levels;     // [N,B]; others than 0..L-1 pool to 0
   const int32_t* map_sizes;  // [N,L,2]: height and width of the part that counts
-  const void* shift;         // Real [N,B,h,w,classes,2]: (dy, dx) in pixels, or nullptr
-  const void* mask;          // Real [N,B,h,w], or nullptr
+};
+
+struct RoiPoolOperands : RoiOperands {
+  // Bin (i, j) reads group (i * group_h / h) * group_w + j * group_w / w.
+  int64_t group_h, group_w;
+  int64_t classes;  // a bin's channels in as many parts, each with its own shift
+  RoiSampling sampling;
+  int64_t samples;    // of a bin along an axis; 0: adaptive (kGrid), none (kPixels)
+  const void* shift;  // Real [N,B,h,w,classes,2]: (dy, dx) in pixels, or nullptr
+  const void* mask;   // Real [N,B,h,w], or nullptr
 };
 
 }  // namespace xla_ops

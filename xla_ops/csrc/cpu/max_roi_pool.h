@@ -9,24 +9,20 @@
 
 #include "isa.h"
 #include "max_roi_pool_operands.h"
+#include "roi_map_block.h"
 
 namespace xla_ops {
 
-// Pixels of a gradient map and channels that one call of MaxRoiPoolMapGradient() owns.
-struct RoiMapBlock {
-  int64_t image, level;
-  int64_t first_channel, last_channel;
-};
-
 // clang-format off
 XLA_OPS_PER_ISA(
-    // Scratch of one call of MaxRoiPoolMapGradient() with blocks of up to `channels`.
-    int64_t MaxRoiPoolScratchBytes(const MaxRoiPoolOperands& op, int64_t channels);
+    // Scratch of one call of MaxRoiPoolMapGradient() with a block of that size.
+    int64_t MaxRoiPoolScratchBytes(const MaxRoiPoolOperands& op, int64_t pixels,
+                                   int64_t channels);
 
     // Pools the RoIs [first, last) of the N*B into y [N,B,h,w,C].
     void MaxRoiPoolForward(const MaxRoiPoolOperands& op, int64_t first, int64_t last, void* y);
-    // Gradient of the pixels of a block: every RoI's share, in order. The bits do not
-    // depend on how the channels are cut into blocks.
+    // Gradient of the pixels of a block, which has all rows of its map: every RoI's share, in
+    // order. The bits do not depend on how the channels are cut into blocks.
     void MaxRoiPoolMapGradient(const MaxRoiPoolOperands& op, const void* g,
                                const RoiMapBlock& block, void* scratch);
 )

@@ -2,6 +2,7 @@
 #include "../roi_bin.h"
 #include "channel_blocks.h"
 #include "max_roi_pool.h"
+#include "roi_window.h"
 #include "simd.h"
 
 namespace xla_ops {
@@ -20,35 +21,13 @@ struct IndexOf<double> {
 template <typename A>
 using Index = typename IndexOf<A>::type;
 
-// The part of one image's map that a RoI reads.
-struct Window {
-  int64_t row;            // pixels from a row to the next
-  int64_t height, width;  // of the part that counts
-};
-
-int64_t clamp(int64_t value, int64_t low, int64_t high) {
-  return value < low ? low : value > high ? high : value;
-}
-
-Window window_of(const MaxRoiPoolOperands& op, int64_t image, int64_t level) {
-  const RoiMap& map = op.maps[level];
-  const int32_t* size = op.map_sizes + (image * op.L + level) * 2;
-  return {map.W, clamp(size[0], 0, map.H), clamp(size[1], 0, map.W)};
-}
-
-template <typename A>
-bool is_finite(A v) {
-  return v - v == A(0);
-}
-
 // Calls f(bin, defined, rows, columns) for the h*w bins of RoI `roi` (of the N*B), which
 // reads `window`; `bin` counts the bins of all RoIs.
 template <typename A, typename F>
-XLA_OPS_ALWAYS_INLINE void for_each_bin(const MaxRoiPoolOperands& op, const Window& window,
+XLA_OPS_ALWAYS_INLINE void for_each_bin(const MaxRoiPoolOperands& op, const RoiWindow& window,
                                         int64_t roi, F&& f) {
   const A* box = static_cast<const A*>(op.boxes) + roi * 4;
-  const bool defined =
-      is_finite(box[0]) && is_finite(box[1]) && is_finite(box[2]) && is_finite(box[3]);
+  const bool defined = is_finite_box(box);
   PixelRange rows{0, 0}, columns{0, 0};
   for (int64_t i = 0; i < op.h; ++i) {
     if (defined) rows = bin_pixels(box[0], box[2], i, op.h, window.height);
@@ -65,11 +44,9 @@ template <typename T>
 void forward(const MaxRoiPoolOperands& op, int64_t first, int64_t last, void* y) {
   using A = Arithmetic<T>;
   for (int64_t roi = first; roi < last; ++roi) {
-    const int64_t image = roi / op.B, level = op.levels[roi];
-    const bool known = level >= 0 && level < op.L;
-    const Window window = known ? window_of(op, image, level) : Window{0, 0, 0};
-    const RoiMap& map = op.maps[known ? level : 0];
-    const T* pixels = static_cast<const T*>(map.pixels) + image * map.H * map.W * op.C;
+    const RoiWindow window = window_of_roi(op, roi);
+    const RoiMap& map = map_of_roi(op, roi);
+    const T* pixels = static_cast<const T*>(map.pixels) + roi / op.B * map.H * map.W * op.C;
     for_each_bin<A>(
         op, window, roi, [&](int64_t bin, bool defined, PixelRange rows, PixelRange columns) {
           T* out = static_cast<T*>(y) + bin * op.C;
@@ -116,7 +93,7 @@ void add_map_gradient(const MaxRoiPoolOperands& op, const T* g, const RoiMapBloc
                       Arithmetic<T>* sums) {
   using A = Arithmetic<T>;
   using I = Index<A>;
-  const Window window = window_of(op, block.image, block.level);
+  const RoiWindow window = window_of(op, block.image, block.level);
   const RoiMap& map = op.maps[block.level];
   const T* pixels =
       static_cast<const T*>(map.pixels) + block.image * map.H * map.W * op.C + block.first_channel;
@@ -180,27 +157,18 @@ void map_gradient(const MaxRoiPoolOperands& op, const void* g, const RoiMapBlock
   A* sums = static_cast<A*>(scratch);
   std::memset(sums, 0, pixels * channels * sizeof(A));
   add_map_gradient<T>(op, static_cast<const T*>(g), block, sums);
-  for (int64_t k = 0; k < pixels; ++k) {
-    for_each_vector<kLanes<A>>(0, channels, [&](auto lanes, int64_t c) {
-      constexpr int L = decltype(lanes)::value;
-      store<L>(gradient + k * op.C + c, load<L>(sums + k * channels + c));
-    });
-  }
+  store_sums(sums, channels, pixels, channels, gradient, op.C);
 }
 
 template <typename T>
-int64_t scratch_bytes(const MaxRoiPoolOperands& op, int64_t channels) {
-  int64_t pixels = 0;
-  for (int64_t l = 0; l < op.L; ++l) {
-    if (op.maps[l].H * op.maps[l].W > pixels) pixels = op.maps[l].H * op.maps[l].W;
-  }
+int64_t scratch_bytes(const MaxRoiPoolOperands&, int64_t pixels, int64_t channels) {
   return pixels * channels * sizeof(Arithmetic<T>);
 }
 
 }  // namespace
 
-int64_t MaxRoiPoolScratchBytes(const MaxRoiPoolOperands& op, int64_t channels) {
-  XLA_OPS_RETURN_FOR(op.type, scratch_bytes, op, channels);
+int64_t MaxRoiPoolScratchBytes(const MaxRoiPoolOperands& op, int64_t pixels, int64_t channels) {
+  XLA_OPS_RETURN_FOR(op.type, scratch_bytes, op, pixels, channels);
 }
 
 void MaxRoiPoolForward(const MaxRoiPoolOperands& op, int64_t first, int64_t last, void* y) {

@@ -7,16 +7,10 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "roi_map_block.h"
 #include "roi_pool_operands.h"
 
 namespace xla_ops {
-
-// Pixels of a gradient map and channels of a group that one call of MapGradient() owns.
-struct RoiPoolBlock {
-  int64_t image, level, group;
-  int64_t first_row, last_row;
-  int64_t first_channel, last_channel;
-};
 
 // clang-format off
 XLA_OPS_PER_ISA(
@@ -32,7 +26,7 @@ XLA_OPS_PER_ISA(
                             int64_t last, void* dshift, void* dmask, void* scratch);
     // Gradient of the pixels of a block: every RoI's share, in order. The bits do not
     // depend on how the map is cut into blocks.
-    void RoiPoolMapGradient(const RoiPoolOperands& op, const void* g, const RoiPoolBlock& block,
+    void RoiPoolMapGradient(const RoiPoolOperands& op, const void* g, const RoiMapBlock& block,
                             void* scratch);
 )
 // clang-format on

@@ -1,6 +1,7 @@
 // Kernels of RoI pooling: a RoI's bins are sums over rows and columns of the map
 // (roi_axis.h), vectorised over channels.
 #include "roi_pool.h"
+#include "roi_window.h"
 #include "simd.h"
 
 namespace xla_ops {
@@ -15,23 +16,6 @@ struct Taps {
   AxisTap<A>* data;
   int64_t count;
 };
-
-// The part of one image's map that a RoI reads.
-struct Window {
-  int64_t level;
-  int64_t row;            // pixels from a row to the next
-  int64_t height, width;  // of the part that counts
-};
-
-int64_t clamp(int64_t value, int64_t low, int64_t high) {
-  return value < low ? low : value > high ? high : value;
-}
-
-Window window_of(const RoiPoolOperands& op, int64_t image, int64_t level) {
-  const RoiMap& map = op.maps[level];
-  const int32_t* size = op.map_sizes + (image * op.L + level) * 2;
-  return {level, map.W, clamp(size[0], 0, map.H), clamp(size[1], 0, map.W)};
-}
 
 // Taps of one bin along one axis, at most.
 int64_t max_taps(const RoiPoolOperands& op) {
@@ -74,23 +58,18 @@ XLA_OPS_ALWAYS_INLINE void for_each_channel_block(int64_t begin, int64_t end, F&
   for_each_vector<L>(c, end, [&](auto lanes, int64_t i) { f(lanes, Width<1>(), i); });
 }
 
-template <typename A>
-bool is_finite(A v) {
-  return v - v == A(0);
-}
-
 // Bins of one channel class of a RoI that a loop visits, and rows of the map.
 struct Part {
   int64_t first_i, last_i, first_j, last_j;
   int64_t first_row, last_row;
 };
 
-Part whole(const RoiPoolOperands& op, const Window& window) {
+Part whole(const RoiPoolOperands& op, const RoiWindow& window) {
   return {0, op.h, 0, op.w, 0, window.height};
 }
 
 // The bins that read a block.
-Part part_of(const RoiPoolOperands& op, const RoiPoolBlock& block) {
+Part part_of(const RoiPoolOperands& op, const RoiMapBlock& block) {
   const int64_t i = block.group / op.group_w, j = block.group % op.group_w;
   const auto first = [](int64_t group, int64_t bins, int64_t groups) {
     return (group * bins + groups - 1) / groups;
@@ -128,12 +107,11 @@ Taps<A> within(Taps<A> taps, int64_t first, int64_t last) {
 // Calls f(cell) for the bins in `part` of RoI `roi` (of the N*B), which reads `window`.
 // Only taps in the rows of `part` are there.
 template <typename A, typename F>
-XLA_OPS_ALWAYS_INLINE void for_each_cell(const RoiPoolOperands& op, const Window& window,
+XLA_OPS_ALWAYS_INLINE void for_each_cell(const RoiPoolOperands& op, const RoiWindow& window,
                                          const Part& part, int64_t roi, void* scratch, F&& f) {
   const A* box = static_cast<const A*>(op.boxes) + roi * 4;
   const A* shifts = static_cast<const A*>(op.shift);
-  const bool finite =
-      is_finite(box[0]) && is_finite(box[1]) && is_finite(box[2]) && is_finite(box[3]);
+  const bool finite = is_finite_box(box);
   const RoiAxis<A> vertical{box[0], box[2], box[2] / static_cast<A>(op.h), op.h};
   const RoiAxis<A> horizontal{box[1], box[3], box[3] / static_cast<A>(op.w), op.w};
   const bool clipped = part.first_row > 0 || part.last_row < window.height;
@@ -179,24 +157,17 @@ XLA_OPS_ALWAYS_INLINE void for_each_cell(const RoiPoolOperands& op, const Window
   }
 }
 
-// Where a RoI's map lies: planes [H,W,C] of its groups, one behind the other.
-template <typename T>
-const T* planes_of(const RoiPoolOperands& op, int64_t image, int64_t level) {
-  const RoiMap& map = op.maps[level];
-  return static_cast<const T*>(map.pixels) +
-         image * op.group_h * op.group_w * map.H * map.W * op.C;
-}
-
 // Calls f(cell, its plane [H,W,C], window) for all bins of the RoIs [first, last).
 template <typename T, typename F>
 XLA_OPS_ALWAYS_INLINE void for_each_roi_cell(const RoiPoolOperands& op, int64_t first,
                                              int64_t last, void* scratch, F&& f) {
   for (int64_t roi = first; roi < last; ++roi) {
-    const int64_t image = roi / op.B, level = op.levels[roi];
-    const bool known = level >= 0 && level < op.L;
-    const Window window = known ? window_of(op, image, level) : Window{0, 0, 0, 0};
-    const T* planes = planes_of<T>(op, image, window.level);
-    const int64_t plane = op.maps[window.level].H * op.maps[window.level].W * op.C;
+    const RoiWindow window = window_of_roi(op, roi);
+    const RoiMap& map = map_of_roi(op, roi);
+    const int64_t plane = map.H * map.W * op.C;
+    // The groups' planes [H,W,C] lie one behind the other.
+    const T* planes =
+        static_cast<const T*>(map.pixels) + roi / op.B * op.group_h * op.group_w * plane;
     for_each_cell<Arithmetic<T>>(
         op, window, whole(op, window), roi, scratch,
         [&](const auto& cell) { f(cell, planes + cell.group * plane, window); });
@@ -208,7 +179,8 @@ void forward(const RoiPoolOperands& op, int64_t first, int64_t last, void* y, vo
   using A = Arithmetic<T>;
   const A* mask = static_cast<const A*>(op.mask);
   for_each_roi_cell<T>(
-      op, first, last, scratch, [&](const Cell<A>& cell, const T* pixels, const Window& window) {
+      op, first, last, scratch,
+      [&](const Cell<A>& cell, const T* pixels, const RoiWindow& window) {
         const Taps<A> rows = cell.rows, columns = cell.columns;
         const A factor = cell.defined ? (mask ? mask[cell.bin] : A(1)) : A(__builtin_nan(""));
         T* out = static_cast<T*>(y) + cell.bin * op.C;
@@ -239,7 +211,8 @@ void bin_gradient(const RoiPoolOperands& op, const void* gradient, int64_t first
   A* dmask = static_cast<A*>(mask_gradient);
   const A* mask = static_cast<const A*>(op.mask);
   for_each_roi_cell<T>(
-      op, first, last, scratch, [&](const Cell<A>& cell, const T* pixels, const Window& window) {
+      op, first, last, scratch,
+      [&](const Cell<A>& cell, const T* pixels, const RoiWindow& window) {
         const Taps<A> rows = cell.rows, columns = cell.columns;
         const T* g = static_cast<const T*>(gradient) + cell.bin * op.C;
         // Products of g with the pooled value and with its derivatives.
@@ -281,11 +254,11 @@ void bin_gradient(const RoiPoolOperands& op, const void* gradient, int64_t first
 
 // Adds to `sums`, whose pixels are `stride` apart and begin with the block's channels.
 template <typename T>
-void add_map_gradient(const RoiPoolOperands& op, const T* g, const RoiPoolBlock& block,
+void add_map_gradient(const RoiPoolOperands& op, const T* g, const RoiMapBlock& block,
                       Arithmetic<T>* sums, int64_t stride, void* scratch) {
   using A = Arithmetic<T>;
   const A* mask = static_cast<const A*>(op.mask);
-  const Window window = window_of(op, block.image, block.level);
+  const RoiWindow window = window_of(op, block.image, block.level);
   const Part part = part_of(op, block);
   for (int64_t roi = block.image * op.B; roi < (block.image + 1) * op.B; ++roi) {
     if (op.levels[roi] != block.level) continue;
@@ -323,7 +296,7 @@ void add_map_gradient(const RoiPoolOperands& op, const T* g, const RoiPoolBlock&
 int64_t sums_stride(int64_t channels) { return channels + 16; }
 
 template <typename T>
-void map_gradient(const RoiPoolOperands& op, const void* g, const RoiPoolBlock& block,
+void map_gradient(const RoiPoolOperands& op, const void* g, const RoiMapBlock& block,
                   void* scratch) {
   using A = Arithmetic<T>;
   constexpr bool in_place = sizeof(T) == sizeof(A);
@@ -345,12 +318,7 @@ void map_gradient(const RoiPoolOperands& op, const void* g, const RoiPoolBlock& 
   }
   add_map_gradient<T>(op, static_cast<const T*>(g), block, sums, stride, scratch);
   if constexpr (!in_place) {
-    for (int64_t k = 0; k < pixels; ++k) {
-      for_each_vector<kLanes<A>>(0, channels, [&](auto lanes, int64_t c) {
-        constexpr int L = decltype(lanes)::value;
-        store<L>(gradient + k * op.C + c, load<L>(sums + k * stride + c));
-      });
-    }
+    store_sums(sums, stride, pixels, channels, gradient, op.C);
   }
 }
 
@@ -377,7 +345,7 @@ void RoiPoolBinGradient(const RoiPoolOperands& op, const void* g, int64_t first,
   XLA_OPS_RETURN_FOR(op.type, bin_gradient, op, g, first, last, dshift, dmask, scratch);
 }
 
-void RoiPoolMapGradient(const RoiPoolOperands& op, const void* g, const RoiPoolBlock& block,
+void RoiPoolMapGradient(const RoiPoolOperands& op, const void* g, const RoiMapBlock& block,
                         void* scratch) {
   XLA_OPS_RETURN_FOR(op.type, map_gradient, op, g, block, scratch);
 }

@@ -37,7 +37,7 @@ std::string check_sizes(const MaxRoiPoolCall& call) {
 ffi::Error MaxRoiPoolFwdImpl(cudaStream_t stream, ffi::RemainingArgs args,
                              ffi::Result<ffi::AnyBuffer> y, int64_t num_levels) {
   MaxRoiPoolCall call;
-  std::string error = decode_max_roi_pool_forward(args, num_levels, *y, &call);
+  std::string error = decode_max_roi_pool(args, num_levels, &*y, &call);
   if (error.empty()) error = check_sizes(call);
   if (!error.empty()) return result_of(error, nullptr);
   return result_of("", max_pool_rois(call.op, y->untyped_data(), stream));

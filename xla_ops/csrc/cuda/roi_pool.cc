@@ -36,7 +36,7 @@ std::string check_sizes(const RoiPoolCall& call) {
 ffi::Error forward(cudaStream_t stream, const ffi::RemainingArgs& args,
                    ffi::Result<ffi::AnyBuffer> y, const RoiPoolAttributes& attributes) {
   RoiPoolCall call;
-  std::string error = decode_roi_pool_forward(args, attributes, *y, &call);
+  std::string error = decode_roi_pool(args, attributes, &*y, &call);
   if (error.empty()) error = check_sizes(call);
   if (!error.empty()) return result_of(error, nullptr);
   return result_of("", pool_rois(call.op, y->untyped_data(), stream));
