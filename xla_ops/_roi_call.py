@@ -4,7 +4,7 @@ Letters: N batch, L pyramid levels, C channels, B RoIs of an image, h w bins of 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ def make_pooling(
     *,
     reference: Callable[..., jax.Array],
     attributes: Callable[..., dict[str, Any]],
+    movable: bool = True,
+    scratch: Callable[..., Sequence] = cuda.reach,
 ) -> Callable[..., jax.Array]:
     """Makes the differentiable function of one kind of RoI pooling.
 
@@ -27,9 +29,11 @@ def make_pooling(
       reference: `(maps, boxes, levels, map_sizes, shift, mask, *, output_size,
         **settings) -> y` in plain jnp.
       attributes: `(**settings) -> {name: value}` that the handler decodes.
+      movable: Whether the handler knows bins with a shift or a mask.
+      scratch: What the backward pass needs on CUDA, as in `cuda.with_scratch`.
 
     Returns:
-      `pool(maps, boxes, levels, map_sizes, shift, mask, *, implementation,
+      `pool(maps, boxes, levels, map_sizes, shift=None, mask=None, *, implementation,
       output_size, **settings)`. maps: L arrays that lead with N and end with C; boxes
       [N, B, 4]; levels [N, B]; map_sizes [N, L, 2]; shift and mask lead with N, or are
       None; settings are hashable. It returns y [N, B, h, w, C].
@@ -65,10 +69,10 @@ def make_pooling(
     def handler_attributes(*, num_levels, has_shift, has_mask, **settings):
         # The shape of the result says the output size.
         own = {name: settings[name] for name in settings if name != "output_size"}
+        optional = {"has_shift": np.int64(has_shift), "has_mask": np.int64(has_mask)}
         return {
             "num_levels": np.int64(num_levels),
-            "has_shift": np.int64(has_shift),
-            "has_mask": np.int64(has_mask),
+            **(optional if movable else {}),
             **attributes(**own),
         }
 
@@ -85,7 +89,7 @@ def make_pooling(
         attributes=handler_attributes,
         cuda=cuda.with_scratch(
             f"{target}.bwd",
-            scratch=cuda.reach,
+            scratch=scratch,
             results=backward_results,
             attributes=handler_attributes,
         ),
@@ -126,7 +130,15 @@ def make_pooling(
     differentiable.defvjp(run_forward, run_backward)
 
     def pool(
-        maps, boxes, levels, map_sizes, shift, mask, *, implementation, **settings
+        maps,
+        boxes,
+        levels,
+        map_sizes,
+        shift=None,
+        mask=None,
+        *,
+        implementation,
+        **settings,
     ) -> jax.Array:
         arguments = (maps, boxes, levels, map_sizes, shift, mask)
         arguments = (*arguments, implementation, tuple(sorted(settings.items())))

@@ -6,17 +6,21 @@ h w bins of a RoI.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from xla_ops import _geometry
-from xla_ops._call import align, make_primitive, resolve_implementation
-from xla_ops._roi_arguments import check_beside, check_levels, check_maps
+from xla_ops._call import align, resolve_implementation
+from xla_ops._roi_arguments import (
+    boxes_of_corners,
+    check_maps,
+    check_rois,
+    scales_of_rois,
+)
+from xla_ops._roi_call import make_pooling
 from xla_ops.cuda import roi_pool as cuda
 from xla_ops.reference import max_roi_pool as reference
 
@@ -74,123 +78,38 @@ def roi_pool(
     """
     implementation = resolve_implementation(implementation)
     maps, scales, sizes = check_maps(features, spatial_scale, levels, map_sizes)
-    first = maps[0]
-    rois = check_beside("rois", rois, first)
-    beside = f" for `features` {first.shape}"
-    _geometry.check_shape("rois", rois, (first.shape[0], None, 4), "N, B, 4", beside)
-    levels = check_levels(levels, rois, len(maps))
-    boxes = _boxes_on_map(jax.lax.stop_gradient(rois), levels, scales)
+    rois, levels = check_rois(rois, levels, maps)
+    corners = rois * scales_of_rois(rois, levels, scales)
+    corners = jax.lax.round(corners, jax.lax.RoundingMethod.AWAY_FROM_ZERO)
+    # Whole pixels: first row and column, rows, columns. Both corners' pixels count.
+    boxes = boxes_of_corners(corners, minimum=0)
+    boxes += jnp.asarray([[[0, 0, 1, 1]]], boxes.dtype)
+
     output_size = _geometry.check_pair("output_size", output_size)
-
     *maps, boxes, levels, sizes = align(*maps, boxes, levels, sizes)
-    arguments = (tuple(maps), boxes, levels, sizes)
-    if implementation == "reference":
-        # Without jax.custom_vjp, so that jax.jvp works.
-        y, _ = _roi_pool_fwd(*arguments, implementation, output_size)
-        return y
-    return _roi_pool(*arguments, implementation, output_size)
-
-
-def _boxes_on_map(rois, levels, scales):
-    """RoIs as (first row, first column, rows, columns), whole pixels of their maps."""
-    scale = jnp.zeros_like(rois[..., :1])
-    for level, factor in enumerate(scales):
-        factor = jnp.asarray(factor, rois.dtype)
-        scale = jnp.where((levels == level)[..., None], factor, scale)
-    corners = jax.lax.round(rois * scale, jax.lax.RoundingMethod.AWAY_FROM_ZERO)
-    # An infinite corner must not look like a RoI of one pixel.
-    finite = jnp.isfinite(corners).all(-1, keepdims=True)
-    x1, y1, x2, y2 = jnp.split(jnp.where(finite, corners, jnp.nan), 4, axis=-1)
-    height, width = (jnp.maximum(size + 1, 1) for size in (y2 - y1, x2 - x1))
-    return jnp.concatenate([y1, x1, height, width], axis=-1)
-
-
-def _reference_forward(*operands, num_levels, output_size):
-    y = reference.max_roi_pool(
-        operands[:num_levels], *operands[num_levels:], output_size=output_size
-    )
-    return (y,)
-
-
-def _reference_backward(*operands, num_levels, output_size):
-    maps, discrete = operands[:num_levels], operands[num_levels:-1]
-
-    def pool(*maps):
-        return reference.max_roi_pool(maps, *discrete, output_size=output_size)
-
-    _, pull_back = jax.vjp(pool, *maps)
-    return pull_back(operands[-1])
-
-
-def _forward_results(*operands, num_levels, output_size):
-    x, boxes = operands[0], operands[num_levels]
-    return [((*boxes.shape[:2], *output_size, x.shape[-1]), x.dtype)]
-
-
-def _backward_results(*operands, num_levels, output_size):
-    del output_size
-    return [(x.shape, x.dtype) for x in operands[:num_levels]]
-
-
-def _attributes(*, num_levels, output_size):
-    del output_size  # The shape of the result says it.
-    return {"num_levels": np.int64(num_levels)}
-
-
-_forward = make_primitive(
-    "dcn_jax.max_roi_pool.fwd",
-    results=_forward_results,
-    reference=_reference_forward,
-    attributes=_attributes,
-)
-_backward = make_primitive(
-    "dcn_jax.max_roi_pool.bwd",
-    results=_backward_results,
-    reference=_reference_backward,
-    attributes=_attributes,
-    cuda=cuda.with_scratch(
-        "dcn_jax.max_roi_pool.bwd",
-        scratch=cuda.reach_and_places,
-        results=_backward_results,
-        attributes=_attributes,
-    ),
-)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _roi_pool(features, boxes, levels, map_sizes, implementation, output_size):
-    y, _ = _roi_pool_fwd(
-        features, boxes, levels, map_sizes, implementation, output_size
-    )
-    return y
-
-
-def _roi_pool_fwd(features, boxes, levels, map_sizes, implementation, output_size):
-    (y,) = _forward(
-        *features,
+    return _pool_maxima(
+        tuple(maps),
         boxes,
         levels,
-        map_sizes,
-        implementation=implementation,
-        num_levels=len(features),
+        sizes,
         output_size=output_size,
-    )
-    return y, (features, boxes, levels, map_sizes)
-
-
-def _roi_pool_bwd(implementation, output_size, saved, gradient):
-    # The maxima are found again: their places would be as large as the result, and
-    # finding them costs less than writing and reading them.
-    features, *discrete = saved
-    gradients = _backward(
-        *features,
-        *discrete,
-        gradient,
         implementation=implementation,
-        num_levels=len(features),
-        output_size=output_size,
     )
-    return tuple(gradients), None, None, None
 
 
-_roi_pool.defvjp(_roi_pool_fwd, _roi_pool_bwd)
+def _reference(maps, boxes, levels, map_sizes, shift, mask, *, output_size):
+    del shift, mask
+    return reference.max_roi_pool(
+        maps, boxes, levels, map_sizes, output_size=output_size
+    )
+
+
+# The backward pass finds the maxima again: their places would be as large as the
+# result, and finding them costs less than writing and reading them.
+_pool_maxima = make_pooling(
+    "dcn_jax.max_roi_pool",
+    reference=_reference,
+    attributes=dict,
+    movable=False,
+    scratch=cuda.reach_and_places,
+)
