@@ -1,4 +1,4 @@
-"""deform_conv2d over 2,100 generated layers, against float64 arithmetic in numpy.
+"""deform_conv2d over generated layers, against float64 arithmetic in numpy.
 
 The error of a result is its largest difference from the oracle over the oracle's
 largest magnitude. Every result has to meet the bound of its type: the output and the
@@ -28,12 +28,15 @@ from xla_ops import deform_conv2d
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 BATCHES = 21
 LAYERS_IN_BATCH = 100
+WIDE_BATCHES = 4
+WIDE_LAYERS_IN_BATCH = 12
 
 KERNEL_SIZES = [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (7, 7), (1, 4), (3, 2)]
 # (groups, offset groups): nested either way, and neither divides the other.
 GROUPS = [(1, 1), (1, 2), (2, 1), (2, 2), (2, 4), (4, 2), (3, 2), (2, 3), (1, 5)]
-# Multiply-adds of the oracle for one layer.
+# Multiply-adds of the oracle for one layer: of its samples, and of its products.
 MOST_WORK = 6e6
+MOST_PRODUCTS = 5e7
 
 
 class Layer(NamedTuple):
@@ -112,6 +115,38 @@ def draw(seed: int) -> Layer:
         else:
             layer = layer._replace(channels=unit * (layer.channels // unit // 2 or 1))
     return layer
+
+
+def draw_wide(seed: int) -> Layer:
+    """A layer with more than 288 taps, channels or outputs of a group.
+
+    The CPU's products cut those into tiles, and tiles into panels of one or two
+    vectors, the last of which may be partly full.
+    """
+    rng = np.random.default_rng((seed, 1))
+    layer = draw(seed)._replace(batch=int(rng.integers(1, 4)), padding="SAME")
+    unit = int(np.lcm(layer.groups, layer.offset_groups))
+    kind = ("taps", "channels", "outputs", "outputs")[seed // 4 % 4]
+    if kind == "taps":
+        layer = layer._replace(
+            kernel_size=(17, 18), channels=unit * int(rng.integers(1, 6))
+        )
+    else:
+        features = layer.groups * int(rng.integers(289, 701))
+        layer = layer._replace(features=features)
+    if kind == "channels":
+        count = int(rng.integers(289, 701)) * layer.offset_groups
+        layer = layer._replace(channels=-(-count // unit) * unit)
+    for _ in range(5):
+        if work_of(layer) > MOST_WORK or products_of(layer) > MOST_PRODUCTS:
+            smaller = tuple(-(-n // 2) for n in layer.size)
+            layer = layer._replace(batch=1, size=smaller)
+    return layer
+
+
+def products_of(layer):
+    places = layer.batch * np.prod(output_of(layer)) * np.prod(layer.kernel_size)
+    return places * layer.channels * layer.features // layer.groups
 
 
 _KERNEL_SHARES = np.asarray([4, 4, 5, 3, 3, 1, 2, 2]) / 24
@@ -292,9 +327,32 @@ def test_the_layers_are_of_every_kind():
     assert np.median([work_of(layer) for layer in layers]) > 1e5
 
 
+def test_the_wide_layers_are_of_every_kind():
+    layers = [draw_wide(seed) for seed in range(WIDE_BATCHES * WIDE_LAYERS_IN_BATCH)]
+    for dtype in TOLERANCE:
+        some = [layer for layer in layers if layer.dtype == dtype]
+        assert sum(layer.kernel_size == (17, 18) for layer in some) >= 3
+        channels = [layer.channels // layer.offset_groups for layer in some]
+        assert sum(count > 288 for count in channels) >= 3
+        outputs = [layer.features // layer.groups for layer in some]
+        assert min(sum(288 < n <= 576 for n in outputs), sum(n > 576 for n in outputs))
+        # Last panels of two full vectors and less, for vectors of 4 and 16.
+        for lanes in (4, 16):
+            last = {-(-(n % (2 * lanes)) // lanes) for n in outputs if n > 288}
+            assert {1, 2} <= last, (dtype, lanes)
+
+
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_layers(batch):
     for index in range(LAYERS_IN_BATCH):
         layer = draw(batch * LAYERS_IN_BATCH + index)
+        with jax.enable_x64(layer.dtype == "float64"):
+            check(layer)
+
+
+@pytest.mark.parametrize("batch", range(WIDE_BATCHES))
+def test_wide_layers(batch):
+    for index in range(WIDE_LAYERS_IN_BATCH):
+        layer = draw_wide(batch * WIDE_LAYERS_IN_BATCH + index)
         with jax.enable_x64(layer.dtype == "float64"):
             check(layer)

@@ -8,24 +8,11 @@ import functools
 import jax
 import numpy as np
 from deform_conv_case import FAST_COMPILE, random_case
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from property_checks import PAIRS, SEEDS, compiled, few, many, same
 
-from xla_ops import deform_conv2d, deform_roi_pool, nms, roi_align
-
-few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
-many = settings(max_examples=40, deadline=None, derandomize=True, database=None)
-
-SEEDS = st.integers(0, 1000)
-PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
-EXACT = 5e-6
-
-
-def compiled(operator, **options):
-    """Eager calls would compile each small step on its own."""
-    return jax.jit(
-        functools.partial(operator, **options), compiler_options=FAST_COMPILE
-    )
+from xla_ops import deform_conv2d, nms
 
 
 @st.composite
@@ -69,12 +56,6 @@ def layers(draw, *, offset_groups=None, strides=PAIRS, dilation=PAIRS):
         feature_group_count=groups,
     )
     return arguments[:4], options
-
-
-def same(actual, expected, tolerance=EXACT):
-    """Close beside the larger of 1 and the largest number expected."""
-    bound = tolerance * max(1, np.abs(expected).max(initial=0))
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
 
 
 @few
@@ -243,84 +224,6 @@ def test_groups_are_layers_of_their_own(layer):
         )
     ]
     same(whole, np.concatenate(parts, axis=3))
-
-
-# RoI pooling
-
-
-@st.composite
-def pools(draw):
-    """(features, rois, settings); RoIs inside the map."""
-    rng = np.random.default_rng(draw(SEEDS))
-    height, width = draw(st.integers(2, 9)), draw(st.integers(2, 9))
-    batch, channels = draw(st.integers(1, 3)), draw(st.integers(1, 40))
-    count = draw(st.integers(1, 6))
-    features = rng.normal(size=(batch, height, width, channels)).astype(np.float32)
-    corners = rng.uniform(0, 1, (2, batch, count, 2)) * [width, height]
-    rois = np.concatenate([corners.min(0), corners.max(0)], -1).astype(np.float32)
-    return (
-        features,
-        rois,
-        dict(
-            output_size=draw(PAIRS),
-            spatial_scale=1.0,
-            sampling_ratio=draw(st.integers(0, 3)),
-        ),
-    )
-
-
-@few
-@given(pools(), SEEDS)
-def test_channels_and_rois_in_another_order(case, seed):
-    features, rois, options = case
-    rng = np.random.default_rng(seed)
-    run = compiled(roi_align, **options)
-    y = np.asarray(run(features, rois))
-    order = rng.permutation(features.shape[-1])
-    np.testing.assert_array_equal(run(features[..., order], rois), y[..., order])
-    order = rng.permutation(rois.shape[1])
-    np.testing.assert_array_equal(run(features, rois[:, order]), y[:, order])
-
-
-@few
-@given(pools(), st.floats(-5, 5))
-def test_a_constant_map_pools_to_its_constant(case, value):
-    features, rois, options = case
-    run = compiled(roi_align, **options)
-    y = run(np.full_like(features, value), rois)
-    same(y, np.full(y.shape, value, np.float32))
-    slope = np.random.default_rng(0).normal(size=2).astype(np.float32)
-    # Away from the border a linear map pools to its value at the bin's centre.
-    wide = np.pad(features[..., :1], ((0, 0), (2, 2), (2, 2), (0, 0)))
-    row, column = np.meshgrid(*map(np.arange, wide.shape[1:3]), indexing="ij")
-    plane = (row * slope[0] + column * slope[1]).astype(np.float32)
-    plane = np.broadcast_to(plane[None, :, :, None], wide.shape)
-    y = run(plane, rois + 2)
-    x1, y1, x2, y2 = np.moveaxis(rois + 1.5, -1, 0)[..., None, None]
-    h, w = options["output_size"]
-    rows = y1 + (y2 - y1) * (np.arange(h)[:, None] + 0.5) / h
-    columns = x1 + (x2 - x1) * (np.arange(w) + 0.5) / w
-    same(y[..., 0], rows * slope[0] + columns * slope[1], 2e-5)
-
-
-@few
-@given(pools(), st.integers(0, 3), st.integers(0, 3), SEEDS)
-def test_pooling_moves_with_the_map(case, down, right, seed):
-    """And with `offset`, in units of the RoI's size."""
-    features, rois, options = case
-    features = np.pad(features, ((0, 0), (4, 4), (4, 4), (0, 0)))
-    rois = rois + np.float32(4)
-    run = compiled(roi_align, **options)
-    y = run(features, rois)
-    moved = np.roll(features, (down, right), (1, 2))
-    step = np.asarray([right, down] * 2, np.float32)
-    same(run(moved, rois + step), y, 2e-5)
-    # RoIs of one size, so that an offset of 1 is that many pixels.
-    rois[..., 2:] = rois[..., :2] + 2
-    offset = np.asarray([down, right], np.float32) / 2
-    offset = np.broadcast_to(offset, (*y.shape[:-1], 2))
-    got = compiled(deform_roi_pool, offset_scale=1.0, **options)(moved, rois, offset)
-    same(got, run(features, rois), 2e-5)
 
 
 # nms
