@@ -21,6 +21,14 @@ jax.config.update("jax_default_matmul_precision", "highest")
 flags.FLAGS.mark_as_parsed()
 
 
+def pytest_runtest_setup(item):
+    """Skips tests of more devices than there are, as on a machine with one GPU."""
+    for marker in item.iter_markers("devices"):
+        (needed,) = marker.args
+        if jax.device_count() < needed:
+            pytest.skip(f"needs {needed} devices, and there is {jax.device_count()}")
+
+
 @pytest.fixture
 def x64():
     """Run the test with 64-bit types switched on."""

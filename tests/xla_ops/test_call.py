@@ -6,7 +6,13 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from deform_conv_case import BACKWARD_CALLS, FORWARD_CALLS, random_case, relative_error
+from deform_conv_case import (
+    BACKWARD_CALLS,
+    FORWARD_CALLS,
+    PLATFORM,
+    random_case,
+    relative_error,
+)
 from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -14,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from xla_ops import _call, backends, deform_conv2d
 
 TARGETS = [f"dcn_jax.deform_conv2d.{n}" for n in FORWARD_CALLS + BACKWARD_CALLS]
-LIBRARY = _call._libraries()["cpu"]
+LIBRARY = _call._libraries()[PLATFORM]
 ALLOWED = [export.DisabledSafetyCheck.custom_call(name) for name in TARGETS]
 SMALL = dict(batch=8, size=(3, 4), channels=2, features=2)
 
@@ -35,35 +41,35 @@ def case():
 
 def test_backends():
     assert backends()[0] == "cpu"
-    assert set(TARGETS) <= set(_call._targets["cpu"])
+    assert set(TARGETS) <= set(_call._targets[PLATFORM])
 
 
 def test_missing_library_names_the_build_command(case, monkeypatch):
-    monkeypatch.delitem(_call._targets, "cpu")
-    monkeypatch.setitem(_call._load_errors, "cpu", f"No module named '{LIBRARY}'")
+    monkeypatch.delitem(_call._targets, PLATFORM)
+    monkeypatch.setitem(_call._load_errors, PLATFORM, f"No module named '{LIBRARY}'")
     for implementation in (None, "ffi"):
         with pytest.raises(
             RuntimeError, match=rf"{LIBRARY}'\. Build .* `scripts/build\.sh`"
         ):
             fresh(implementation)(*case)
     fresh("reference")(*case)
-    assert "cpu" not in backends()
+    assert PLATFORM not in backends()
 
 
 def test_library_without_the_handler(case, monkeypatch):
-    monkeypatch.setitem(_call._targets, "cpu", {})
+    monkeypatch.setitem(_call._targets, PLATFORM, {})
     with pytest.raises(RuntimeError, match=rf"has no {TARGETS[0]}"):
         fresh()(*case)
 
 
 @pytest.mark.parametrize("installed", [(0, 0), (1, 3)])
 def test_library_for_another_ffi_is_refused(installed, monkeypatch):
-    """Registering it would leave the process without a CPU backend."""
+    """Registering it would leave the process without that backend."""
     monkeypatch.setattr(_call, "_framework_ffi_version", lambda: installed)
     monkeypatch.delattr(jax.ffi, "register_ffi_target")
     expected = rf"built for XLA FFI 0\.\d+, but jaxlib has {installed[0]}\."
     with pytest.raises(ImportError, match=expected):
-        _call._load_library(LIBRARY, "cpu")
+        _call._load_library(LIBRARY, PLATFORM)
 
 
 def test_ffi_version_is_read():
@@ -98,6 +104,7 @@ def test_platform_without_kernels(case):
         export.export(fresh("ffi"), platforms=["tpu"])(*case)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_platform_without_kernels_over_devices(kind, case):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
@@ -114,13 +121,16 @@ def test_platform_without_kernels_over_devices(kind, case):
 
 
 def test_export_and_reload(case):
+    pytest.importorskip("flatbuffers")
     exported = export.export(jax.jit(gradients), disabled_checks=ALLOWED)(*case)
     again = export.deserialize(exported.serialize())
     for a, b in zip(again.call(*case), gradients(*case), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.devices(8)
 def test_export_over_devices(case):
+    pytest.importorskip("flatbuffers")
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     shardings = [NamedSharding(mesh, s) for s in (P("data"), P("data"), P(), P("data"))]
     function = jax.jit(gradients, in_shardings=shardings)

@@ -1,4 +1,4 @@
-"""The CUDA library, where nvcc built one; it loads without a GPU and without a driver."""
+"""The CUDA library, where nvcc built one: it loads without a GPU and a driver."""
 
 import importlib
 import importlib.util

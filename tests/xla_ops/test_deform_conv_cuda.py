@@ -56,6 +56,7 @@ def test_chunks_of_rows(rows, case, monkeypatch):
 
 
 @with_cuda
+@pytest.mark.devices(8)
 def test_chunks_count_the_images_of_a_device(monkeypatch):
     arguments = random_case(batch=8, size=(4, 5), channels=4, features=4)[:4]
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

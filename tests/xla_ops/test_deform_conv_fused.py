@@ -178,6 +178,7 @@ def test_values_that_are_not_finite_stay_where_they_belong(channels):
 
 
 @with_cuda
+@pytest.mark.devices(8)
 @pytest.mark.parametrize(
     "kind, dtype", [(AxisType.Auto, "float32"), (AxisType.Explicit, "bfloat16")]
 )

@@ -19,6 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 from xla_ops import deform_conv2d
 
+pytestmark = pytest.mark.devices(8)
+
 BATCH = P("data")
 SPECS = (BATCH, BATCH, P(), BATCH)  # x, offset, kernel, mask
 BOTH_CALLS = sorted(FORWARD_CALLS + BACKWARD_CALLS)

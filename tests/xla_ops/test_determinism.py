@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import operator_table
 import pytest
+from deform_conv_case import CUDA
 
 DTYPES = ("float32", "bfloat16")
 
@@ -75,6 +76,7 @@ def one_core(tmp_path_factory):
     return folder
 
 
+@pytest.mark.skipif(CUDA, reason="of the CPU's own kernels")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="has one core itself")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", operator_table.NAMES)

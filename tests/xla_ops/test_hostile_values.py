@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from deform_conv_case import (
+    CUDA,
     FAST_COMPILE,
     NAMES,
     random_case,
@@ -227,7 +228,18 @@ print(count)
 """
 
 
-@pytest.mark.parametrize("isa", ["", "avx2", "baseline"])
+@pytest.mark.parametrize(
+    "isa",
+    [
+        "",
+        *(
+            pytest.param(
+                isa, marks=pytest.mark.skipif(CUDA, reason="of the CPU's own kernels")
+            )
+            for isa in ("avx2", "baseline")
+        ),
+    ],
+)
 def test_the_process_lives(isa):
     here = Path(__file__).resolve().parent
     path = os.pathsep.join([str(here), str(here.parent.parent)])

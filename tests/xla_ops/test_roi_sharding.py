@@ -14,6 +14,8 @@ from roi_case import OUTPUT_SIZE, SCALES, random_case
 
 from xla_ops import deform_roi_pool, nms
 
+pytestmark = pytest.mark.devices(8)
+
 BATCH = P("data")
 COLLECTIVES = re.compile(r" (all-\w+|collective-\w+|reduce-scatter)(-start)?\(")
 KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
