@@ -27,6 +27,8 @@ class Peer(NamedTuple):
       output: The same for the result.
       constants: Further arguments, that have no gradient.
       settings: Keyword arguments.
+      precision: "float32"; "tf32", which a GPU may round products to; "autocast", a
+        bfloat16 first argument in torch's mixed precision; or "autocast tf32".
       same_gradients: False where only the outputs can be compared.
     """
 
@@ -36,6 +38,7 @@ class Peer(NamedTuple):
     output: Layout
     constants: tuple[np.ndarray, ...] = ()
     settings: dict[str, Any] | None = None
+    precision: str = "float32"
     same_gradients: bool = True
 
 

@@ -17,14 +17,20 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 class TorchWorker:
-    """A process of torch's interpreter, to be used in a `with` statement."""
+    """A process of torch's interpreter, to be used in a `with` statement.
 
-    def __init__(self, python: str, threads: int):
+    Args:
+      python: The interpreter.
+      threads: That torch may use.
+      device: "cpu" or "cuda".
+    """
+
+    def __init__(self, python: str, threads: int, device: str = "cpu"):
         self._folder = tempfile.TemporaryDirectory()
         # Holds arguments on their way there, results on their way back.
         self._path = str(Path(self._folder.name) / "arrays.npz")
         self._process = subprocess.Popen(
-            [python, "-m", "scripts.benchmark_torch_worker", str(threads)],
+            [python, "-m", "scripts.benchmark_torch_worker", str(threads), device],
             cwd=_ROOT,
             # OpenMP's threads would go on spinning in the next candidate's turn.
             env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
@@ -63,12 +69,17 @@ class TorchWorker:
         np.savez(self._path, **contiguous)  # pyright: ignore[reportArgumentType]
         settings = peer.settings or {}
         self._ask(
-            "load", peer, operator=peer.operator, settings=settings, path=self._path
+            "load",
+            peer,
+            operator=peer.operator,
+            settings=settings,
+            precision=peer.precision,
+            path=self._path,
         )
 
-    def time(self, peer: Peer, part: str) -> float:
-        """Seconds of one call."""
-        return self._ask("time", peer, part=part)
+    def time(self, peer: Peer, part: str, calls: int = 1) -> float:
+        """Seconds of one call, of so many in a row."""
+        return self._ask("time", peer, part=part, calls=calls)
 
     def scratch(self, peer: Peer) -> int:
         """Bytes beyond its results by which forward and backward raise the peak."""
@@ -100,7 +111,10 @@ class TorchWorker:
         command = {"do": do, "name": peer.name, **given}
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
-        return self._read()
+        said = self._read()
+        if "error" in said:
+            raise RuntimeError(f"{peer.name}: {said['error']}")
+        return said["answer"]
 
     def _read(self) -> Any:
         assert self._process.stdout is not None

@@ -1,18 +1,20 @@
 """torch and torchvision, answering `scripts.benchmark_torch` over a pipe.
 
-    PYTHON -m scripts.benchmark_torch_worker THREADS
+    PYTHON -m scripts.benchmark_torch_worker THREADS cpu|cuda
 
 PYTHON is an interpreter that has torch, torchvision and numpy, and needs nothing else.
-Each line of standard input is a command in JSON, each line of standard output its
-answer:
+Each line of standard input is a command in JSON, each line of standard output
+{"answer": ...}, or {"error": what went wrong}:
 
-    {"do": "load", "name", "operator", "settings", "path"}   keeps arrays of an npz file
+    {"do": "load", "name", "operator", "settings", "precision", "path"}
+                                               keeps arrays of a npz file
     {"do": "results", "name", "path"}          writes output and gradients to a npz file
-    {"do": "time", "name", "part"}             seconds
+    {"do": "time", "name", "part", "calls"}    seconds of a call, of so many in a row
     {"do": "memory", "name"}                   bytes of peak growth beyond the results
 
 The npz file holds arguments as input0, input1, ..., the further ones that never have
-gradients as constant0, ..., and the cotangent where the inputs have gradients.
+gradients as constant0, ..., and the cotangent where the inputs have gradients. A part
+is "fwd", "fwd+bwd", or "bwd", which keeps the result of a forward pass.
 """
 
 # pyright: reportMissingImports=false
@@ -47,65 +49,107 @@ OPERATORS = {
 class Problem:
     """An operator with its arguments."""
 
-    def __init__(self, operator: str, settings: dict, path: str):
+    def __init__(
+        self, operator: str, settings: dict, precision: str, path: str, device: str
+    ):
         arrays = np.load(path)
 
         def tensors(kind):
             count = sum(name.startswith(kind) for name in arrays)
-            return [torch.from_numpy(arrays[f"{kind}{i}"]) for i in range(count)]
+            return [
+                torch.from_numpy(arrays[f"{kind}{i}"]).to(device) for i in range(count)
+            ]
 
         self.operator = OPERATORS[operator]
         self.settings = settings
+        self.device = device
+        self.rounds = precision.endswith("tf32")
+        self.casts = precision.startswith("autocast")
         self.inputs, self.constants = tensors("input"), tensors("constant")
-        self.cotangent = None
+        if self.casts:
+            self.inputs[0] = self.inputs[0].bfloat16()
+        self.cotangent = self.kept = None
         if "cotangent" in arrays:
-            self.cotangent = torch.from_numpy(arrays["cotangent"])
+            self.cotangent = torch.from_numpy(arrays["cotangent"]).to(device)
+            if self.casts:
+                self.cotangent = self.cotangent.bfloat16()
             for tensor in self.inputs:
                 tensor.requires_grad_()
 
     def forward(self):
         """The output alone."""
+        self._choose_products()
         with torch.no_grad():
             return self._call()
 
-    def backward(self):
+    def both(self):
         """The output and the gradients of all inputs."""
+        self._choose_products()
         y = self._call()
         return y.detach(), *torch.autograd.grad(y, self.inputs, self.cotangent)
 
+    def backward(self):
+        """The gradients of all inputs."""
+        self._choose_products()
+        if self.kept is None:
+            self.kept = self._call()
+        return torch.autograd.grad(
+            self.kept, self.inputs, self.cotangent, retain_graph=True
+        )
+
+    def seconds(self, part: str, calls: int) -> float:
+        """Of one call, of so many in a row."""
+        run = {"fwd": self.forward, "fwd+bwd": self.both, "bwd": self.backward}[part]
+        self._wait()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        self._wait()
+        return (time.perf_counter() - start) / calls
+
+    def _choose_products(self):
+        torch.backends.cuda.matmul.allow_tf32 = self.rounds
+        torch.backends.cudnn.allow_tf32 = self.rounds
+
     def _call(self):
-        return self.operator(*self.inputs, *self.constants, **self.settings)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.casts):
+            return self.operator(*self.inputs, *self.constants, **self.settings)
+
+    def _wait(self):
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
 
 def main() -> None:
     """Answers until standard input ends."""
     torch.set_num_threads(int(sys.argv[1]))
+    device = sys.argv[2]
     problems = {}
 
     def answer(do, name, **given):
         if do == "load":
-            problems[name] = Problem(**given)
+            problems[name] = Problem(**given, device=device)
             return None
         problem = problems[name]
         if do == "time":
-            run = problem.forward if given["part"] == "fwd" else problem.backward
-            start = time.perf_counter()
-            run()
-            return time.perf_counter() - start
+            return problem.seconds(**given)
         if do == "memory":
-            growth, results = peak_growth(problem.backward)
+            growth, results = peak_growth(problem.both)
             return growth - sum(tensor.nbytes for tensor in results)
-        if problem.cotangent is None:
-            results = (problem.forward(),)
-        else:
-            results = problem.backward()
-        np.savez(given["path"], *(tensor.numpy() for tensor in results))
+        differentiable = problem.cotangent is not None
+        results = problem.both() if differentiable else (problem.forward(),)
+        np.savez(given["path"], *(tensor.cpu().numpy() for tensor in results))
         return None
 
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     print(json.dumps(versions), flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(**json.loads(line))), flush=True)
+        try:
+            said = {"answer": answer(**json.loads(line))}
+        except RuntimeError as error:
+            # Such as an operator that has no kernel for a type, or too little memory.
+            said = {"error": str(error)}
+        print(json.dumps(said), flush=True)
 
 
 if __name__ == "__main__":

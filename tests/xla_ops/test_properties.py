@@ -7,7 +7,7 @@ import functools
 
 import jax
 import numpy as np
-from deform_conv_case import on_cpu, random_case
+from deform_conv_case import FAST_COMPILE, on_cpu, random_case
 from hypothesis import given
 from hypothesis import strategies as st
 from property_checks import PAIRS, SEEDS, compiled, few, many, same

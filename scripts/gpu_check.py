@@ -1,0 +1,140 @@
+"""Builds, tests and measures the CUDA kernels on a machine with a GPU, without network.
+
+    scripts/gpu_check.sh [--emulated] [REPORT]
+
+See there. This file says what the stages are; they are processes of their own, which
+`scripts.gpu_check_runner` runs. It needs the standard library alone.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.gpu_check_machine import gpu_names
+from scripts.gpu_check_runner import Outcome, Stage, run_stages, write_report
+
+ROOT = Path(__file__).resolve().parent.parent
+# Below 9 minutes, with what starts and ends the run.
+SECONDS = 525
+# A dry run compiles on any machine, and emulates: it may take so much longer.
+_DRY = 4
+# XLA tries out no algorithms: programs compile faster, and the same products have the
+# same bits in different programs.
+_NO_AUTOTUNING = "--xla_gpu_autotune_level=0"
+# cuBLAS and cuDNN alone: to try out Triton's products too takes longer than the check.
+_NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
+
+
+def stages(emulated: bool) -> list[Stage]:
+    """All stages, in order; what matters most comes first."""
+
+    def stage(title, module, *arguments, least, most, xla_flags=""):
+        command = [sys.executable, "-m", f"scripts.gpu_check_{module}", *arguments]
+        environment = {"XLA_FLAGS": xla_flags}
+        if emulated:
+            command.append("--emulated")
+        slower = _DRY if emulated else 1
+        return Stage(title, command, least, most * slower, environment)
+
+    tests = dict(xla_flags=_NO_AUTOTUNING)
+    speed = dict(xla_flags=_NO_TRITON)
+    return [
+        stage("Machine", "machine", least=2, most=30),
+        stage("Build", "build", least=20, most=180),
+        stage("Golden vectors", "tests", "golden", least=15, most=90, **tests),
+        stage("Train step", "step", "check", least=20, most=80, **tests),
+        stage("Speed", "speed", least=30, most=130, **speed),
+        stage("Time of a train step", "step", "time", least=30, most=120, **speed),
+        stage("Operator tests", "tests", "others", least=40, most=240, **tests),
+        stage("Sanitizers", "sanitizer", least=30, most=100, **tests),
+        stage("Generated layers", "tests", "generated", least=10, most=240, **tests),
+    ]
+
+
+def environment(emulated: bool, stand_ins: Path) -> dict[str, str]:
+    """What all stages have in their environment."""
+    added = {
+        "JAX_PLATFORMS": "cpu" if emulated else "cuda,cpu",
+        # Several processes share the GPU.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_CPP_MIN_LOG_LEVEL": "1",
+    }
+    if emulated:
+        added["XLA_OPS_EMULATE_CUDA"] = "1"
+    if importlib.util.find_spec("jaxtyping") is None:
+        (stand_ins / "jaxtyping.py").write_bytes(
+            (ROOT / "scripts" / "gpu_check_jaxtyping.py").read_bytes()
+        )
+        path = [str(ROOT), str(stand_ins), os.environ.get("PYTHONPATH", "")]
+        added["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    return added
+
+
+def head(emulated: bool, names: list[str]) -> str:
+    """The first lines of the report."""
+    command = "scripts/gpu_check.sh" + (" --emulated" if emulated else "")
+    revision = ""
+    if shutil.which("git") is not None:
+        revision = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    lines = [
+        f"# GPU check: {'dry run' if emulated else ', '.join(names) or 'no GPU'}",
+        "",
+        f"By `{command}`, {datetime.date.today().isoformat()}"
+        + (f", revision {revision}." if revision else "."),
+    ]
+    if emulated:
+        lines += [
+            "",
+            "**This is a dry run without a GPU: CUDA kernels compiled for the CPU, "
+            "tiny sizes, few tests. It shows that the stages run. Its figures mean "
+            "nothing.**",
+        ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--emulated", action="store_true", help="a dry run, no GPU")
+    parser.add_argument("report", nargs="?", type=Path)
+    options = parser.parse_args()
+    names = [] if options.emulated else gpu_names()
+    path = options.report
+    if path is None:
+        name = "dry-run" if options.emulated else (names or ["no-gpu"])[0]
+        name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        folder = "build" if options.emulated else "docs/benchmarks"
+        path = ROOT / folder / f"{name}.md"
+    path = path.absolute()
+    os.chdir(ROOT)
+    # So that stages are killed with this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    with tempfile.TemporaryDirectory() as stand_ins:
+        os.environ.update(environment(options.emulated, Path(stand_ins)))
+        first = head(options.emulated, names)
+
+        def report(outcomes: Sequence[Outcome]) -> None:
+            write_report(path, first, outcomes)
+
+        seconds = SECONDS * (_DRY if options.emulated else 1)
+        outcomes = run_stages(stages(options.emulated), seconds, report)
+    print(path)
+    return int(any(outcome.is_bad for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
