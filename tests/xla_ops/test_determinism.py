@@ -12,6 +12,8 @@ import operator_table
 import pytest
 from deform_conv_case import CUDA
 
+import xla_ops
+
 DTYPES = ("float32", "bfloat16")
 
 
@@ -85,3 +87,16 @@ def test_one_thread_and_several_are_equal(name, dtype, one_core):
         there = list(file.values())
     for a, b in zip(run(name, dtype)(), there, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("channels", [5, 20, 64])
+def test_an_image_does_not_depend_on_its_batch(channels):
+    # Many images are cut into larger tiles than one.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(24, 20, 20, channels)).astype(np.float32)
+    offset = rng.normal(0, 2, (24, 20, 20, 1, 9, 2)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, channels, 40)).astype(np.float32)
+    batch = xla_ops.deform_conv2d(x, offset, kernel)
+    for i in (0, 23):
+        alone = xla_ops.deform_conv2d(x[i : i + 1], offset[i : i + 1], kernel)
+        np.testing.assert_array_equal(alone[0], batch[i])

@@ -28,11 +28,12 @@ struct DeformConvOperands {
 // The output positions of an image are cut into tiles; each is sampled, and multiplied
 // with the packed kernel, in a worker's scratch.
 struct DeformConvForwardPlan {
-  int64_t rows;         // output positions of a tile
-  int64_t tiles;        // of an image
-  size_t packed_bytes;  // of one packed kernel
-  int64_t pack_parts;   // independent parts of packing one
-  size_t worker_bytes;  // scratch of one worker
+  int64_t rows;           // output positions of a tile
+  int64_t rows_together;  // of them, sampled and then multiplied
+  int64_t tiles;          // of an image
+  size_t packed_bytes;    // of one packed kernel
+  int64_t pack_parts;     // independent parts of packing one
+  size_t worker_bytes;    // scratch of one worker
 };
 
 // x's channels are cut into blocks that lie in one offset group each. A block of an

@@ -11,7 +11,7 @@ namespace xla_ops {
 namespace XLA_OPS_ISA {
 namespace {
 
-constexpr int64_t kRows = Tile::kMaxRows;
+constexpr int64_t kRows = 8 * kRowMultiple;
 
 // Corners lie anywhere: the hardware cannot foresee them, but samples are known ahead.
 // Worth it for maps that are larger than the caches near the core.

@@ -1,6 +1,8 @@
 // Forward kernel of deform_conv2d: a tile of output positions is sampled into a bounded
 // matrix [position][tap, channel] and multiplied with the packed kernel; the column
 // matrix of an image never exists.
+#include <type_traits>
+
 #include "deform_conv.h"
 #include "deform_conv_samples.h"
 #include "gemm.h"
@@ -9,9 +11,9 @@ namespace xla_ops {
 namespace XLA_OPS_ISA {
 namespace {
 
-// Rows of a tile that are sampled, then multiplied: few, so that their columns are still
-// in the first cache.
-constexpr int64_t kRowsTogether = 2 * kRowMultiple;
+// At most so many rows of a tile are sampled, then multiplied: few, so that their columns
+// are still in the first cache.
+constexpr int64_t kMaxRowsTogether = 2 * kRowMultiple;
 
 // A step of the product over taps and channels: the taps [t0, t1) of the channels
 // [c0, c0 + channels), which lie in one convolution group and one offset group.
@@ -30,54 +32,80 @@ int64_t padded_outputs(const DeformConvGeometry& g) {
   return round_up(g.group_outputs(), kLanes<A>);
 }
 
-// Calls f(step) for all steps in order of channels.
-template <typename A, typename F>
-void for_each_step(const DeformConvGeometry& g, F&& f) {
-  const int64_t padded = padded_outputs<A>(g);
-  int64_t packed = 0;
-  for (int64_t c0 = 0; c0 < g.C;) {
-    const int64_t group = c0 / g.group_channels();
-    const int64_t offset_group = c0 / g.offset_group_channels();
-    const int64_t group_end = (group + 1) * g.group_channels();
-    const int64_t offset_end = (offset_group + 1) * g.offset_group_channels();
-    const int64_t limit = group_end < offset_end ? group_end : offset_end;
-    int64_t channels = limit - c0;
+// All steps, in order of channels.
+template <typename A>
+class Steps {
+ public:
+  explicit Steps(const DeformConvGeometry& g) : g_(g), padded_(padded_outputs<A>(g)) {
+    step_.packed = 0;
+    begin_channels(0);
+  }
+
+  bool done() const { return step_.c0 == g_.C; }
+  const Step& operator*() const { return step_; }
+  const Step* operator->() const { return &step_; }
+
+  void advance() {
+    step_.packed += step_.depth() * padded_;
+    if (step_.t1 < g_.taps()) {
+      begin_taps(step_.t1);
+    } else {
+      begin_channels(step_.c0 + step_.channels);
+    }
+  }
+
+ private:
+  void begin_channels(int64_t c0) {
+    step_.c0 = c0;
+    if (done()) return;
+    step_.group = c0 / g_.group_channels();
+    step_.offset_group = c0 / g_.offset_group_channels();
+    group_end_ = (step_.group + 1) * g_.group_channels();
+    const int64_t offset_end = (step_.offset_group + 1) * g_.offset_group_channels();
+    int64_t channels = (group_end_ < offset_end ? group_end_ : offset_end) - c0;
     if (channels > kMaxDepth) {
       channels = round_up(ceil_div(channels, ceil_div(channels, kMaxDepth)), 2 * kLanes<A>);
       if (channels > kMaxDepth) channels = kMaxDepth;
     }
-    int64_t taps = kMaxDepth / channels;
-    taps = ceil_div(g.taps(), ceil_div(g.taps(), taps));
-    for (int64_t t0 = 0; t0 < g.taps(); t0 += taps) {
-      const int64_t t1 = t0 + taps < g.taps() ? t0 + taps : g.taps();
-      const bool first = t0 == 0 && c0 == group * g.group_channels();
-      const bool last = t1 == g.taps() && c0 + channels == group_end;
-      f(Step{group, offset_group, c0, channels, t0, t1, packed, first, last});
-      packed += (t1 - t0) * channels * padded;
-    }
-    c0 += channels;
+    step_.channels = channels;
+    taps_ = ceil_div(g_.taps(), ceil_div(g_.taps(), kMaxDepth / channels));
+    begin_taps(0);
   }
-}
 
-// Scratch of a worker: samples, then the sampled matrix, then the output tile.
+  void begin_taps(int64_t t0) {
+    step_.t0 = t0;
+    step_.t1 = t0 + taps_ < g_.taps() ? t0 + taps_ : g_.taps();
+    step_.first_of_group = t0 == 0 && step_.c0 == step_.group * g_.group_channels();
+    step_.last_of_group = step_.t1 == g_.taps() && step_.c0 + step_.channels == group_end_;
+  }
+
+  const DeformConvGeometry& g_;
+  int64_t padded_, group_end_, taps_;
+  Step step_;
+};
+
+// Scratch of a worker: samples, then two sampled matrices, then the output tile.
 template <typename A>
 struct ForwardScratch {
   Samples<A> samples;  // [rows][taps]
-  A* columns;          // [kRowsTogether][kTileStride]
+  A* columns[2];       // [kMaxRowsTogether][kTileStride]
   A* sums;             // [rows][padded outputs of a group]
 
-  static int64_t columns_bytes() { return kRowsTogether * kTileStride * sizeof(A); }
+  static int64_t columns_bytes() { return kMaxRowsTogether * kTileStride * sizeof(A); }
   static int64_t sums_bytes(const DeformConvGeometry& g, int64_t rows) {
     return rows * padded_outputs<A>(g) * sizeof(A);
   }
   static int64_t bytes(const DeformConvGeometry& g, int64_t rows) {
-    return Samples<A>::bytes(rows * g.taps()) + columns_bytes() + sums_bytes(g, rows);
+    return Samples<A>::bytes(rows * g.taps()) + 2 * columns_bytes() + sums_bytes(g, rows);
   }
   ForwardScratch(const DeformConvGeometry& g, int64_t rows, void* scratch)
       : samples(scratch, rows * g.taps()) {
     char* p = static_cast<char*>(scratch) + Samples<A>::bytes(rows * g.taps());
-    columns = reinterpret_cast<A*>(p);
-    sums = reinterpret_cast<A*>(p + columns_bytes());
+    for (A*& matrix : columns) {
+      matrix = reinterpret_cast<A*>(p);
+      p += columns_bytes();
+    }
+    sums = reinterpret_cast<A*>(p);
   }
 };
 
@@ -85,13 +113,26 @@ template <typename T>
 DeformConvForwardPlan plan_forward(const DeformConvGeometry& g) {
   using A = Arithmetic<T>;
   DeformConvForwardPlan plan;
-  // Large tiles read the packed kernel seldom; small ones are many, for many threads.
-  int64_t rows = 8 * kRowMultiple;
-  while (rows > 2 * kRowMultiple && g.N * ceil_div(g.positions(), rows) < 8) rows /= 2;
+  plan.packed_bytes = g.taps() * g.C * padded_outputs<A>(g) * sizeof(A);
+  // A kernel that stays in the second cache may be read for few rows, where the columns of
+  // more would take the first one.
+  const size_t columns_bytes = kMaxRowsTogether * Steps<A>(g)->depth() * sizeof(A);
+  const bool few = plan.packed_bytes <= (640 << 10) && columns_bytes > (8 << 10);
+  plan.rows_together = few ? kRowMultiple : kMaxRowsTogether;
+  // Large tiles read the packed kernel and the borders of their patch of x seldom, as long
+  // as their sums stay in the second cache; small ones are many, for many threads.
+  int64_t rows = few ? Tile::kMaxRows : 8 * kRowMultiple;
+  const auto fewer_than = [&](int64_t tiles) {
+    return g.N * ceil_div(g.positions(), rows) < tiles;
+  };
+  while (rows > 8 * kRowMultiple &&
+         (fewer_than(32) || ForwardScratch<A>::sums_bytes(g, rows) > (256 << 10))) {
+    rows /= 2;
+  }
+  while (rows > 2 * kRowMultiple && fewer_than(8)) rows /= 2;
   while (rows > kRowMultiple && rows * g.taps() > 96 * 64) rows /= 2;
   plan.rows = rows;
   plan.tiles = ceil_div(g.positions(), rows);
-  plan.packed_bytes = g.taps() * g.C * padded_outputs<A>(g) * sizeof(A);
   plan.pack_parts = plan.packed_bytes > (1 << 16) ? 16 : 1;
   plan.worker_bytes = ForwardScratch<A>::bytes(g, rows);
   return plan;
@@ -108,7 +149,8 @@ void pack_kernel(const DeformConvOperands& op, const DeformConvForwardPlan& plan
   const int64_t row = g.K, tap = g.group_channels() * row;
   const T* kernel = static_cast<const T*>(op.kernel) + copy * g.taps() * tap;
   int64_t turn = 0;
-  for_each_step<A>(g, [&](const Step& step) {
+  for (Steps<A> steps(g); !steps.done(); steps.advance()) {
+    const Step& step = *steps;
     A* out = static_cast<A*>(packed) + step.packed;
     const T* in =
         kernel + (step.c0 - step.group * g.group_channels()) * row + step.group * outputs;
@@ -130,56 +172,114 @@ void pack_kernel(const DeformConvOperands& op, const DeformConvForwardPlan& plan
       }
       j += width;
     }
-  });
-}
-
-// Fills in the columns of a step whose channels are kVectors full vectors; 0 stands for
-// any number of channels.
-template <int kVectors, typename T, typename A>
-void sample_vectors(const DeformConvOperands& op, const T* x, const Samples<A>& samples,
-                    int64_t first, int64_t rows, const Step& step, A* columns) {
-  constexpr int kFull = kLanes<A>;
-  const DeformConvGeometry& g = op.geometry;
-  const T* zeros = static_cast<const T*>(op.zeros);
-  for (int64_t r = 0; r < rows; ++r) {
-    A* out = columns + r * kTileStride;
-    for (int64_t t = step.t0; t < step.t1; ++t, out += step.channels) {
-      const int64_t at = (first + r) * g.taps() + t;
-      const T* corner[4];
-      A weight[4];
-#pragma GCC unroll 4
-      for (int q = 0; q < 4; ++q) {
-        const int64_t pixel = samples.pixel[q][at];
-        corner[q] = (pixel < 0 ? zeros : x + pixel * g.C) + step.c0;
-        weight[q] = samples.weight[q][at];
-      }
-      const auto interpolate = [&](auto w, int64_t c) {
-        constexpr int L = decltype(w)::value;
-        store<L>(out + c, weight[0] * load<L>(corner[0] + c) + weight[1] * load<L>(corner[1] + c) +
-                              weight[2] * load<L>(corner[2] + c) +
-                              weight[3] * load<L>(corner[3] + c));
-      };
-      if constexpr (kVectors > 0) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kVectors; ++i) interpolate(Width<kFull>(), i * kFull);
-      } else {
-        for_each_vector<kFull>(0, step.channels, interpolate);
-      }
-    }
   }
 }
 
+// Fills in the columns of some rows of a tile in a step: sample after sample, beside a
+// product, and the rest at once.
 template <typename T, typename A>
-void sample_columns(const DeformConvOperands& op, const T* x, const Samples<A>& samples,
-                    int64_t first, int64_t rows, const Step& step, A* columns) {
-  // Without a loop over channels, the usual numbers of them take a twentieth less time.
-  const auto sample = step.channels == 2 * kLanes<A>    ? sample_vectors<2, T, A>
-                      : step.channels == 4 * kLanes<A>  ? sample_vectors<4, T, A>
-                      : step.channels == 8 * kLanes<A>  ? sample_vectors<8, T, A>
-                      : step.channels == 16 * kLanes<A> ? sample_vectors<16, T, A>
-                                                        : sample_vectors<0, T, A>;
-  sample(op, x, samples, first, rows, step, columns);
-}
+class Sampling {
+  static constexpr int kFull = kLanes<A>;
+
+  struct Sample {
+    const T* corner[4];
+    A weight[4];
+    A* out;
+
+    template <int L>
+    XLA_OPS_ALWAYS_INLINE void interpolate(int64_t c) const {
+      store<L>(out + c, weight[0] * load<L>(corner[0] + c) + weight[1] * load<L>(corner[1] + c) +
+                            weight[2] * load<L>(corner[2] + c) +
+                            weight[3] * load<L>(corner[3] + c));
+    }
+  };
+
+  struct Piece {
+    Sample sample;
+    const T* soon[2];  // the two left corners of the sample to be fetched into a cache
+    int64_t last;      // where a vector may begin
+
+    // The last vector begins early where the number of channels is no multiple of it.
+    XLA_OPS_ALWAYS_INLINE void do_vector(int64_t v) const {
+      const int64_t c = v * kFull < last ? v * kFull : last;
+      for (const T* pixel : soon) __builtin_prefetch(pixel + c, 0, 2);
+      sample.template interpolate<kFull>(c);
+    }
+  };
+
+ public:
+  static constexpr bool kAnything = true;
+
+  // Of the samples from row `first` on, `rows` are filled in and `more` are used next.
+  Sampling(const DeformConvOperands& op, const T* x, const Samples<A>& samples, int64_t first,
+           int64_t rows, int64_t more, const Step& step, A* columns)
+      : x_(x + step.c0),
+        zeros_(static_cast<const T*>(op.zeros) + step.c0),
+        pixel_channels_(op.geometry.C),
+        samples_(samples),
+        channels_(step.channels),
+        vectors_(ceil_div(step.channels, kFull)),
+        taps_(step.t1 - step.t0),
+        skipped_taps_(op.geometry.taps() - taps_),
+        left_(rows * taps_),
+        at_(first * op.geometry.taps() + step.t0),
+        soon_(more < rows ? 0 : rows * op.geometry.taps()),
+        out_(columns) {}
+
+  // Samples that a product may take: none where they are narrower than a vector, or where
+  // converting them takes the registers of the product.
+  int64_t left() const { return channels_ < kFull || std::is_same_v<T, F16> ? 0 : left_; }
+  int64_t vectors() const { return vectors_; }
+
+  XLA_OPS_ALWAYS_INLINE Piece next() {
+    const int64_t soon = at_ + soon_;
+    return {next_sample(), {pixel(0, soon), pixel(2, soon)}, channels_ - kFull};
+  }
+
+  void finish() {
+    while (left_ > 0) {
+      const Sample sample = next_sample();
+      for_each_vector<kFull>(0, channels_, [&](auto w, int64_t c) {
+        sample.template interpolate<decltype(w)::value>(c);
+      });
+    }
+  }
+
+ private:
+  XLA_OPS_ALWAYS_INLINE const T* pixel(int q, int64_t at) const {
+    const int64_t number = samples_.pixel[q][at];
+    return number < 0 ? zeros_ : x_ + number * pixel_channels_;
+  }
+
+  XLA_OPS_ALWAYS_INLINE Sample next_sample() {
+    Sample sample;
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      sample.corner[q] = pixel(q, at_);
+      sample.weight[q] = samples_.weight[q][at_];
+    }
+    sample.out = out_;
+    --left_;
+    ++at_;
+    out_ += channels_;
+    if (++tap_ == taps_) {
+      tap_ = 0;
+      at_ += skipped_taps_;
+      out_ += kTileStride - taps_ * channels_;
+    }
+    return sample;
+  }
+
+  const T *x_, *zeros_;
+  int64_t pixel_channels_;
+  const Samples<A>& samples_;
+  int64_t channels_, vectors_;
+  int64_t taps_, skipped_taps_;
+  int64_t left_;
+  int64_t at_, soon_;  // among the samples: the next one, and how far ahead to fetch
+  int64_t tap_ = 0;
+  A* out_;
+};
 
 template <typename T>
 void forward_tile(const DeformConvOperands& op, const DeformConvForwardPlan& plan,
@@ -196,28 +296,48 @@ void forward_tile(const DeformConvOperands& op, const DeformConvForwardPlan& pla
   T* out = static_cast<T*>(y) + image * g.positions() * g.K;
 
   int64_t sampled_group = -1;
-  for_each_step<A>(g, [&](const Step& step) {
+  const auto sample = [&](const Step& step, int64_t r, A* columns) {
     if (step.offset_group != sampled_group) {
       s.samples.find(op, image, positions, step.offset_group, 0, g.taps());
       sampled_group = step.offset_group;
     }
-    for (int64_t r = 0; r < rows; r += kRowsTogether) {
-      const int64_t some = rows - r < kRowsTogether ? rows - r : kRowsTogether;
-      sample_columns<T, A>(op, x, s.samples, r, some, step, s.columns);
-      multiply_packed<A>(some, step.depth(), padded, s.columns,
-                         static_cast<const A*>(packed) + step.packed, s.sums + r * padded, padded,
-                         !step.first_of_group);
+    const int64_t some = rows - r < plan.rows_together ? rows - r : plan.rows_together;
+    return Sampling<T, A>(op, x, s.samples, r, some, rows - r - some, step, columns);
+  };
+
+  Steps<A> steps(g);
+  sample(*steps, 0, s.columns[0]).finish();
+  for (int64_t r = 0, turn = 0; !steps.done(); ++turn) {
+    const Step step = *steps;
+    const A* columns = s.columns[turn % 2];
+    const A* b = static_cast<const A*>(packed) + step.packed;
+    A* sums = s.sums + r * padded;
+    const int64_t some = rows - r < plan.rows_together ? rows - r : plan.rows_together;
+    // The next columns are filled in beside this product.
+    r += some;
+    if (r == rows) {
+      r = 0;
+      steps.advance();
     }
-    if (!step.last_of_group) return;
-    for (int64_t r = 0; r < rows; ++r) {
-      const A* from = s.sums + r * padded;
-      T* to = out + positions.position[r] * g.K + step.group * outputs;
-      for_each_vector<kLanes<A>>(0, outputs, [&](auto w, int64_t i) {
+    if (steps.done()) {
+      multiply_packed<A>(some, step.depth(), padded, columns, b, sums, padded,
+                         !step.first_of_group);
+    } else {
+      auto next = sample(*steps, r, s.columns[(turn + 1) % 2]);
+      multiply_packed<A>(some, step.depth(), padded, columns, b, sums, padded,
+                         !step.first_of_group, &next);
+      next.finish();
+    }
+    if (r > 0 || !step.last_of_group) continue;
+    for (int64_t i = 0; i < rows; ++i) {
+      const A* from = s.sums + i * padded;
+      T* to = out + positions.position[i] * g.K + step.group * outputs;
+      for_each_vector<kLanes<A>>(0, outputs, [&](auto w, int64_t k) {
         constexpr int L = decltype(w)::value;
-        store<L>(to + i, load<L>(from + i));
+        store<L>(to + k, load<L>(from + k));
       });
     }
-  });
+  }
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ namespace XLA_OPS_ISA {
 // strip of a few rows, each column after column: such a run is a patch, whose samples
 // share more pixels than those of a run along a row.
 struct Tile {
-  static constexpr int64_t kMaxRows = 8 * kRowMultiple;
+  static constexpr int64_t kMaxRows = 16 * kRowMultiple;
 
   int64_t rows;
   int64_t p[kMaxRows], q[kMaxRows];

@@ -26,8 +26,8 @@ constexpr int64_t kRowMultiple = 12;
 // Depth of one product, and the row stride of a tile that holds as many columns: known
 // to the compiler so that row addresses are immediate offsets, an odd number of cache
 // lines so that rows do not compete for the same cache sets.
-constexpr int64_t kMaxDepth = 288;
-constexpr int64_t kTileStride = 304;
+constexpr int64_t kMaxDepth = 384;
+constexpr int64_t kTileStride = 400;
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
@@ -35,13 +35,21 @@ constexpr int64_t round_up(int64_t n, int64_t multiple) {
 
 constexpr int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
+// What a product does beside itself: nothing.
+struct Nothing {
+  static constexpr bool kAnything = false;
+};
+
 // One register block. a(i, k) is a[i * kTileStride + k], or a[k * a_stride + i] where
 // `transposed`. Else `soon` is what the next blocks need of B: some of it is fetched
-// into the second cache at each k.
-template <typename A, int vectors, bool transposed>
+// into the second cache at each k. `beside` is other work in pieces of vectors(): a vector
+// is done every kSpan of k, so that its loads wait while the arithmetic units are busy.
+// What does not fit is left().
+template <typename A, int vectors, bool transposed, typename Beside = Nothing>
 XLA_OPS_ALWAYS_INLINE void micro_kernel(int64_t depth, const A* a, int64_t a_stride, const A* b,
                                         int64_t b_stride, A* c, int64_t c_stride, bool accumulate,
-                                        const A* soon = nullptr, int64_t soon_stride = 0) {
+                                        const A* soon = nullptr, int64_t soon_stride = 0,
+                                        Beside* beside = nullptr) {
   constexpr int L = kLanes<A>;
   Vec<A, L> sum[kMicroRows][vectors];
 #pragma GCC unroll 16
@@ -51,7 +59,7 @@ XLA_OPS_ALWAYS_INLINE void micro_kernel(int64_t depth, const A* a, int64_t a_str
       sum[i][j] = accumulate ? load<L>(c + i * c_stride + j * L) : Vec<A, L>{};
     }
   }
-  for (int64_t k = 0; k < depth; ++k) {
+  const auto add_products = [&](int64_t k) __attribute__((always_inline)) {
     Vec<A, L> bv[vectors];
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; ++j) bv[j] = load<L>(b + k * b_stride + j * L);
@@ -62,7 +70,20 @@ XLA_OPS_ALWAYS_INLINE void micro_kernel(int64_t depth, const A* a, int64_t a_str
 #pragma GCC unroll 2
       for (int j = 0; j < vectors; ++j) sum[i][j] += av * bv[j];
     }
+  };
+  int64_t k = 0;
+  if constexpr (Beside::kAnything) {
+    constexpr int kSpan = 4;
+    while (beside->left() > 0 && depth - k >= kSpan * beside->vectors()) {
+      const auto piece = beside->next();
+      for (int64_t v = 0; v < beside->vectors(); ++v, k += kSpan) {
+        piece.do_vector(v);
+#pragma GCC unroll 4
+        for (int u = 0; u < kSpan; ++u) add_products(k + u);
+      }
+    }
   }
+  for (; k < depth; ++k) add_products(k);
 #pragma GCC unroll 16
   for (int i = 0; i < kMicroRows; ++i) {
 #pragma GCC unroll 2
@@ -80,9 +101,9 @@ XLA_OPS_ALWAYS_INLINE int64_t panel_width(int64_t j, int64_t cols) {
 
 // C = (accumulate ? C : 0) + A * B. A has rows of kTileStride; B is packed: for every
 // panel of panel_width() columns, at j * depth, [depth][width].
-template <typename A>
+template <typename A, typename Beside = Nothing>
 void multiply_packed(int64_t rows, int64_t depth, int64_t cols, const A* a, const A* packed, A* c,
-                     int64_t c_stride, bool accumulate) {
+                     int64_t c_stride, bool accumulate, Beside* beside = nullptr) {
   constexpr int64_t L = kLanes<A>;
   for (int64_t j = 0; j < cols;) {
     const int64_t width = panel_width<A>(j, cols);
@@ -95,7 +116,7 @@ void multiply_packed(int64_t rows, int64_t depth, int64_t cols, const A* a, cons
       A* ci = c + i * c_stride + j;
       if (width == 2 * L) {
         micro_kernel<A, 2, false>(depth, ai, 0, b, 2 * L, ci, c_stride, accumulate, soon,
-                                  soon_stride);
+                                  soon_stride, beside);
       } else {
         micro_kernel<A, 1, false>(depth, ai, 0, b, L, ci, c_stride, accumulate, soon, soon_stride);
       }
