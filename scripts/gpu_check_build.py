@@ -18,6 +18,11 @@ from scripts.gpu_check_machine import compute_capabilities
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def architectures() -> list[str]:
+    """Of the GPUs that are found; where nvidia-smi does not tell, nvcc asks them."""
+    return compute_capabilities() or ["native"]
+
+
 def configure(emulated: bool, folder: Path) -> list[str]:
     """The call of CMake."""
     options = {
@@ -27,7 +32,7 @@ def configure(emulated: bool, folder: Path) -> list[str]:
         "XLA_OPS_EMULATED_CUDA": "ON" if emulated else "OFF",
     }
     if not emulated:
-        options["XLA_OPS_CUDA_ARCHITECTURES"] = ";".join(compute_capabilities())
+        options["XLA_OPS_CUDA_ARCHITECTURES"] = ";".join(architectures())
     defined = [f"-D{name}={value}" for name, value in options.items()]
     return [
         "cmake",
@@ -56,7 +61,7 @@ def main() -> int:
     seconds = time.monotonic() - begin
     what = "kernels compiled for the CPU"
     if not emulated:
-        what = f"architectures {', '.join(compute_capabilities())}"
+        what = f"architectures {', '.join(architectures())}"
     print(
         f"Built in {seconds:.0f} s by {os.cpu_count()} processors; {what}.", flush=True
     )

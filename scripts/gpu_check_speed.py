@@ -87,7 +87,7 @@ class Plan(NamedTuple):
 
     shapes: Sequence[tuple[int, int, int]] = SHAPES
     images: int = 2
-    chain: tuple[int, int] = (8, 4)
+    chain: tuple[int, int] = (16, 4)
     rounds: int = 7
     copied: int = 512
     side: int = 8192

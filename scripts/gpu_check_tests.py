@@ -64,6 +64,7 @@ def command(name: str, emulated: bool, ignored: Sequence[str]) -> list[str]:
     # that nobody has seen yet are no failures.
     call = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-W", "default"]
     call += ["-p", "no:cacheprovider", "-p", "scripts.gpu_check_results"]
+    call += ["--continue-on-collection-errors"]
     call += [*where, "-k", expression, "-m", "not slow"]
     call += [f"--ignore={path}" for path in ignored]
     workers = min(_WORKERS, (os.cpu_count() or 1) - 2)
@@ -98,20 +99,22 @@ def summary(lines: Sequence[dict]) -> tuple[str, int, int]:
     if failed:
         text.append("Failures, with the first lines of their messages:")
         text += [
-            f"```text\n{line['test']}\n{_first(line['why'])}\n```" for line in failed
+            f"```text\n{_first(line['test'], 1)}\n{_first(line['why'], 12)}\n```"
+            for line in failed
         ]
     slow = sorted(tests.values(), key=lambda line: -line["seconds"])[:5]
     text.append(
         "Slowest: "
         + ", ".join(
-            f"`{line['test'].split('::')[-1]}` {line['seconds']:.0f} s" for line in slow
+            f"`{_first(line['test'].split('::')[-1], 1)}` {line['seconds']:.0f} s"
+            for line in slow
         )
     )
     return "\n\n".join(text), len(failed), missing
 
 
-def _first(message: str) -> str:
-    return "\n".join(line[:200] for line in message.splitlines()[:12])
+def _first(text: str, lines: int) -> str:
+    return "\n".join(line[:160] for line in text.splitlines()[:lines])
 
 
 def main() -> int:
