@@ -53,8 +53,8 @@ def stages(emulated: bool) -> list[Stage]:
         stage("Golden vectors", "tests", "golden", least=15, most=90, **tests),
         stage("Train step", "step", "check", least=20, most=80, **tests),
         stage("Speed", "speed", least=30, most=130, **speed),
-        stage("Time of a train step", "step", "time", least=30, most=120, **speed),
-        stage("Operator tests", "tests", "others", least=40, most=240, **tests),
+        stage("Time of a train step", "step", "time", least=30, most=100, **speed),
+        stage("Operator tests", "tests", "others", least=40, most=300, **tests),
         stage("Sanitizers", "sanitizer", least=30, most=100, **tests),
         stage("Generated layers", "tests", "generated", least=10, most=240, **tests),
     ]

@@ -96,10 +96,7 @@ def main() -> int:
         missing = [name for name, v in found.items() if v is None]
         if missing:
             print(f"- Not found: {', '.join(missing)}")
-    sys.stdout.flush()
-    if importlib.util.find_spec("jaxtyping") is None or not package_version(
-        "jaxtyping"
-    ):
+    if package_version("jaxtyping") is None:
         print("- A stand-in for jaxtyping is used: annotations are not checked.")
 
     needed = {name: package_version(name) for name in _NEEDED}
