@@ -89,6 +89,7 @@ def test_one_thread_and_several_are_equal(name, dtype, one_core):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.skipif(CUDA, reason="XLA multiplies there, in an order of its own")
 @pytest.mark.parametrize("channels", [5, 20, 64])
 def test_an_image_does_not_depend_on_its_batch(channels):
     # Many images are cut into larger tiles than one.
