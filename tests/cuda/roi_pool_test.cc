@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "check.h"
-#include "element.h"
+#include "elements.h"
 
 namespace {
 
@@ -48,8 +48,8 @@ struct Inputs {
     op.group_h = op.group_w = c.group;
     op.classes = c.classes, op.samples = c.samples, op.sampling = RoiSampling::kGrid;
     Random random(seed);
-    x = elements(random, c.N * c.group * c.group * c.H * c.W * c.C);
-    g = elements(random, c.N * c.B * c.h * c.w * c.C);
+    x = to_elements<T>(random.normal<double>(c.N * c.group * c.group * c.H * c.W * c.C));
+    g = to_elements<T>(random.normal<double>(c.N * c.B * c.h * c.w * c.C));
     shift = random.normal<A>(c.N * c.B * c.h * c.w * c.classes * 2);
     mask = random.normal<A>(c.N * c.B * c.h * c.w);
     boxes = random.normal<A>(c.N * c.B * 4, 2);
@@ -67,29 +67,7 @@ struct Inputs {
     op.map_sizes = sizes.data(), op.mask = mask.data();
     op.shift = c.shifted ? shift.data() : nullptr;
   }
-
-  static std::vector<T> elements(Random& random, size_t count) {
-    std::vector<T> values;
-    for (double v : random.normal<double>(count)) {
-      values.push_back(cuda::from_real<T>(static_cast<A>(v)));
-    }
-    return values;
-  }
 };
-
-template <typename V>
-std::vector<V> undefined(size_t count) {
-  std::vector<V> values(count);
-  if (count > 0) std::memset(static_cast<void*>(values.data()), 0xff, count * sizeof(V));
-  return values;
-}
-
-template <typename T>
-Doubles to_doubles(const std::vector<T>& values) {
-  Doubles result;
-  for (T v : values) result.push_back(cuda::to_real(v));
-  return result;
-}
 
 double dot(const Doubles& a, const Doubles& b) {
   double sum = 0;
