@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kScanThreads)
       }
       removed[b] = gone;
     }
-    __syncthreads();
+    // No barrier: what thread 0 reads of `removed` next, it wrote.
   }
   for (int64_t place = count + thread; place < op.D; place += kScanThreads) {
     indices[place] = 0;
