@@ -4,6 +4,7 @@
 #define XLA_OPS_CUDA_ELEMENT_H_
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "element_type.h"
@@ -97,6 +98,26 @@ __device__ __forceinline__ void store(const Arithmetic<T> from[V], T* to) {
 #pragma unroll
   for (int i = 0; i < V; ++i) run.element[i] = from_real<T>(from[i]);
   *reinterpret_cast<Run<T, V>*>(to) = run;
+}
+
+// The same for global memory, where the compiler would cut the run into elements. Loads
+// that a kernel repeats after it may be slower.
+template <int V, typename T>
+__device__ __forceinline__ void store_whole(const Arithmetic<T> from[V], T* to) {
+#if !defined(XLA_OPS_EMULATES_CUDA)
+  if constexpr (V * sizeof(T) == 16) {
+    alignas(16) T run[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) run[i] = from_real<T>(from[i]);
+    uint32_t word[4];
+    memcpy(word, run, sizeof(word));
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word[0]), "r"(word[1]),
+                 "r"(word[2]), "r"(word[3])
+                 : "memory");
+    return;
+  }
+#endif
+  store<V>(from, to);
 }
 
 // Elements of T that one load of 16 bytes brings.

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kRoiThreads, 2)
     if (!mine) continue;
 #pragma unroll
     for (int v = 0; v < V; ++v) sum[v] *= factor;
-    store<V>(sum, out + c);
+    store_whole<V>(sum, out + c);
   }
 }
 

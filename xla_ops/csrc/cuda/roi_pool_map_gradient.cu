@@ -134,7 +134,6 @@ __global__ void __launch_bounds__(kRoiThreads, 2)
   const int64_t image = tile.plane / groups, slab = tile.slab_channel(V);
   const int64_t end = slab + simt::kWarp * V;
   const CellRange range(op, tile.plane % groups, slab, end < op.C ? end : op.C);
-  const RoiWindow window = map_window(levels, op.map_sizes, image, tile.level, op.L);
   const A* mask = static_cast<const A*>(op.mask);
   const int warp = threadIdx.x / simt::kWarp;
   A sum[kTileSide][V] = {};
@@ -145,6 +144,8 @@ __global__ void __launch_bounds__(kRoiThreads, 2)
         line.present = 0;
         const RoiCell cell = range.template cell<A>(op, number, roi);
         if (!cell.defined) return;
+        // Known before, it would take registers from the sums.
+        const RoiWindow window = map_window(levels, op.map_sizes, image, tile.level, op.L);
         find_line(op, roi, cell.shift, axis, axis ? cell.j : cell.i,
                   axis ? window.width : window.height, axis ? tile.column : tile.row, line);
       },

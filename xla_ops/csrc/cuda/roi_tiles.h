@@ -161,7 +161,7 @@ __device__ __forceinline__ void store_tile(const RoiTile& tile, const RoiMap& ma
            tile.channel;
 #pragma unroll
   for (int k = 0; k < kTileSide; ++k) {
-    if (tile.column + k < map.W) store<V>(sum[k], out + k * C);
+    if (tile.column + k < map.W) store_whole<V>(sum[k], out + k * C);
   }
 }
 
