@@ -1,7 +1,8 @@
 """Compiles the CUDA kernels for every architecture of a release, warnings as errors.
 
-Prints what ptxas says of each kernel: registers on each architecture, spills, stack.
-Needs nvcc, no GPU.
+Prints the two tables of docs/cuda.md: what ptxas says of each kernel, and which
+instructions the machine code has. Fails where a kernel spills, or lacks an instruction
+that it was written for. Needs nvcc, c++filt, cuobjdump and nvdisasm, no GPU.
 
     python -m scripts.cuda_compile [--architectures=80,90]
 """
@@ -14,63 +15,103 @@ import sys
 import tempfile
 from pathlib import Path
 
+from scripts.cuda_sass import Code, code_of, instruction_table, lacking, span
+from scripts.cuda_symbols import KernelName, kernel_names
+
 CSRC = Path(__file__).resolve().parent.parent / "xla_ops" / "csrc"
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+# As in xla_ops/CMakeLists.txt.
+OPTIONS = {"nms": ["-fmad=false"]}
+FIGURES = {
+    "registers": r"Used (\d+) registers",
+    "shared": r"(\d+) bytes smem",
+    "spills": r"(\d+) bytes spill stores",
+    "stack": r"(\d+) bytes stack frame",
+}
+
+# Of each kernel and architecture, the figures by name.
+Figures = dict[tuple[KernelName, int], dict[str, int]]
 
 
-def compile_kernels(source: Path, architectures: list[int]) -> str:
+def compile_kernels(source: Path, architectures: list[int], target: Path) -> str:
     """Returns what nvcc and ptxas print."""
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-    with tempfile.TemporaryDirectory() as directory:
-        command = ["nvcc", "-std=c++17", "-O3", "-c", str(source), "-Xptxas=-v"]
-        command += ["-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"]
-        command += [f"-I{CSRC}", *codes, "-o", f"{directory}/kernels.o"]
-        done = subprocess.run(command, capture_output=True, text=True)
+    command = ["nvcc", "-std=c++17", "-O3", "-c", str(source), "-Xptxas=-v"]
+    command += ["-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"]
+    command += [f"-I{CSRC}", *OPTIONS.get(source.stem, []), *codes, "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{source.name} does not compile without warnings:\n{done.stderr}")
-    names = ["c++filt"]
-    return subprocess.run(
-        names, input=done.stderr, capture_output=True, text=True, check=True
-    ).stdout
+    return done.stderr
 
 
-def kernel_name(symbol: str) -> str:
-    """`columns_kernel<float, 4>` of ptxas's demangled name."""
-    name = symbol.replace("(anonymous namespace)::", "").replace("xla_ops::", "")
-    name = name.replace("cuda::", "").split("(")[0]
-    return name.removeprefix("void ").replace("unsigned ", "u")
+def figures_of(output: str, stem: str) -> Figures:
+    """What ptxas printed of the kernels in the source file `stem`."""
+    figures: dict[tuple[str, int], dict[str, int]] = collections.defaultdict(dict)
+    kernel = ("", 0)
+    for line in output.splitlines():
+        if match := re.search(r"entry function '(.*)' for 'sm_(\d+)a?'", line):
+            kernel = (match[1], int(match[2]))
+        for name, pattern in FIGURES.items():
+            if match := re.search(pattern, line):
+                # Functions that a kernel calls follow it.
+                most = max(int(match[1]), figures[kernel].get(name, 0))
+                figures[kernel][name] = most
+    names = kernel_names({symbol for symbol, _ in figures}, stem)
+    return {(names[symbol], a): found for (symbol, a), found in figures.items()}
+
+
+def register_table(figures: Figures, architectures: list[int]) -> str:
+    """In Markdown: a line for each kernel, over all its instances."""
+    instances: dict[tuple[str, str], set[KernelName]] = collections.defaultdict(set)
+    for name, _ in figures:
+        instances[name.source, name.family].add(name)
+    head = ["kernel", "source", "instances", *(f"sm_{a}" for a in architectures)]
+    rows = [[*head, "shared", "spills", "stack"]]
+    for (source, family), names in sorted(instances.items()):
+        found = [value for (name, _), value in figures.items() if name in names]
+        most = [
+            str(max(each.get(key, 0) for each in found))
+            for key in ("shared", "spills", "stack")
+        ]
+        registers = [
+            span({figures[name, a]["registers"] for name in names})
+            for a in architectures
+        ]
+        rows.append([f"`{family}`", source, str(len(names)), *registers, *most])
+    return markdown(rows)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table whose first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def main() -> None:
-    """Prints a table in Markdown."""
+    """Prints both tables; exits with 1 where they are not as they should be."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--architectures", default=",".join(map(str, ARCHITECTURES)), help="numbers"
     )
     architectures = [int(a) for a in parser.parse_args().architectures.split(",")]
-    registers: dict[str, dict[int, int]] = collections.defaultdict(dict)
-    stack: dict[str, int] = collections.defaultdict(int)
-    spills: dict[str, int] = collections.defaultdict(int)
-    for source in sorted((CSRC / "cuda").glob("*.cu")):
-        kernel, architecture = "", 0
-        for line in compile_kernels(source, architectures).splitlines():
-            if match := re.search(r"entry function '(.*)' for 'sm_(\d+)a?'", line):
-                kernel, architecture = kernel_name(match[1]), int(match[2])
-            elif match := re.search(
-                r"(\d+) bytes stack frame, (\d+) bytes spill", line
-            ):
-                stack[kernel] = max(stack[kernel], int(match[1]))
-                spills[kernel] = max(spills[kernel], int(match[2]))
-            elif match := re.search(r"Used (\d+) registers", line):
-                registers[kernel][architecture] = int(match[1])
-    head = ["kernel", *(f"sm_{a}" for a in architectures), "spills", "stack"]
-    print("| " + " | ".join(head) + " |")
-    print("|---" * len(head) + "|")
-    for kernel, used in registers.items():
-        cells = [f"`{kernel}`", *(str(used.get(a, "-")) for a in architectures)]
-        print(
-            "| " + " | ".join([*cells, f"{spills[kernel]}", f"{stack[kernel]}"]) + " |"
-        )
+    figures: Figures = {}
+    code: Code = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for source in sorted((CSRC / "cuda").glob("*.cu")):
+            target = Path(folder) / f"{source.stem}.o"
+            output = compile_kernels(source, architectures, target)
+            figures |= figures_of(output, source.stem)
+            code |= code_of(target, source.stem)
+    print(register_table(figures, architectures), end="\n\n")
+    print(markdown(instruction_table(code)))
+    wrong = [
+        f"{name} spills on sm_{a}"
+        for (name, a), found in figures.items()
+        if found.get("spills", 0)
+    ]
+    if wrong := [*wrong, *lacking(code)]:
+        sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":
