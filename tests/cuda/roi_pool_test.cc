@@ -24,12 +24,13 @@ struct Case {
 };
 
 // Numbers of channels for every width of a run, with and without a rest; maps that no tile
-// divides; more RoIs than a block looks at together; more taps than a warp keeps.
+// divides, bins that groups do not divide; more RoIs than a block looks at together; more
+// taps than a warp keeps.
 constexpr Case kCases[] = {
     {"plain", 2, 11, 9, 8, 5, 2, 3, 1, 1, 2, false, 5},
     {"tail of channels", 1, 6, 7, 5, 4, 2, 2, 1, 1, 2, true, 4},
-    {"groups and classes", 1, 9, 10, 24, 3, 4, 4, 2, 3, 3, true, 6},
-    {"many channels", 1, 5, 4, 264, 2, 1, 2, 1, 1, 1, true, 3},
+    {"groups and classes", 1, 9, 10, 24, 3, 5, 3, 2, 3, 3, true, 6},
+    {"many channels", 1, 5, 4, 264, 2, 1, 2, 1, 3, 1, true, 3},
     {"many RoIs", 1, 9, 8, 4, 300, 1, 1, 1, 1, 2, false, 4},
     {"adaptive, many taps", 1, 20, 75, 2, 2, 1, 1, 1, 1, 0, true, 80},
 };
