@@ -71,8 +71,6 @@ class Problem:
         self.cotangent = self.kept = None
         if "cotangent" in arrays:
             self.cotangent = torch.from_numpy(arrays["cotangent"]).to(device)
-            if self.casts:
-                self.cotangent = self.cotangent.bfloat16()
             for tensor in self.inputs:
                 tensor.requires_grad_()
 
@@ -85,14 +83,18 @@ class Problem:
     def both(self):
         """The output and the gradients of all inputs."""
         self._choose_products()
+        assert self.cotangent is not None
         y = self._call()
-        return y.detach(), *torch.autograd.grad(y, self.inputs, self.cotangent)
+        cotangent = self.cotangent.to(y.dtype)
+        return y.detach(), *torch.autograd.grad(y, self.inputs, cotangent)
 
     def backward(self):
         """The gradients of all inputs."""
         self._choose_products()
+        assert self.cotangent is not None
         if self.kept is None:
             self.kept = self._call()
+            self.cotangent = self.cotangent.to(self.kept.dtype)
         return torch.autograd.grad(
             self.kept, self.inputs, self.cotangent, retain_graph=True
         )
