@@ -18,11 +18,14 @@ case ${1:-} in
 esac
 options=()
 if [ "${1:-}" = --cuda ]; then
-  options+=(-Ccmake.define.XLA_OPS_CUDA=ON "-Ccmake.define.XLA_OPS_CUDA_ARCHITECTURES=${2:-development}")
+  options+=(
+    --config-settings=cmake.define.XLA_OPS_CUDA=ON
+    "--config-settings=cmake.define.XLA_OPS_CUDA_ARCHITECTURES=${2:-development}"
+  )
   shift $(($# > 1 ? 2 : 1))
 fi
 [ $# = 0 ] || { echo "build.sh: unknown argument '$1'" >&2; exit 2; }
-[ "$extra" = train ] || options+=(-Ccmake.define.XLA_OPS_EMULATED_CUDA=ON)
+[ "$extra" = train ] || options+=(--config-settings=cmake.define.XLA_OPS_EMULATED_CUDA=ON)
 
 python=${PYTHON:-python3}
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
