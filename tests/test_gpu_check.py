@@ -167,10 +167,12 @@ def test_results_are_written_test_by_test(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS)
     results = tmp_path / "results"
     command = [sys.executable, "-m", "pytest", "-p", "scripts.gpu_check_results"]
+    env = os.environ | {RESULTS: str(results), "PYTHONPATH": str(ROOT)}
+    env.pop("PYTEST_XDIST_WORKER", None)  # it starts anew
     subprocess.run(
         [*command, "-q", "-p", "no:cacheprovider", "-c", os.devnull, str(tmp_path)],
         cwd=tmp_path,
-        env=os.environ | {RESULTS: str(results), "PYTHONPATH": str(ROOT)},
+        env=env,
         capture_output=True,
     )
     lines = [json.loads(line) for line in results.read_text().splitlines()]
