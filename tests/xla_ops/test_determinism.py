@@ -90,13 +90,14 @@ def test_one_thread_and_several_are_equal(name, dtype, one_core):
 
 
 @pytest.mark.skipif(CUDA, reason="XLA multiplies there, in an order of its own")
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [5, 20, 64])
-def test_an_image_does_not_depend_on_its_batch(channels):
+def test_an_image_does_not_depend_on_its_batch(channels, dtype):
     # Many images are cut into larger tiles than one.
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(24, 20, 20, channels)).astype(np.float32)
+    x = rng.normal(size=(24, 20, 20, channels)).astype(dtype)
     offset = rng.normal(0, 2, (24, 20, 20, 1, 9, 2)).astype(np.float32)
-    kernel = rng.normal(size=(3, 3, channels, 40)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, channels, 40)).astype(dtype)
     batch = xla_ops.deform_conv2d(x, offset, kernel)
     for i in (0, 23):
         alone = xla_ops.deform_conv2d(x[i : i + 1], offset[i : i + 1], kernel)

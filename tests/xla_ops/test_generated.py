@@ -118,7 +118,7 @@ def draw(seed: int) -> Layer:
 
 
 def draw_wide(seed: int) -> Layer:
-    """A layer with more than 288 taps, channels or outputs of a group.
+    """A layer with more than 384 taps, channels or outputs of a group.
 
     The CPU's products cut those into tiles, and tiles into panels of one or two
     vectors, the last of which may be partly full.
@@ -129,13 +129,13 @@ def draw_wide(seed: int) -> Layer:
     kind = ("taps", "channels", "outputs", "outputs")[seed // 4 % 4]
     if kind == "taps":
         layer = layer._replace(
-            kernel_size=(17, 18), channels=unit * int(rng.integers(1, 6))
+            kernel_size=(20, 20), channels=unit * int(rng.integers(1, 6))
         )
     else:
-        features = layer.groups * int(rng.integers(289, 701))
+        features = layer.groups * int(rng.integers(385, 1001))
         layer = layer._replace(features=features)
     if kind == "channels":
-        count = int(rng.integers(289, 701)) * layer.offset_groups
+        count = int(rng.integers(385, 1001)) * layer.offset_groups
         layer = layer._replace(channels=-(-count // unit) * unit)
     for _ in range(5):
         if work_of(layer) > MOST_WORK or products_of(layer) > MOST_PRODUCTS:
@@ -331,14 +331,14 @@ def test_the_wide_layers_are_of_every_kind():
     layers = [draw_wide(seed) for seed in range(WIDE_BATCHES * WIDE_LAYERS_IN_BATCH)]
     for dtype in TOLERANCE:
         some = [layer for layer in layers if layer.dtype == dtype]
-        assert sum(layer.kernel_size == (17, 18) for layer in some) >= 3
+        assert sum(layer.kernel_size == (20, 20) for layer in some) >= 3
         channels = [layer.channels // layer.offset_groups for layer in some]
-        assert sum(count > 288 for count in channels) >= 3
+        assert sum(count > 384 for count in channels) >= 3
         outputs = [layer.features // layer.groups for layer in some]
-        assert min(sum(288 < n <= 576 for n in outputs), sum(n > 576 for n in outputs))
+        assert min(sum(384 < n <= 768 for n in outputs), sum(n > 768 for n in outputs))
         # Last panels of two full vectors and less, for vectors of 4 and 16.
         for lanes in (4, 16):
-            last = {-(-(n % (2 * lanes)) // lanes) for n in outputs if n > 288}
+            last = {-(-(n % (2 * lanes)) // lanes) for n in outputs if n > 384}
             assert {1, 2} <= last, (dtype, lanes)
 
 

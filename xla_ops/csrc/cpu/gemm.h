@@ -24,8 +24,8 @@ constexpr int kMicroRows = 4;
 constexpr int64_t kRowMultiple = 12;
 
 // Depth of one product, and the row stride of a tile that holds as many columns: known
-// to the compiler so that row addresses are immediate offsets, an odd number of cache
-// lines so that rows do not compete for the same cache sets.
+// to the compiler so that row addresses are immediate offsets, and for float an odd
+// number of cache lines so that rows do not compete for the same cache sets.
 constexpr int64_t kMaxDepth = 384;
 constexpr int64_t kTileStride = 400;
 

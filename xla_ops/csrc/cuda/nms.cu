@@ -126,7 +126,8 @@ __global__ void __launch_bounds__(kScanThreads)
       }
       removed[b] = gone;
     }
-    // No barrier: what thread 0 reads of `removed` next, it wrote.
+    // No barrier here: of `removed`, thread 0 reads next what it wrote itself, and the others
+    // read what their neighbours wrote after the two barriers of the next turn.
   }
   for (int64_t place = count + thread; place < op.D; place += kScanThreads) {
     indices[place] = 0;
