@@ -26,9 +26,6 @@ class TorchWorker:
     """
 
     def __init__(self, python: str, threads: int, device: str = "cpu"):
-        self._folder = tempfile.TemporaryDirectory()
-        # Holds arguments on their way there, results on their way back.
-        self._path = str(Path(self._folder.name) / "arrays.npz")
         self._process = subprocess.Popen(
             [python, "-m", "scripts.benchmark_torch_worker", str(threads), device],
             cwd=_ROOT,
@@ -38,6 +35,9 @@ class TorchWorker:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self._folder = tempfile.TemporaryDirectory()
+        # Holds arguments on their way there, results on their way back.
+        self._path = str(Path(self._folder.name) / "arrays.npz")
         self._versions = None
 
     def __enter__(self) -> "TorchWorker":
@@ -120,5 +120,5 @@ class TorchWorker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("torch's process died; see its message above")
+            raise ConnectionError("torch's process died; see its message above")
         return json.loads(line)

@@ -1,6 +1,6 @@
 """Builds, tests and measures the CUDA kernels on a machine with a GPU, without network.
 
-    scripts/gpu_check.sh [--emulated] [REPORT]
+    scripts/gpu_check.sh [--emulated] [--only=REGEX] [REPORT]
 
 See there. This file says what the stages are; they are processes of their own, which
 `scripts.gpu_check_runner` runs. It needs the standard library alone.
@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from scripts.gpu_check_machine import gpu_names
 from scripts.gpu_check_runner import Outcome, Stage, run_stages, write_report
@@ -34,30 +35,43 @@ _NO_AUTOTUNING = "--xla_gpu_autotune_level=0"
 _NO_TRITON = "--xla_gpu_enable_triton_gemm=false"
 
 
-def stages(emulated: bool) -> list[Stage]:
-    """All stages, in order; what matters most comes first."""
+def stages(emulated: bool, only: str | None = None) -> list[Stage]:
+    """All stages, in order; what matters most comes first.
 
-    def stage(title, module, *arguments, least, most, xla_flags=""):
+    Those whose titles match the expression `only` have all time to themselves.
+    """
+
+    def stage(title, module, *arguments, least, most, xla_flags="", spare=False):
         command = [sys.executable, "-m", f"scripts.gpu_check_{module}", *arguments]
         environment = {"XLA_FLAGS": xla_flags}
         if emulated:
             command.append("--emulated")
         slower = _DRY if emulated else 1
-        return Stage(title, command, least, most * slower, environment)
+        most = SECONDS if only is not None else most
+        return Stage(title, command, least, most * slower, environment, spare)
 
-    tests = dict(xla_flags=_NO_AUTOTUNING)
-    speed = dict(xla_flags=_NO_TRITON)
-    return [
+    tests: dict[str, Any] = dict(xla_flags=_NO_AUTOTUNING)
+    speed: dict[str, Any] = dict(xla_flags=_NO_TRITON)
+    found = [
         stage("Machine", "machine", least=2, most=30),
         stage("Build", "build", least=20, most=180),
         stage("Golden vectors", "tests", "golden", least=15, most=90, **tests),
         stage("Train step", "step", "check", least=20, most=80, **tests),
-        stage("Speed", "speed", least=30, most=130, **speed),
+        stage("Speed", "speed", least=60, most=130, **speed),
+        stage("Operator tests", "tests", "others", least=120, most=300, **tests),
         stage("Time of a train step", "step", "time", least=30, most=100, **speed),
-        stage("Operator tests", "tests", "others", least=40, most=300, **tests),
         stage("Sanitizers", "sanitizer", least=30, most=100, **tests),
-        stage("Generated layers", "tests", "generated", least=10, most=240, **tests),
+        stage(
+            "Generated layers",
+            "tests",
+            "generated",
+            least=60,
+            most=240,
+            spare=True,
+            **tests,
+        ),
     ]
+    return [s for s in found if only is None or re.search(only, s.title)]
 
 
 def environment(emulated: bool, stand_ins: Path) -> dict[str, str]:
@@ -79,9 +93,10 @@ def environment(emulated: bool, stand_ins: Path) -> dict[str, str]:
     return added
 
 
-def head(emulated: bool, names: list[str]) -> str:
+def head(emulated: bool, only: str | None, names: list[str]) -> str:
     """The first lines of the report."""
     command = "scripts/gpu_check.sh" + (" --emulated" if emulated else "")
+    command += "" if only is None else f" --only='{only}'"
     revision = ""
     if shutil.which("git") is not None:
         revision = subprocess.run(
@@ -109,12 +124,21 @@ def main() -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--emulated", action="store_true", help="a dry run, no GPU")
+    parser.add_argument(
+        "--only", metavar="REGEX", help="stages whose titles it matches; no others"
+    )
     parser.add_argument("report", nargs="?", type=Path)
     options = parser.parse_args()
+    chosen = stages(options.emulated, options.only)
+    if not chosen:
+        titles = ", ".join(stage.title for stage in stages(options.emulated))
+        parser.error(f"--only={options.only} matches none of: {titles}")
     names = [] if options.emulated else gpu_names()
     path = options.report
     if path is None:
         name = "dry-run" if options.emulated else (names or ["no-gpu"])[0]
+        # Beside the report of all stages, not in its place.
+        name += f" {options.only or ''}"
         name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         folder = "build" if options.emulated else "docs/benchmarks"
         path = ROOT / folder / f"{name}.md"
@@ -125,13 +149,13 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as stand_ins:
         os.environ.update(environment(options.emulated, Path(stand_ins)))
-        first = head(options.emulated, names)
+        first = head(options.emulated, options.only, names)
 
         def report(outcomes: Sequence[Outcome]) -> None:
             write_report(path, first, outcomes)
 
         seconds = SECONDS * (_DRY if options.emulated else 1)
-        outcomes = run_stages(stages(options.emulated), seconds, report)
+        outcomes = run_stages(chosen, seconds, report)
     print(path)
     return int(any(outcome.is_bad for outcome in outcomes))
 

@@ -13,7 +13,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = (
     "jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "optax", "numpy",
     "torch", "torchvision", "pybind11", "pytest", "pytest-xdist", "hypothesis",
@@ -70,6 +73,25 @@ def package_version(package: str) -> str | None:
         return None
 
 
+def floors() -> dict[str, str]:
+    """The oldest versions that pyproject.toml allows, by package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [
+        *project["build-system"]["requires"],
+        *project["project"]["dependencies"],
+        *(r for e in project["project"]["optional-dependencies"].values() for r in e),
+    ]
+    found = (re.fullmatch(r"([\w-]+)(?:\[.*\])?[>=]=([\d.]+)", r) for r in wanted)
+    return {match[1]: match[2] for match in found if match}
+
+
+def is_older(version: str, floor: str) -> bool:
+    """Whether a version, such as "0.10.2.dev1", comes before another one."""
+    numbers = ([int(n) for n in re.findall(r"\d+", v)] for v in (version, floor))
+    found, least = numbers
+    return found[: len(least)] < least
+
+
 def torch_python() -> str | None:
     """An interpreter that has torch: TORCH_PYTHON, or else this one, or none."""
     if chosen := os.environ.get("TORCH_PYTHON"):
@@ -96,6 +118,10 @@ def main() -> int:
         missing = [name for name, v in found.items() if v is None]
         if missing:
             print(f"- Not found: {', '.join(missing)}")
+    for name, floor in floors().items():
+        version = package_version(name)
+        if name in _PACKAGES and version is not None and is_older(version, floor):
+            print(f"- **{name} {version} is older than {floor}**, which it should have")
     if package_version("jaxtyping") is None:
         print("- A stand-in for jaxtyping is used: annotations are not checked.")
 

@@ -1,6 +1,6 @@
 """A pytest plugin that writes each test's outcome to a file as soon as it is known.
 
-    RESULTS=FILE python -m pytest -p scripts.gpu_check_results ...
+    GPU_CHECK_RESULTS=FILE python -m pytest -p scripts.gpu_check_results ...
 
 A line is JSON: {"tests": how many there are} or {"test", "outcome", "seconds", "why"}.
 What ran is there even if pytest is killed.
@@ -12,6 +12,8 @@ import os
 import pytest
 
 RESULTS = "GPU_CHECK_RESULTS"
+# Characters of a message that are kept: some print whole arrays.
+_LONGEST = 4000
 
 
 def _write(line: dict) -> None:
@@ -57,5 +59,5 @@ def _line(report) -> dict:
         "test": report.nodeid,
         "outcome": report.outcome,
         "seconds": getattr(report, "duration", 0.0),
-        "why": why,
+        "why": why[:_LONGEST],
     }

@@ -31,16 +31,21 @@ BFLOAT16 = Precision("bfloat16", jnp.bfloat16, "default", "autocast")
 TF32 = Precision("TF32", jnp.float32, "default", "tf32")
 FLOAT32 = Precision("float32", jnp.float32, "highest", "float32")
 
-# Dense products without sparsity of an H100 or H200 (SXM), by data sheet, in TFLOP/s:
-# those that the plan of the kernels reckons with.
-DATA_SHEET = {"float32": 67, "TF32": 400, "bfloat16": 790}
-
 
 class Rates(NamedTuple):
     """Of this machine: bytes a second, and operations a second by `Precision.title`."""
 
     copy: float
     products: dict[str, float]
+
+
+# Dense products of H100 and H200 (SXM), without sparsity.
+_SHEET = {"float32": 66.9e12, "TF32": 494.7e12, "bfloat16": 989.4e12}
+# By the names that nvidia-smi gives them; other forms of them are slower.
+DATA_SHEETS = {
+    "NVIDIA H100 80GB HBM3": Rates(3.35e12, _SHEET),
+    "NVIDIA H200": Rates(4.8e12, _SHEET),
+}
 
 
 def seconds_a_call(run: Any, calls: int) -> float:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+ROOT = Path(__file__).resolve().parent.parent
 # Exit statuses of a stage beside 0 and failure.
 CUT_SHORT = 75
 SKIPPED = 77
@@ -35,9 +36,10 @@ class Stage(NamedTuple):
       title: Heading of that part.
       command: The process.
       least: Seconds. With less time left the stage does not start, and the stages
-        before it leave it so much.
+        before it leave it so much, but for `spare`.
       most: Seconds after which it is killed.
       environment: Added to this process's.
+      spare: True for a stage that has what the others leave: they keep nothing for it.
     """
 
     title: str
@@ -45,6 +47,7 @@ class Stage(NamedTuple):
     least: float
     most: float
     environment: dict[str, str] = {}  # noqa: RUF012
+    spare: bool = False
 
 
 class Outcome(NamedTuple):
@@ -85,7 +88,8 @@ def run_stages(
             outcomes.append(Outcome(stage.title, "not started", 0, text))
         else:
             report([*outcomes, Outcome(stage.title, "running", 0, "")])
-            kept = sum(other.least for other in stages[number + 1 :])
+            later = stages[number + 1 :]
+            kept = sum(other.least for other in later if not other.spare)
             limit = min(stage.most, max(left - kept, stage.least))
             print(f"{stage.title} (at most {limit:.0f} s) ...", file=sys.stderr)
             outcomes.append(run_stage(stage, limit))
@@ -128,7 +132,9 @@ def run_stage(stage: Stage, limit: float) -> Outcome:
         if state in _BAD:
             last = "\n".join(_text(errors).splitlines()[-_SHOWN:])
             parts.append(f"End of its standard error:\n\n```text\n{last}\n```")
-    return Outcome(stage.title, state, seconds, "\n\n".join(filter(None, parts)))
+    # Paths within the checkout; where it lies says nothing to readers.
+    text = "\n\n".join(filter(None, parts)).replace(f"{ROOT}/", "")
+    return Outcome(stage.title, state, seconds, text)
 
 
 def _text(file) -> str:

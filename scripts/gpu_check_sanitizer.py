@@ -8,6 +8,7 @@ tools at the same time: their figures do not matter.
 
 import concurrent.futures
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,8 @@ _TOOLS = {
     # It has to see who writes, so it watches all kernels.
     "initcheck": (),
 }
+# Our namespace as it is written, and as the linker writes it.
+_OUR_NAME = re.compile(r"\bxla_ops::|7xla_ops")
 _RESERVE = 3
 
 
@@ -41,12 +44,14 @@ class Found(NamedTuple):
     Attributes:
       state: "nothing found", "found something", "failed" or "stopped".
       calls: How many calls it saw end.
-      lines: The tool's own first lines.
+      lines: The tool's own first lines, those about our kernels before the others.
+      names_ours: Whether any of its lines, shown or not, names a kernel of ours.
     """
 
     state: str
     calls: int
     lines: Sequence[str]
+    names_ours: bool = False
 
 
 def sanitize(tool: str, seconds: float, folder: Path, environment: dict) -> Found:
@@ -73,19 +78,37 @@ def judge(status: int | None, output: str) -> Found:
     """What an exit status (None: it was stopped) and the output mean."""
     lines = output.splitlines()
     calls = sum(line.startswith("called ") for line in lines)
-    own = [line[:160] for line in lines if line.startswith("=========")]
+    own = ours_first([line for line in lines if line.startswith("=========")])
+    shown = [line[:160] for line in own[:40]]
+    names_ours = any(map(_OUR_NAME.search, own))
     if status is None:
-        return Found("stopped", calls, own[:20])
+        return Found("stopped", calls, shown, names_ours)
     if status == 0 and f"called {LAST}" in lines:
         return Found("nothing found", calls, [])
     if status == _FOUND:
-        return Found("found something", calls, own[:40])
-    return Found("failed", calls, lines[-20:])
+        return Found("found something", calls, shown, names_ours)
+    return Found("failed", calls, lines[-20:], names_ours)
+
+
+def ours_first(lines: Sequence[str]) -> list[str]:
+    """The findings, which empty lines part: those that name our kernels come first."""
+    findings: list[list[str]] = [[]]
+    for line in lines:
+        if line.strip("= "):
+            findings[-1].append(line)
+        else:
+            findings.append([])
+    findings.sort(key=lambda finding: not any(map(_OUR_NAME.search, finding)))
+    return [line for finding in findings for line in finding]
 
 
 def is_of_others(tool: str, found: Found) -> bool:
     """Whether initcheck found something in XLA's kernels, and in none of ours."""
-    return tool == "initcheck" and not any("xla_ops" in line for line in found.lines)
+    return (
+        tool == "initcheck"
+        and found.state == "found something"
+        and not found.names_ours
+    )
 
 
 def main() -> int:
@@ -125,7 +148,7 @@ def main() -> int:
             print("\n```text\n" + "\n".join(found.lines) + "\n```\n")
         if found.state == "stopped":
             print(f"\nSkipped: the rest of {tool}, stopped after {left:.0f} s.\n")
-            status = status or CUT_SHORT
+            status = 1 if found.names_ours else status or CUT_SHORT
         elif found.state != "nothing found" and not is_of_others(tool, found):
             status = 1
     return status

@@ -12,6 +12,8 @@ one another. torch computes in a process beside, where nothing runs meanwhile.
 import concurrent.futures
 import contextlib
 import functools
+import math
+import operator
 import os
 import statistics
 import sys
@@ -24,33 +26,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from scripts.benchmark_box_cases import BOX_TABLE
-from scripts.benchmark_case import Candidate
 from scripts.benchmark_conv_cases import (
     SHAPES,
     conv_candidate,
     deform_arguments,
     deform_candidate,
 )
-from scripts.benchmark_timing import (
-    output_cotangent,
-    thread_count,
-    value_and_gradients,
-)
-from scripts.benchmark_torch import TorchWorker
+from scripts.benchmark_timing import output_cotangent
 from scripts.gpu_check_machine import gpu_names, torch_python
 from scripts.gpu_check_roofline import (
     BFLOAT16,
-    DATA_SHEET,
+    DATA_SHEETS,
     FLOAT32,
     TF32,
     Precision,
     Rates,
     least_seconds,
     measure_rates,
-    operations,
     seconds_a_call,
 )
 from scripts.gpu_check_runner import seconds_left
+from scripts.gpu_check_torch import (
+    PARTS,
+    Torchvision,
+    Turn,
+    calls_of_a_turn,
+    say,
+    say_failed,
+    torchvision,
+)
 from xla_ops import deform_conv2d
 
 # How many layers of each of SHAPES a ResNet-50 has: conv3, conv4, conv5.
@@ -58,10 +62,6 @@ _LAYERS = (4, 6, 3)
 _NAMES = ("conv3", "conv4", "conv5")
 _TINY_SHAPES = ((16, 5, 6), (16, 4, 5), (32, 3, 4))
 _INPUT_GRADIENT = "DCN_JAX_CUDA_INPUT_GRADIENT"
-_PARTS = ("forward", "backward")
-_TORCH_PARTS = {"forward": "fwd", "backward": "bwd"}
-# Time that the calls of one turn take in sum.
-_TURN = 0.02
 # (precision, part) -> how many times faster than torchvision it has to be.
 _BARS = {
     ("TF32", "forward"): 2.0,
@@ -94,8 +94,6 @@ class Plan(NamedTuple):
 
 
 DRY = Plan(_TINY_SHAPES, chain=(2, 2), rounds=1, copied=1, side=128)
-
-Turn = Callable[[], float]
 
 
 class Layers(NamedTuple):
@@ -170,7 +168,7 @@ def lowered_programs(
         ("lax.conv", conv, "sorted"),
     ):
         with input_gradient(form):
-            for part, count in zip(_PARTS, plan.chain, strict=True):
+            for part, count in zip(PARTS, plan.chain, strict=True):
                 if part == "forward" and name == "atomic":
                     continue
                 given = (x, offsets[:count], kernel, jnp.asarray(mask))
@@ -201,157 +199,141 @@ def our_turns(
 
 def _turn(run: Callable[[], Any], count: int) -> Turn:
     jax.block_until_ready(run())
-    calls = _calls(seconds_a_call(run, 1))
+    calls = calls_of_a_turn(seconds_a_call(run, 1))
     return lambda: seconds_a_call(run, calls) / count
 
 
-def _calls(seconds: float) -> int:
-    return max(1, min(50, round(_TURN / seconds)))
-
-
-def torch_turns(
-    torch: TorchWorker, candidate: Candidate, titles: dict[str, str]
-) -> dict[str, Turn]:
-    """Of torchvision, in precisions by title of the candidate; warmed up."""
-    assert candidate.peer is not None
-    cotangent = None
-    if candidate.differentiable:
-        cotangent = output_cotangent(candidate.function, candidate.arguments)
-    turns = {}
-    for title, precision in titles.items():
-        peer = candidate.peer._replace(name=title, precision=precision)
-        torch.load(peer, candidate, cotangent)
-        for part in _PARTS if candidate.differentiable else _PARTS[:1]:
-            name = _TORCH_PARTS[part]
-            try:
-                torch.time(peer, name)
-            except RuntimeError as error:
-                say(f"Skipped: {precision} {part}. {str(error).splitlines()[0]}")
-                break
-            calls = _calls(torch.time(peer, name))
-            turns[f"{title} {part}"] = functools.partial(torch.time, peer, name, calls)
-    return turns
-
-
 def take_turns(turns: dict[str, Turn], rounds: int) -> dict[str, float]:
-    """Medians."""
+    """Medians, without those whose turns failed."""
     times: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, turn in turns.items():
             times[name].append(turn())
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {
+        name: statistics.median(values)
+        for name, values in times.items()
+        if not any(map(math.isnan, values))
+    }
 
 
-def measure_layers(
-    precision: Precision, plan: Plan, torch: TorchWorker | None
-) -> dict[str, Layers]:
-    """Seconds of the layers by part."""
+def measure_shape(
+    precision: Precision, shape: tuple[int, int, int], plan: Plan, peer: Torchvision
+) -> dict[str, dict[str, float]]:
+    """Seconds of a layer by part and candidate."""
     titles = {"torchvision": precision.peer}
     if precision is BFLOAT16:
         titles["torchvision, TF32 inside"] = "autocast tf32"
-    found: dict[str, list[dict[str, float]]] = {part: [] for part in _PARTS}
-    for shape in plan.shapes:
-        turns = our_turns(shape, precision, plan)
-        if torch is not None:
-            arguments = deform_arguments(plan.images, *shape)
-            theirs = torch_turns(torch, deform_candidate(arguments), titles)
-            titles = {t: p for t, p in titles.items() if f"{t} forward" in theirs}
-            turns |= theirs
-        times = take_turns(turns, plan.rounds)
-        for part in _PARTS:
-            found[part].append(
-                {
-                    name.removesuffix(f" {part}"): seconds
-                    for name, seconds in times.items()
-                    if name.endswith(f" {part}")
-                }
-            )
-    return {part: Layers(seconds) for part, seconds in found.items()}
+    turns = our_turns(shape, precision, plan)
+    arguments = deform_arguments(plan.images, *shape)
+    turns |= peer.turns(deform_candidate(arguments), titles)
+    times = take_turns(turns, plan.rounds)
+    return {
+        part: {
+            name.removesuffix(f" {part}"): seconds
+            for name, seconds in times.items()
+            if name.endswith(f" {part}")
+        }
+        for part in PARTS
+    }
 
 
-def layer_table(
-    precision: Precision, found: dict[str, Layers], plan: Plan, rates: Rates
-) -> str:
-    """Markdown."""
-    names = [
-        name
-        for name in found["backward"].seconds[0]
-        if any(layers.has(name) for layers in found.values())
-    ]
-    with_torch = all(layers.has("torchvision") for layers in found.values())
+def measure_layers(
+    precision: Precision, plan: Plan, peer: Torchvision, rates: Rates, begin: float
+) -> dict[str, Layers]:
+    """Says what each shape takes as soon as it is measured.
+
+    Returns:
+      All shapes by part, or nothing where time ends before.
+    """
+    found: dict[str, list[dict[str, float]]] = {part: [] for part in PARTS}
+    least: dict[str, list[float]] = {part: [] for part in PARTS}
+    say(f"### {precision.title}")
+    # Of the first one, nearly all to compile it.
+    last = 12.0
+    for name, count, shape in zip(_NAMES, _LAYERS, plan.shapes, strict=True):
+        first = time.monotonic()
+        if seconds_left(begin) < 1.2 * last + 5:
+            say(f"Skipped: {precision.title} from {name} on, for want of time.")
+            return {}
+        for part, seconds in measure_shape(precision, shape, plan, peer).items():
+            found[part].append(seconds)
+            backward = part == "backward"
+            floor = least_seconds(rates, plan.images, shape, precision, backward)
+            least[part].append(floor)
+        rows = {f"{name} (x{count}), {p}": (found[p][-1], least[p][-1]) for p in PARTS}
+        say(layer_table(rows))
+        last = time.monotonic() - first
+    layers = {part: Layers(seconds) for part, seconds in found.items()}
+    rows = {}
+    for part in PARTS:
+        names = filter(layers[part].has, layers[part].seconds[0])
+        floor = sum(n * s for n, s in zip(_LAYERS, least[part], strict=True))
+        totals = {name: layers[part].total(name) for name in names}
+        rows[f"**13 layers, {part}**"] = (totals, floor)
+    say(layer_table(rows))
+    return layers
+
+
+def layer_table(rows: dict[str, tuple[dict[str, float], float]]) -> str:
+    """Markdown of seconds by candidate, and the least time."""
+    names = list(dict.fromkeys(name for s, _ in reversed(rows.values()) for name in s))
+    with_torch = all("torchvision" in seconds for seconds, _ in rows.values())
     heads = ["microseconds", *names, "least time", "share of it"]
     heads += ["torchvision / ours"] * with_torch
+    lines = []
+    for title, (seconds, floor) in rows.items():
+        line = [title, *(_micro(seconds.get(name)) for name in names)]
+        line += [_micro(floor), f"{floor / seconds['ours']:.0%}"]
+        if with_torch:
+            line.append(f"{seconds['torchvision'] / seconds['ours']:.2f}")
+        lines.append(line)
+    return _table(heads, lines)
+
+
+def bars(
+    title: str, found: dict[str, Layers], plan: Plan, rates: dict[str, Rates]
+) -> str:
+    """What the project asks of a precision, beside what was measured.
+
+    Args:
+      title: Of the precision.
+      found: Its layers by part; empty where they were not measured.
+      plan: That they were measured by.
+      rates: Those that shares of the least time refer to, by what they are.
+    """
     rows = []
-    for part, layers in found.items():
-        least = [
-            least_seconds(rates, plan.images, shape, precision, part == "backward")
-            for shape in plan.shapes
-        ]
-        lines = [
-            (f"{name} (x{count}), {part}", seconds, floor)
-            for name, count, seconds, floor in zip(
-                _NAMES, _LAYERS, layers.seconds, least, strict=True
+
+    def add(what, bar, value, form, good):
+        measured = "not measured" if value is None else f"{value:{form}}"
+        met = "" if value is None else ("met" if good(value, bar) else "**not met**")
+        rows.append([what, f"{bar:{form}}", measured, met])
+
+    for (precision, part), bar in _BARS.items():
+        if precision != title:
+            continue
+        value = None
+        if found and found[part].has("torchvision"):
+            value = found[part].total("torchvision") / found[part].total("ours")
+        add(f"{title} {part}: torchvision / ours", bar, value, ".2f", operator.ge)
+    for how, those in rates.items() if title == "bfloat16" else ():
+        value = None
+        if found:
+            least = sum(
+                count * least_seconds(those, plan.images, shape, BFLOAT16, False)
+                for count, shape in zip(_LAYERS, plan.shapes, strict=True)
             )
-        ]
-        totals = {name: layers.total(name) for name in names if layers.has(name)}
-        whole = sum(n * floor for n, floor in zip(_LAYERS, least, strict=True))
-        lines.append((f"**13 layers, {part}**", totals, whole))
-        for title, seconds, floor in lines:
-            row = [title, *(_micro(seconds.get(name)) for name in names)]
-            row += [_micro(floor), f"{floor / seconds['ours']:.0%}"]
-            if with_torch:
-                row.append(f"{seconds['torchvision'] / seconds['ours']:.2f}")
-            rows.append(row)
-    return _table(heads, rows)
-
-
-def bars(found: dict[str, dict[str, Layers]], plan: Plan, rates: Rates) -> str:
-    """What the project asks for, beside what was measured."""
-    rows = []
-
-    def add(what, bar, value, good):
-        measured = "not measured" if value is None else value
-        met = "" if value is None else ("met" if good else "**not met**")
-        rows.append([what, bar, measured, met])
-
-    for (title, part), bar in _BARS.items():
-        value = None
-        layers = found.get(title, {}).get(part)
-        if layers is not None and layers.has("torchvision"):
-            value = layers.total("torchvision") / layers.total("ours")
-        shown = None if value is None else f"{value:.2f}"
-        add(
-            f"{title} {part}: torchvision / ours",
-            f"{bar:g}",
-            shown,
-            (value or 0) >= bar,
-        )
-    layers = found.get("bfloat16", {}).get("forward")
-    by_rates = by_sheet = None
-    if layers is not None:
-        least = work = 0.0
-        for count, shape in zip(_LAYERS, plan.shapes, strict=True):
-            least += count * least_seconds(rates, plan.images, shape, BFLOAT16, False)
-            work += count * operations(plan.images, shape, False)
-        by_rates = least / layers.total("ours")
-        if any(name in gpu for gpu in gpu_names() for name in ("H100", "H200")):
-            by_sheet = work / (DATA_SHEET["bfloat16"] * 1e12) / layers.total("ours")
-    for how, share in (("measured rates", by_rates), ("data sheet", by_sheet)):
-        shown = None if share is None else f"{share:.0%}"
+            value = least / found["forward"].total("ours")
         what = f"bfloat16 forward: share of the least time, by {how}"
-        add(what, f"{_ROOFLINE_BAR:.0%}", shown, (share or 0) >= _ROOFLINE_BAR)
-    for title in ("bfloat16", "TF32", "float32"):
-        layers = found.get(title, {}).get("backward")
-        value = None
-        if layers is not None:
-            value = layers.total("ours") / layers.total("atomic")
-        shown = None if value is None else f"{value:.2f}"
-        what = f"{title} backward: sorted gradient of x / atomic, at most"
-        add(what, f"{_ATOMIC_BAR:g}", shown, (value or 0) <= _ATOMIC_BAR)
+        add(what, _ROOFLINE_BAR, value, ".0%", operator.ge)
+    value = None
+    if found:
+        value = found["backward"].total("ours") / found["backward"].total("atomic")
+    what = f"{title} backward: sorted gradient of x / atomic, at most"
+    add(what, _ATOMIC_BAR, value, ".2f", operator.le)
     return _table(["bar", "asked for", "measured", ""], rows)
 
 
-def box_table(torch: TorchWorker | None, rounds: int) -> str:
+def box_table(peer: Torchvision, rounds: int) -> str:
     """512 RoIs by roi_align, 6,000 boxes by nms, in float32."""
     rows = []
     for case in BOX_TABLE.cases:
@@ -372,10 +354,9 @@ def box_table(torch: TorchWorker | None, rounds: int) -> str:
 
             run = functools.partial(backward, cotangent, *arguments)
             turns["ours backward"] = _turn(run, 1)
-        if torch is not None:
-            turns |= torch_turns(torch, candidate, {"torchvision": "float32"})
+        turns |= peer.turns(candidate, {"torchvision": "float32"})
         times = take_turns(turns, rounds)
-        for part in _PARTS:
+        for part in PARTS:
             if f"ours {part}" not in times:
                 continue
             ours, theirs = times[f"ours {part}"], times.get(f"torchvision {part}")
@@ -393,40 +374,14 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def check_values(shape: tuple[int, int, int], torch: TorchWorker) -> None:
-    """Asserts that torchvision computes what we do, in float32."""
-    candidate = deform_candidate(deform_arguments(1, *shape))
-    assert candidate.peer is not None
-    function = functools.partial(candidate.function, precision="highest")
-    cotangent = output_cotangent(function, candidate.arguments)
-    results = jax.jit(value_and_gradients(function))(cotangent, *candidate.arguments)
-    torch.load(candidate.peer, candidate, cotangent)
-    torch.check(candidate.peer, results)
-
-
-def say(text: str) -> None:
-    """A paragraph of the report, at once."""
-    print(text, end="\n\n", flush=True)
-
-
 def main() -> int:
     """Returns the exit status."""
     begin = time.monotonic()
     emulated = "--emulated" in sys.argv
     plan = DRY if emulated else Plan()
-    python = torch_python()
-    with contextlib.ExitStack() as stack:
-        torch = None
-        if python is None:
-            say("Skipped: torchvision, as there is no torch here (TORCH_PYTHON).")
-        else:
-            device = "cpu" if emulated else "cuda"
-            worker = TorchWorker(python, thread_count(), device)
-            torch = stack.enter_context(worker)
-            versions = torch.versions()
-            say(", ".join(f"{name} {version}" for name, version in versions.items()))
-            check_values(plan.shapes[-1], torch)
-            say(f"Of a {plan.shapes[-1]} layer it computes in float32 what we do.")
+    good = True
+    # torch is imported there while the rates are measured here.
+    with torchvision(torch_python(), "cpu" if emulated else "cuda") as peer:
         rates = measure_rates(plan.copied, plan.side, 1 if emulated else 10)
         say(
             f"Measured rates: copies {rates.copy / 1e12:.2f} TB/s, products "
@@ -439,26 +394,28 @@ def main() -> int:
             "atomic additions. torchvision in bfloat16 is under autocast, where it "
             "computes in float32 (once with TF32 allowed inside); x is bfloat16."
         )
-        found: dict[str, dict[str, Layers]] = {}
-        last = 0.0
+        peer.check(plan.shapes[-1])
+        shares = {"measured rates": rates}
+        for name in gpu_names()[:1]:
+            if name in DATA_SHEETS:
+                shares["data sheet"] = DATA_SHEETS[name]
+        # What the bars ask for comes first.
         for precision in (BFLOAT16, TF32, FLOAT32):
-            first = time.monotonic()
-            if seconds_left(begin) < 1.2 * last + 10:
-                say(f"Skipped: layers in {precision.title}, for want of time.")
-                continue
-            found[precision.title] = measure_layers(precision, plan, torch)
-            table = layer_table(precision, found[precision.title], plan, rates)
-            say(f"### {precision.title}\n\n{table}")
-            last = time.monotonic() - first
-        say(f"### Bars\n\n{bars(found, plan, rates)}")
+            layers = {}
+            try:
+                layers = measure_layers(precision, plan, peer, rates, begin)
+            except Exception as error:
+                say_failed(f"layers in {precision.title}", error)
+                good = False
+            say(bars(precision.title, layers, plan, shares))
         if emulated:
             say("Skipped: RoI pooling and nms, as this is a dry run.")
         elif seconds_left(begin) < 10:
             say("Skipped: RoI pooling and nms, for want of time.")
         else:
             text = "float32; 512 RoIs of 7x7 bins on a map 50x76, 6,000 boxes."
-            say(f"### RoI pooling and nms\n\n{text}\n\n{box_table(torch, plan.rounds)}")
-    return 0
+            say(f"### RoI pooling and nms\n\n{text}\n\n{box_table(peer, plan.rounds)}")
+    return 0 if good and not peer.failed else 1
 
 
 if __name__ == "__main__":

@@ -198,6 +198,11 @@ def check_against_cpu(detector: Detector) -> bool:
         )
         try:
             here = one_step(detector)
+            losses = (f"{name} {value:.6f}" for name, value in here["losses"].items())
+            print(f"Losses here: {', '.join(losses)}.\n", flush=True)
+        except BaseException:
+            other.kill()
+            raise
         finally:
             status = other.wait()
         if status:

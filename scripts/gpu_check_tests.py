@@ -6,6 +6,7 @@ pytest is stopped when time ends; what ran until then is reported.
 """
 
 import collections
+import contextlib
 import importlib.util
 import json
 import os
@@ -68,6 +69,15 @@ def command(name: str, emulated: bool, ignored: Sequence[str]) -> list[str]:
     return call
 
 
+def read_results(text: str) -> list[dict]:
+    """Lines of `scripts.gpu_check_results`, without one that a kill cut off."""
+    lines = []
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return lines
+
+
 def summary(lines: Sequence[dict]) -> tuple[str, int, int]:
     """The results in Markdown, how many failed, and how many never ran."""
     count = max((line["tests"] for line in lines if "tests" in line), default=0)
@@ -98,13 +108,14 @@ def summary(lines: Sequence[dict]) -> tuple[str, int, int]:
             for line in failed
         ]
     slow = sorted(tests.values(), key=lambda line: -line["seconds"])[:5]
-    text.append(
-        "Slowest: "
-        + ", ".join(
-            f"`{_first(line['test'].split('::')[-1], 1)}` {line['seconds']:.0f} s"
-            for line in slow
+    if slow:
+        text.append(
+            "Slowest: "
+            + ", ".join(
+                f"`{_first(line['test'].split('::')[-1], 1)}` {line['seconds']:.0f} s"
+                for line in slow
+            )
         )
-    )
     return "\n\n".join(text), len(failed), missing
 
 
@@ -132,7 +143,7 @@ def main() -> int:
             stopped, status = True, 0
             process.kill()
             process.wait()
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = read_results(path.read_text(errors="replace"))
     if emulated:
         print("Skipped: all but a few tests, as this is a dry run.\n")
     if not emulated:
@@ -142,6 +153,8 @@ def main() -> int:
         )
     for file in ignored:
         print(f"Skipped: `{file}`, as hypothesis is not installed.\n")
+    if stopped and not any("tests" in line for line in lines):
+        print("Skipped: all, stopped while collecting.\n")
     text, failed, missing = summary(lines)
     print(text)
     if status and not failed:

@@ -10,8 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts import gpu_check, gpu_check_roofline, gpu_check_speed, gpu_check_tests
-from scripts.benchmark_conv_cases import SHAPES
+from scripts import (
+    gpu_check,
+    gpu_check_machine,
+    gpu_check_roofline,
+    gpu_check_speed,
+    gpu_check_tests,
+)
+from scripts.benchmark_conv_cases import SHAPES, deform_arguments, deform_candidate
+from scripts.gpu_check_machine import is_older
 from scripts.gpu_check_results import RESULTS
 from scripts.gpu_check_roofline import BFLOAT16, FLOAT32, TF32, Rates
 from scripts.gpu_check_runner import (
@@ -25,6 +32,7 @@ from scripts.gpu_check_runner import (
 )
 from scripts.gpu_check_sanitizer import is_of_others, judge
 from scripts.gpu_check_speed import Layers
+from scripts.gpu_check_torch import Torchvision, torchvision
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -149,13 +157,63 @@ def test_every_stage_is_there():
             assert importlib.util.find_spec(s.command[2]) is not None
             assert ("--emulated" in s.command) == emulated
         # Even if all before them take their time, the last ones start.
-        assert sum(s.least for s in found) < gpu_check.SECONDS < 540
+        kept = sum(s.least for s in found if not s.spare)
+        assert kept < gpu_check.SECONDS < 540
+
+
+def test_chosen_stages_have_all_time():
+    found = gpu_check.stages(False, "Operator|Generated")
+    assert [s.title for s in found] == ["Operator tests", "Generated layers"]
+    assert {s.most for s in found} == {gpu_check.SECONDS}
+    assert gpu_check.stages(False, "no such stage") == []
+    assert "--only='Speed'" in gpu_check.head(False, "Speed", ["GPU"])
+
+
+def test_nothing_is_kept_for_a_spare_stage():
+    say = f"import os; print(os.environ['{SECONDS}'])"
+    spare = stage(say, "spare", least=90)._replace(spare=True, most=100)
+    first, last = run_stages([stage(say, most=1000), spare], 100, lambda _: None)
+    assert float(first.text) > 95
+    assert float(last.text) >= 90
+
+
+def test_the_report_does_not_say_where_the_checkout_is():
+    outcome = run(f"print('{ROOT}/xla_ops'); raise ValueError('{ROOT}/scripts')")
+    assert outcome.text.startswith("xla_ops\n")
+    assert "ValueError: scripts\n" in outcome.text
+    assert str(ROOT) not in outcome.text
+
+
+@pytest.mark.parametrize(
+    ("version", "floor", "older"),
+    [
+        ("0.10.1", "0.10.2", True),
+        ("0.9.9", "0.10.2", True),
+        ("0.10.2.dev1", "0.10.2", False),
+        ("0.11", "0.10.2", False),
+        ("2.0.0", "2.0", False),
+        ("1.26.4", "2.0", True),
+    ],
+)
+def test_older_versions(version, floor, older):
+    assert is_older(version, floor) == older
+
+
+def test_old_packages_are_said(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check_machine, "package_version", lambda name: "0.1")
+    monkeypatch.setattr(gpu_check_machine, "tool_version", lambda name: None)
+    assert gpu_check_machine.main() == 1
+    said = capsys.readouterr().out
+    for name in ("jax", "flax", "optax", "numpy", "pybind11", "jaxtyping"):
+        floor = gpu_check_machine.floors()[name]
+        assert f"{name} 0.1 is older than {floor}" in said
 
 
 TESTS = """
 import pytest
 def test_good(): pass
 def test_bad(): assert 1 == 2
+def test_long(): raise ValueError("x" * 10**5)
 def test_other(): pytest.skip("no reason")
 @pytest.fixture
 def broken(): raise ValueError("fixture")
@@ -175,14 +233,30 @@ def test_results_are_written_test_by_test(tmp_path):
         env=env,
         capture_output=True,
     )
-    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert results.stat().st_size < 10**4
+    lines = gpu_check_tests.read_results(results.read_text())
     text, failed, missing = gpu_check_tests.summary(lines)
-    assert (failed, missing) == (2, 0)
-    assert text.startswith("1 passed, 2 failed, 1 skipped.")
+    assert (failed, missing) == (3, 0)
+    assert text.startswith("1 passed, 3 failed, 1 skipped.")
     assert "Skipped: 1 tests: no reason" in text
     assert "test_bad\n" in text
     assert "assert 1 == 2" in text
     assert "ValueError: fixture" in text
+
+
+def test_results_that_were_cut_off_are_left_out():
+    whole = {"test": "a", "outcome": "failed", "seconds": 1.0, "why": "no"}
+    text = json.dumps(whole) + '\n{"test": "b", "outco'
+    assert gpu_check_tests.read_results(text) == [whole]
+
+
+def test_pytest_stopped_while_collecting(monkeypatch, capfd):
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(gpu_check_tests, "command", lambda *_: sleep)
+    monkeypatch.setattr(sys, "argv", ["tests", "generated"])
+    monkeypatch.setenv(SECONDS, "1")
+    assert gpu_check_tests.main() == CUT_SHORT
+    assert "Skipped: all, stopped while collecting." in capfd.readouterr().out
 
 
 def test_tests_that_never_ran_are_counted():
@@ -213,29 +287,131 @@ def test_bars():
     def layers(**seconds):
         return Layers([seconds] * 3)
 
-    found = {
-        "TF32": {
+    rates = Rates(1e15, dict.fromkeys(("TF32", "bfloat16", "float32"), 790e12))
+
+    def cells(title, found):
+        shares = {"measured rates": rates, "data sheet": rates._replace(copy=1e9)}
+        plan = gpu_check_speed.Plan()
+        lines = gpu_check_speed.bars(title, found, plan, shares).splitlines()
+        return {line.split(" | ")[0]: line.split(" | ")[2:] for line in lines}
+
+    tf32 = cells(
+        "TF32",
+        {
             "forward": layers(ours=1e-4, torchvision=3e-4),
             "backward": layers(ours=2e-4, atomic=1e-4, torchvision=3e-4),
         },
-        "bfloat16": {
-            "forward": layers(ours=2e-5),
-            "backward": layers(ours=1, atomic=1),
-        },
-    }
-    rates = Rates(1e15, dict.fromkeys(("TF32", "bfloat16", "float32"), 790e12))
-    plan = gpu_check_speed.Plan()
-    lines = gpu_check_speed.bars(found, plan, rates).splitlines()
-    cells = {line.split(" | ")[0]: line.split(" | ")[2:] for line in lines}
-    assert cells["| TF32 forward: torchvision / ours"] == ["3.00", "met |"]
-    assert cells["| TF32 backward: torchvision / ours"] == ["1.50", "**not met** |"]
-    assert cells["| bfloat16 forward: torchvision / ours"] == ["not measured", " |"]
-    share = cells["| bfloat16 forward: share of the least time, by measured rates"]
-    assert share == ["57%", "met |"]
+    )
+    assert tf32["| TF32 forward: torchvision / ours"] == ["3.00", "met |"]
+    assert tf32["| TF32 backward: torchvision / ours"] == ["1.50", "**not met** |"]
     limit = "| {} backward: sorted gradient of x / atomic, at most"
-    assert cells[limit.format("TF32")] == ["2.00", "**not met** |"]
-    assert cells[limit.format("bfloat16")] == ["1.00", "met |"]
-    assert cells[limit.format("float32")] == ["not measured", " |"]
+    assert tf32[limit.format("TF32")] == ["2.00", "**not met** |"]
+    assert not any("share" in bar for bar in tf32)
+    half = cells(
+        "bfloat16",
+        {"forward": layers(ours=2e-5), "backward": layers(ours=1, atomic=1)},
+    )
+    assert half["| bfloat16 forward: torchvision / ours"] == ["not measured", " |"]
+    share = "| bfloat16 forward: share of the least time, by "
+    assert half[share + "measured rates"] == ["57%", "met |"]
+    # Its memory counts too.
+    assert float(half[share + "data sheet"][0].rstrip("%")) > 1000
+    assert half[limit.format("bfloat16")] == ["1.00", "met |"]
+    assert cells("float32", {})[limit.format("float32")] == ["not measured", " |"]
+
+
+def test_rows_of_a_layer():
+    seconds = {"forward": {"ours": 2e-6}, "backward": {"ours": 4e-6, "atomic": 8e-6}}
+    rows = {part: (found, 1e-6) for part, found in seconds.items()}
+    assert gpu_check_speed.layer_table(rows).splitlines() == [
+        "| microseconds | ours | atomic | least time | share of it |",
+        "| --- | --- | --- | --- | --- |",
+        "| forward | 2.0 |  | 1.0 | 50% |",
+        "| backward | 4.0 | 8.0 | 1.0 | 25% |",
+    ]
+
+
+def test_each_shape_is_said_at_once(monkeypatch, capsys):
+    """Time ends, or a shape fails, after the first one."""
+
+    def measure(precision, shape, plan, peer):
+        if len(said := capsys.readouterr().out) and "conv3 (x4), forward" in said:
+            raise ValueError("too late")
+        return {
+            part: {"ours": 1e-4, "atomic": 1e-4} for part in ("forward", "backward")
+        }
+
+    monkeypatch.setattr(gpu_check_speed, "measure_shape", measure)
+    rates = Rates(1e12, {"TF32": 1e12})
+    given = TF32, gpu_check_speed.DRY, Torchvision(None), rates
+    with pytest.raises(ValueError, match="too late"):
+        gpu_check_speed.measure_layers(*given, time.monotonic())
+    monkeypatch.setenv(SECONDS, "1")
+    assert gpu_check_speed.measure_layers(*given, time.monotonic()) == {}
+    assert "Skipped: TF32 from conv3 on" in capsys.readouterr().out
+
+
+class BrokenWorker:
+    """Fails at the call of that name; a call of a layer takes a second."""
+
+    def __init__(self, broken):
+        self.broken = broken
+        self.timed = 0
+
+    def versions(self):
+        if self.broken == "versions":
+            raise RuntimeError("no torch")
+        return {"torch": "9"}
+
+    def load(self, *_):
+        if self.broken == "load":
+            raise RuntimeError("no memory")
+
+    def check(self, *_):
+        raise AssertionError("\nNot equal to tolerance")
+
+    def time(self, *_):
+        self.timed += 1
+        # After both parts were tried out and timed once.
+        if self.broken == "time" and self.timed > 4:
+            raise ConnectionError("torch's process died")
+        return 1.0
+
+
+@pytest.mark.parametrize("broken", ["load", "time", None])
+def test_ours_goes_on_without_torchvision(broken, capsys):
+    peer = Torchvision(BrokenWorker(broken))  # type: ignore[arg-type]
+    shape = gpu_check_speed.DRY.shapes[0]
+    candidate = deform_candidate(deform_arguments(1, *shape))
+    turns = {"ours forward": lambda: 2.0, **peer.turns(candidate, {"theirs": "tf32"})}
+    times = gpu_check_speed.take_turns(turns, rounds=2)
+    theirs = {"theirs forward": 1.0, "theirs backward": 1.0} if broken is None else {}
+    assert times == {"ours forward": 2.0, **theirs}
+    assert peer.failed == (broken is not None)
+    said = capsys.readouterr().out
+    assert said.count("Failed: torchvision") == (broken is not None)
+
+
+@pytest.mark.parametrize("broken", ["versions", "load", "values"])
+def test_torchvision_is_left_out_where_it_does_not_agree(broken, capsys):
+    peer = Torchvision(BrokenWorker(broken))  # type: ignore[arg-type]
+    peer.check(gpu_check_speed.DRY.shapes[0])
+    assert (peer.failed, peer.worker) == (True, None)
+    reason = {
+        "versions": "RuntimeError: no torch",
+        "load": "RuntimeError: no memory",
+        "values": "AssertionError: Not equal to tolerance",
+    }[broken]
+    assert reason in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("python", ["no-such-python", "false"])
+def test_a_torch_that_does_not_start(python, capsys):
+    with torchvision(python, "cpu") as peer:
+        peer.check((16, 4, 4))
+        assert peer.failed
+        assert peer.worker is None
+    assert "Failed: torchvision" in capsys.readouterr().out
 
 
 def test_the_stand_in_for_jaxtyping(tmp_path):
@@ -268,4 +444,12 @@ def test_what_a_sanitizer_says():
         assert found.calls == output.count("called")
     assert not is_of_others("initcheck", judge(86, ours + others + called))
     assert is_of_others("initcheck", judge(86, others + called))
+    many = "".join(f"=========     Host Frame {i}\n" for i in range(50))
+    found = judge(86, others + many + "========= \n" + ours + many + called)
+    assert not is_of_others("initcheck", found)
+    assert found.lines[0] == ours.strip()
+    assert len(found.lines) == 40
+    assert not is_of_others("initcheck", judge(1, called))
+    stopped = judge(None, others + many + "=========\n" + ours)
+    assert stopped.names_ours
     assert not is_of_others("racecheck", judge(86, others + called))
