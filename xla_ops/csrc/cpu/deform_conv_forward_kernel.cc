@@ -194,14 +194,18 @@ class Sampling {
     }
   };
 
+  // The last vector begins early where the number of channels is no multiple of it.
+  static XLA_OPS_ALWAYS_INLINE int64_t begin_of(int64_t v, int64_t channels) {
+    return v * kFull < channels - kFull ? v * kFull : channels - kFull;
+  }
+
   struct Piece {
     Sample sample;
     const T* soon[2];  // the two left corners of the sample to be fetched into a cache
-    int64_t last;      // where a vector may begin
+    int64_t channels;
 
-    // The last vector begins early where the number of channels is no multiple of it.
     XLA_OPS_ALWAYS_INLINE void do_vector(int64_t v) const {
-      const int64_t c = v * kFull < last ? v * kFull : last;
+      const int64_t c = begin_of(v, channels);
       for (const T* pixel : soon) __builtin_prefetch(pixel + c, 0, 2);
       sample.template interpolate<kFull>(c);
     }
@@ -233,15 +237,23 @@ class Sampling {
 
   XLA_OPS_ALWAYS_INLINE Piece next() {
     const int64_t soon = at_ + soon_;
-    return {next_sample(), {pixel(0, soon), pixel(2, soon)}, channels_ - kFull};
+    return {next_sample(), {pixel(0, soon), pixel(2, soon)}, channels_};
   }
 
+  // The vectors are those of do_vector(): how much a product takes depends on the number of
+  // images, the result must not.
   void finish() {
     while (left_ > 0) {
       const Sample sample = next_sample();
-      for_each_vector<kFull>(0, channels_, [&](auto w, int64_t c) {
-        sample.template interpolate<decltype(w)::value>(c);
-      });
+      if (channels_ < kFull) {
+        for_each_vector<kFull>(0, channels_, [&](auto w, int64_t c) {
+          sample.template interpolate<decltype(w)::value>(c);
+        });
+      } else {
+        for (int64_t v = 0; v < vectors_; ++v) {
+          sample.template interpolate<kFull>(begin_of(v, channels_));
+        }
+      }
     }
   }
 

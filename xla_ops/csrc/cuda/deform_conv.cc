@@ -10,6 +10,7 @@
 #include "ffi_stream.h"
 #include "geometry.h"
 #include "registry.h"
+#include "result.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace xla_ops {
@@ -18,11 +19,7 @@ namespace {
 
 namespace ffi = ::xla::ffi;
 
-ffi::Error result_of(const std::string& error, simt::Failure failure) {
-  if (!error.empty()) return ffi::Error::InvalidArgument("deform_conv2d: " + error);
-  if (failure) return ffi::Error::Internal(std::string("deform_conv2d: ") + failure);
-  return ffi::Error::Success();
-}
+constexpr char kOperation[] = "deform_conv2d";
 
 // The mask is the last operand, where there is one. Returns what is wrong, or "".
 std::string decode_mask(const ffi::RemainingArgs& rest, std::optional<ffi::AnyBuffer>* mask) {
@@ -113,9 +110,9 @@ ffi::Error columns_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer fi
   if (error.empty()) {
     error = check_buffer("columns", *columns, columns_shape(op.geometry), x.element_type());
   }
-  if (!error.empty()) return result_of(error, nullptr);
+  if (!error.empty()) return result_of(kOperation, error, nullptr);
   op.x = x.untyped_data();
-  return result_of("", sample_columns(op, columns->untyped_data(), stream));
+  return result_of(kOperation, "", sample_columns(op, columns->untyped_data(), stream));
 }
 
 ffi::Error fused_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer offset,
@@ -137,9 +134,10 @@ ffi::Error fused_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer offs
   if (error.empty()) {
     error = check_buffer("y", *y, deform_conv_output_shape(g), x.element_type());
   }
-  if (!error.empty()) return result_of(error, nullptr);
+  if (!error.empty()) return result_of(kOperation, error, nullptr);
   op.x = x.untyped_data();
-  return result_of("", convolve_fused(op, kernel.untyped_data(), y->untyped_data(), stream));
+  return result_of(kOperation, "",
+                   convolve_fused(op, kernel.untyped_data(), y->untyped_data(), stream));
 }
 
 ffi::Error visit_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer first_row,
@@ -149,7 +147,7 @@ ffi::Error visit_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer firs
   DeformConvOperands op{};
   std::string error = decode_type(x.element_type(), &op.type);
   if (error.empty()) error = decode(attributes, shape_of(x), first_row, offset, rest, &op);
-  if (!error.empty()) return result_of(error, nullptr);
+  if (!error.empty()) return result_of(kOperation, error, nullptr);
   const DeformConvGeometry& g = op.geometry;
   const ffi::DataType real = real_type(op.type);
   const Shape shape = columns_shape(g);
@@ -171,12 +169,12 @@ ffi::Error visit_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer firs
     grad.dx = (*dx)->untyped_data();
   }
   if (error.empty() && next < more.size()) error = "too many results";
-  if (!error.empty()) return result_of(error, nullptr);
+  if (!error.empty()) return result_of(kOperation, error, nullptr);
   op.x = x.untyped_data();
   grad.dcolumns = dcolumns.untyped_data();
   grad.columns = columns->untyped_data();
   grad.doffset = doffset->untyped_data();
-  return result_of("", visit_samples(op, grad, stream));
+  return result_of(kOperation, "", visit_samples(op, grad, stream));
 }
 
 // Whether numbers of pixels are kept in 16 bits; XLA sorts them faster.
@@ -197,8 +195,8 @@ ffi::Error list_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer first
     error = decode(attributes, shape_of(x), first_row, offset, std::nullopt, &op);
   }
   if (error.empty()) error = decode_pixel(*pixel, op.geometry, &narrow);
-  if (!error.empty()) return result_of(error, nullptr);
-  return result_of("", list_corners(op, narrow, pixel->untyped_data(), stream));
+  if (!error.empty()) return result_of(kOperation, error, nullptr);
+  return result_of(kOperation, "", list_corners(op, narrow, pixel->untyped_data(), stream));
 }
 
 ffi::Error gather_impl(cudaStream_t stream, ffi::AnyBuffer first_row, ffi::AnyBuffer offset,
@@ -208,7 +206,7 @@ ffi::Error gather_impl(cudaStream_t stream, ffi::AnyBuffer first_row, ffi::AnyBu
   DeformConvOperands op{};
   std::string error = decode_type(dx->element_type(), &op.type);
   if (error.empty()) error = decode(attributes, shape_of(*dx), first_row, offset, rest, &op);
-  if (!error.empty()) return result_of(error, nullptr);
+  if (!error.empty()) return result_of(kOperation, error, nullptr);
   const DeformConvGeometry& g = op.geometry;
   DeformConvCorners corners{};
   error = check_buffer("dx", *dx, shape_of(*dx), real_type(op.type));
@@ -219,12 +217,13 @@ ffi::Error gather_impl(cudaStream_t stream, ffi::AnyBuffer first_row, ffi::AnyBu
   if (error.empty()) {
     error = check_buffer("starts", *starts, {g.N, g.G, g.H * g.W + 1}, ffi::DataType::S32);
   }
-  if (!error.empty()) return result_of(error, nullptr);
+  if (!error.empty()) return result_of(kOperation, error, nullptr);
   corners.pixel = pixel.untyped_data();
   corners.number = static_cast<const int32_t*>(number.untyped_data());
-  return result_of("", gather_input_gradient(op, dcolumns.untyped_data(), corners,
-                                             static_cast<int32_t*>(starts->untyped_data()),
-                                             dx->untyped_data(), stream));
+  return result_of(kOperation, "",
+                   gather_input_gradient(op, dcolumns.untyped_data(), corners,
+                                         static_cast<int32_t*>(starts->untyped_data()),
+                                         dx->untyped_data(), stream));
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dColumns, columns_impl,

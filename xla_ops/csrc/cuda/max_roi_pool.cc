@@ -1,8 +1,6 @@
-// XLA FFI handlers of roi_pool: check the operands, launch. The same calls as
-// the CPU's
-// (../max_roi_pool_ffi.h), but the backward one has two more results, which are
-// scratch: where each RoI reads, [N,B,4] int32, and the pixels of the maxima,
-// [N,B,h,w,C] int32.
+// XLA FFI handlers of roi_pool: check the operands, launch. The same calls as the CPU's
+// (../max_roi_pool_ffi.h), but the backward one has two more results, which are scratch:
+// where each RoI reads, [N,B,4] int32, and the pixels of the maxima, [N,B,h,w,C] int32.
 #include "max_roi_pool.h"
 
 #include <string>
@@ -10,6 +8,7 @@
 #include "ffi_stream.h"
 #include "max_roi_pool_ffi.h"
 #include "registry.h"
+#include "result.h"
 #include "roi_pool.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -19,11 +18,7 @@ namespace {
 
 namespace ffi = ::xla::ffi;
 
-ffi::Error result_of(std::string error, simt::Failure failure) {
-  if (!error.empty()) return ffi::Error::InvalidArgument("roi_pool: " + error);
-  if (failure) return ffi::Error::Internal(std::string("roi_pool: ") + failure);
-  return ffi::Error::Success();
-}
+constexpr char kOperation[] = "roi_pool";
 
 // What the kernels cannot do, or "".
 std::string check_sizes(const MaxRoiPoolCall& call) {
@@ -39,8 +34,8 @@ ffi::Error MaxRoiPoolFwdImpl(cudaStream_t stream, ffi::RemainingArgs args,
   MaxRoiPoolCall call;
   std::string error = decode_max_roi_pool(args, num_levels, &*y, &call);
   if (error.empty()) error = check_sizes(call);
-  if (!error.empty()) return result_of(error, nullptr);
-  return result_of("", max_pool_rois(call.op, y->untyped_data(), stream));
+  if (!error.empty()) return result_of(kOperation, error, nullptr);
+  return result_of(kOperation, "", max_pool_rois(call.op, y->untyped_data(), stream));
 }
 
 ffi::Error MaxRoiPoolBwdImpl(cudaStream_t stream, ffi::RemainingArgs args,
@@ -48,7 +43,7 @@ ffi::Error MaxRoiPoolBwdImpl(cudaStream_t stream, ffi::RemainingArgs args,
   MaxRoiPoolCall call;
   std::string error = decode_max_roi_pool_gradients(args, results, 2, num_levels, &call);
   if (error.empty()) error = check_sizes(call);
-  if (!error.empty()) return result_of(error, nullptr);
+  if (!error.empty()) return result_of(kOperation, error, nullptr);
   const MaxRoiPoolOperands& op = call.op;
   auto reach = results.get<ffi::AnyBuffer>(num_levels);
   auto places = results.get<ffi::AnyBuffer>(num_levels + 1);
@@ -58,10 +53,11 @@ ffi::Error MaxRoiPoolBwdImpl(cudaStream_t stream, ffi::RemainingArgs args,
   if (error.empty()) {
     error = check_buffer("places", **places, {op.N, op.B, op.h, op.w, op.C}, ffi::DataType::S32);
   }
-  if (!error.empty()) return result_of(error, nullptr);
+  if (!error.empty()) return result_of(kOperation, error, nullptr);
   return result_of(
-      "", max_roi_map_gradient(op, call.g, static_cast<int32_t*>((*reach)->untyped_data()),
-                               static_cast<int32_t*>((*places)->untyped_data()), stream));
+      kOperation, "",
+      max_roi_map_gradient(op, call.g, static_cast<int32_t*>((*reach)->untyped_data()),
+                           static_cast<int32_t*>((*places)->untyped_data()), stream));
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(

@@ -8,6 +8,7 @@
 #include "ffi_stream.h"
 #include "geometry.h"
 #include "registry.h"
+#include "result.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace xla_ops {
@@ -51,16 +52,15 @@ ffi::Error NmsImpl(cudaStream_t stream, ffi::AnyBuffer boxes, ffi::Buffer<ffi::S
   if (error.empty() && !is_f32 && boxes.element_type() != ffi::DataType::F64) {
     error = "`boxes` has an element type that no kernel knows";
   }
-  if (!error.empty()) return ffi::Error::InvalidArgument("nms: " + error);
+  if (!error.empty()) return result_of("nms", error, nullptr);
 
   const NmsOperands op{shape[0],           shape[1],
                        output[1],          class_ids.typed_data(),
                        order.typed_data(), candidates.typed_data()};
   const auto run = is_f32 ? select<float> : select<double>;
-  const simt::Failure failure = run(op, boxes, threshold, words->untyped_data(),
-                                    indices->typed_data(), selected->typed_data(), stream);
-  if (failure) return ffi::Error::Internal(std::string("nms: ") + failure);
-  return ffi::Error::Success();
+  return result_of("nms", "",
+                   run(op, boxes, threshold, words->untyped_data(), indices->typed_data(),
+                       selected->typed_data(), stream));
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(Nms, NmsImpl,

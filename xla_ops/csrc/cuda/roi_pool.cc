@@ -1,7 +1,6 @@
-// XLA FFI handlers of RoI pooling: check the operands, launch. The same calls
-// as the CPU's
-// (../roi_pool_ffi.h), but the backward ones have one more result, which is
-// scratch: where each RoI reads, [N,B,4] int32.
+// XLA FFI handlers of RoI pooling: check the operands, launch. The same calls as the
+// CPU's (../roi_pool_ffi.h), but the backward ones have one more result, which is scratch:
+// where each RoI reads, [N,B,4] int32.
 #include "roi_pool.h"
 
 #include <string>
@@ -9,6 +8,7 @@
 
 #include "ffi_stream.h"
 #include "registry.h"
+#include "result.h"
 #include "roi_pool_ffi.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -18,11 +18,7 @@ namespace {
 
 namespace ffi = ::xla::ffi;
 
-ffi::Error result_of(std::string error, simt::Failure failure) {
-  if (!error.empty()) return ffi::Error::InvalidArgument("roi_pool: " + error);
-  if (failure) return ffi::Error::Internal(std::string("roi_pool: ") + failure);
-  return ffi::Error::Success();
-}
+constexpr char kOperation[] = "roi_pool";
 
 // What the kernels cannot do, or "".
 std::string check_sizes(const RoiPoolCall& call) {
@@ -38,8 +34,8 @@ ffi::Error forward(cudaStream_t stream, const ffi::RemainingArgs& args,
   RoiPoolCall call;
   std::string error = decode_roi_pool(args, attributes, &*y, &call);
   if (error.empty()) error = check_sizes(call);
-  if (!error.empty()) return result_of(error, nullptr);
-  return result_of("", pool_rois(call.op, y->untyped_data(), stream));
+  if (!error.empty()) return result_of(kOperation, error, nullptr);
+  return result_of(kOperation, "", pool_rois(call.op, y->untyped_data(), stream));
 }
 
 ffi::Error backward(cudaStream_t stream, const ffi::RemainingArgs& args,
@@ -47,18 +43,19 @@ ffi::Error backward(cudaStream_t stream, const ffi::RemainingArgs& args,
   RoiPoolCall call;
   std::string error = decode_roi_pool_gradients(args, results, 1, attributes, &call);
   if (error.empty()) error = check_sizes(call);
-  if (!error.empty()) return result_of(error, nullptr);
+  if (!error.empty()) return result_of(kOperation, error, nullptr);
   const RoiPoolOperands& op = call.op;
   auto reach = results.get<ffi::AnyBuffer>(results.size() - 1);
   if (!reach) return reach.error();
   error = check_buffer("reach", **reach, {op.N, op.B, 4}, ffi::DataType::S32);
-  if (!error.empty()) return result_of(error, nullptr);
+  if (!error.empty()) return result_of(kOperation, error, nullptr);
   if (call.dshift || call.dmask) {
     const simt::Failure failure = roi_bin_gradient(op, call.g, call.dshift, call.dmask, stream);
-    if (failure) return result_of("", failure);
+    if (failure) return result_of(kOperation, "", failure);
   }
   return result_of(
-      "", roi_map_gradient(op, call.g, static_cast<int32_t*>((*reach)->untyped_data()), stream));
+      kOperation, "",
+      roi_map_gradient(op, call.g, static_cast<int32_t*>((*reach)->untyped_data()), stream));
 }
 
 ffi::Error RoiPoolFwdImpl(cudaStream_t stream, ffi::RemainingArgs args,
@@ -82,7 +79,8 @@ ffi::Error PsRoiPoolFwdImpl(cudaStream_t stream, ffi::RemainingArgs args,
   RoiPoolAttributes attributes;
   const std::string error = ps_roi_pool_attributes(num_levels, has_shift, has_mask, sampling,
                                                    samples, group_h, group_w, &attributes);
-  return error.empty() ? forward(stream, args, y, attributes) : result_of(error, nullptr);
+  return error.empty() ? forward(stream, args, y, attributes)
+                       : result_of(kOperation, error, nullptr);
 }
 
 ffi::Error PsRoiPoolBwdImpl(cudaStream_t stream, ffi::RemainingArgs args,
@@ -92,7 +90,8 @@ ffi::Error PsRoiPoolBwdImpl(cudaStream_t stream, ffi::RemainingArgs args,
   RoiPoolAttributes attributes;
   const std::string error = ps_roi_pool_attributes(num_levels, has_shift, has_mask, sampling,
                                                    samples, group_h, group_w, &attributes);
-  return error.empty() ? backward(stream, args, results, attributes) : result_of(error, nullptr);
+  return error.empty() ? backward(stream, args, results, attributes)
+                       : result_of(kOperation, error, nullptr);
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
