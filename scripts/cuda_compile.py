@@ -18,10 +18,8 @@ from pathlib import Path
 from scripts.cuda_sass import Code, code_of, instruction_table, lacking, span
 from scripts.cuda_symbols import KernelName, kernel_names
 
-CSRC = Path(__file__).resolve().parent.parent / "xla_ops" / "csrc"
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-# As in xla_ops/CMakeLists.txt.
-OPTIONS = {"nms": ["-fmad=false"]}
+XLA_OPS = Path(__file__).resolve().parent.parent / "xla_ops"
+CSRC = XLA_OPS / "csrc"
 FIGURES = {
     "registers": r"Used (\d+) registers",
     "shared": r"(\d+) bytes smem",
@@ -33,12 +31,26 @@ FIGURES = {
 Figures = dict[tuple[KernelName, int], dict[str, int]]
 
 
-def compile_kernels(source: Path, architectures: list[int], target: Path) -> str:
+def release_architectures(cmake: str) -> list[int]:
+    """Those that a CMakeLists.txt compiles a release for."""
+    (listed,) = re.findall(r"set\(cuda_architectures_release (.*)\)", cmake)
+    return [int(a) for a in re.findall(r"\d+", listed)]
+
+
+def own_options(cmake: str) -> dict[str, str]:
+    """The compiler's options that a CMakeLists.txt gives to single files, by stem."""
+    pattern = r"csrc/cuda/(\w+)\.cu PROPERTIES COMPILE_OPTIONS (\S+)\)"
+    return dict(re.findall(pattern, cmake))
+
+
+def compile_kernels(
+    source: Path, options: list[str], architectures: list[int], target: Path
+) -> str:
     """Returns what nvcc and ptxas print."""
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
     command = ["nvcc", "-std=c++17", "-O3", "-c", str(source), "-Xptxas=-v"]
     command += ["-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"]
-    command += [f"-I{CSRC}", *OPTIONS.get(source.stem, []), *codes, "-o", str(target)]
+    command += [f"-I{CSRC}", *options, *codes, "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{source.name} does not compile without warnings:\n{done.stderr}")
@@ -92,15 +104,21 @@ def main() -> None:
     """Prints both tables; exits with 1 where they are not as they should be."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--architectures", default=",".join(map(str, ARCHITECTURES)), help="numbers"
+        "--architectures", help="numbers; all of a release if not given"
     )
-    architectures = [int(a) for a in parser.parse_args().architectures.split(",")]
+    chosen = parser.parse_args().architectures
+    cmake = (XLA_OPS / "CMakeLists.txt").read_text()
+    architectures = release_architectures(cmake)
+    if chosen is not None:
+        architectures = [int(a) for a in chosen.split(",")]
+    own = own_options(cmake)
     figures: Figures = {}
     code: Code = {}
     with tempfile.TemporaryDirectory() as folder:
         for source in sorted((CSRC / "cuda").glob("*.cu")):
             target = Path(folder) / f"{source.stem}.o"
-            output = compile_kernels(source, architectures, target)
+            options = [own[source.stem]] if source.stem in own else []
+            output = compile_kernels(source, options, architectures, target)
             figures |= figures_of(output, source.stem)
             code |= code_of(target, source.stem)
     print(register_table(figures, architectures), end="\n\n")

@@ -140,7 +140,10 @@ def main() -> int:
                 for tool in _TOOLS
             }
     status = 0
-    print("Calls of every kernel under compute-sanitizer:\n")
+    print(
+        "Calls of every kernel under compute-sanitizer, which watches those of "
+        "`xla_ops`, and with initcheck XLA's too:\n"
+    )
     for tool, result in results.items():
         found = result.result()
         print(f"- {tool}: {found.state}, {found.calls} calls")

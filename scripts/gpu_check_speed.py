@@ -392,7 +392,8 @@ def main() -> int:
             "arrays, each read or written once, at these rates. "
             f"{plan.images} images; ours sums the gradient of x by sorting, atomic by "
             "atomic additions. torchvision in bfloat16 is under autocast, where it "
-            "computes in float32 (once with TF32 allowed inside); x is bfloat16."
+            "computes in float32 (once with TF32 allowed inside); x is bfloat16. "
+            f"`XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}`."
         )
         peer.check(plan.shapes[-1])
         shares = {"measured rates": rates}

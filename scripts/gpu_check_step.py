@@ -283,7 +283,8 @@ def main() -> int:
     print(
         f"Steps of {'a tiny detector' if emulated else 'ResNet-50'} at "
         f"{detector.size[0]}x{detector.size[1]}, {detector.images} images, float32 "
-        "products at XLA's default precision. The peak is the process's so far.\n\n"
+        "products at XLA's default precision. The peak is the process's so far. "
+        f"`XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}`.\n\n"
         "| compute | ms a step | images/s | peak GiB | compiled in s | loss |\n"
         "| --- | --- | --- | --- | --- | --- |",
         flush=True,

@@ -9,6 +9,7 @@ Letters: N batch, H W input map, P Q output map, C in channels, K out channels,
 R S kernel taps, G offset groups, I convolution groups.
 """
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +64,12 @@ def deform_conv2d_gradients(
         g = g.reshape(*g.shape[:3], *weights.shape[-2:])
         dcolumns = _einsum("npqik,{n}tcik->npqitc", g, weights, precision, real)
         more_dx, columns, *parts = input_gradient(
-            x, _first_row(x, first), *places, dcolumns=dcolumns, settings=settings
+            x,
+            _first_row(x, first),
+            *places,
+            dcolumns=dcolumns,
+            devices=devices,
+            settings=settings,
         )
         more_dkernel = jnp.einsum(
             "npqitc,npqik->ntcik",
@@ -113,8 +119,7 @@ def fits_fused_kernel(
       groups: I.
       precision: As in `jax.lax.dot_general`.
     """
-    sizes = (channels, offset_groups, features)
-    if not all(isinstance(size, int) for size in sizes):
+    if not _are_known((channels, offset_groups, features)):
         return False
     if dtype == jnp.float32:
         # Tensor cores round float32 to TF32.
@@ -153,7 +158,7 @@ def _operand_allows_tf32(precision) -> bool:
 # The gradient of x
 
 
-def _sorted_input_gradient(x, first_row, offset, *mask, dcolumns, settings):
+def _sorted_input_gradient(x, first_row, offset, *mask, dcolumns, devices, settings):
     """Adds up what each pixel's samples give, in an order that is always the same.
 
     Returns:
@@ -161,15 +166,35 @@ def _sorted_input_gradient(x, first_row, offset, *mask, dcolumns, settings):
     """
     others = _visit(x, first_row, offset, dcolumns, *mask, scatter=False, **settings)
     (pixel,) = _list(x, first_row, offset, **settings)
-    number = jax.lax.broadcasted_iota(jnp.int32, pixel.shape, 2)
-    pixel, number = jax.lax.sort((pixel, number), num_keys=1, is_stable=True)
+    pixel, number = _sort_by_pixel(pixel, x.shape[1:3], devices)
     dx, _ = _gather(
         first_row, offset, dcolumns, pixel, number, *mask, shape=x.shape[1:], **settings
     )
     return dx, *others
 
 
-def _atomic_input_gradient(x, first_row, offset, *mask, dcolumns, settings):
+def _sort_by_pixel(pixel, size, devices):
+    """Sorts each row, and says where its elements were: both [N, G, corners].
+
+    On one device all rows are sorted as one, whose keys tell the rows apart: XLA has a
+    radix sort for one long row, and none for a few.
+    """
+    number = jax.lax.broadcasted_iota(jnp.int32, pixel.shape, 2)
+    images, groups = pixel.shape[:2]
+    sizes = (images, groups, *size)
+    values = math.prod(sizes[:2]) * (math.prod(size) + 1) if _are_known(sizes) else None
+    if devices > 1 or values is None or values > 1 << 32:
+        return jax.lax.sort((pixel, number), num_keys=1, is_stable=True)
+    wide = jnp.uint16 if values <= 1 << 16 else jnp.uint32
+    row = jnp.arange(images * groups, dtype=wide).reshape(images, groups, 1)
+    first = row * wide(math.prod(size) + 1)
+    keys = (pixel.astype(wide) + first).reshape(-1)
+    keys, number = jax.lax.sort((keys, number.reshape(-1)), num_keys=1, is_stable=True)
+    keys = keys.reshape(pixel.shape) - first
+    return keys.astype(pixel.dtype), number.reshape(pixel.shape)
+
+
+def _atomic_input_gradient(x, first_row, offset, *mask, dcolumns, devices, settings):
     """The same by atomic additions, whose order changes from run to run."""
     *others, dx = _visit(
         x, first_row, offset, dcolumns, *mask, scatter=True, **settings
@@ -224,7 +249,7 @@ def _in_chunks(add_rows: Callable, result, x, offset, devices):
     images, total, columns, _, taps, _ = offset.shape
     chunk = total
     sizes = (*x.shape, *offset.shape)
-    if all(isinstance(size, int) for size in sizes) and 0 not in sizes:
+    if _are_known(sizes) and 0 not in sizes:
         images = -(-images // devices)
         row = images * columns * taps * x.shape[3] * offset.dtype.itemsize
         chunk = min(total, max(1, _COLUMN_BYTES // row))
@@ -244,6 +269,11 @@ def _rows(arrays, first, rows):
 def _first_row(x, first):
     """The first row of a chunk, for each image: [N]."""
     return jnp.full_like(x, first, dtype=jnp.int32, shape=(x.shape[0],))
+
+
+def _are_known(sizes) -> bool:
+    """Whether no size is symbolic, as `jax.export` has them."""
+    return all(isinstance(size, int) for size in sizes)
 
 
 # Kernels

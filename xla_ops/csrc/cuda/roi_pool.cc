@@ -26,7 +26,7 @@ std::string check_sizes(const RoiPoolCall& call) {
     return std::to_string(call.maps.size()) + " maps; the kernels take " +
            std::to_string(kMaxRoiLevels);
   }
-  return "";
+  return call.op.h * call.op.w * call.op.classes > kMaxRoiCells ? "a RoI has too many bins" : "";
 }
 
 ffi::Error forward(cudaStream_t stream, const ffi::RemainingArgs& args,
