@@ -134,7 +134,8 @@ def resolve_implementation(implementation: str | None) -> str | None:
     if implementation is None:
         source = "environment variable DCN_JAX_IMPLEMENTATION"
         implementation = os.environ.get("DCN_JAX_IMPLEMENTATION") or None
-    if implementation not in (None, *_IMPLEMENTATIONS):
+    known = isinstance(implementation, str) and implementation in _IMPLEMENTATIONS
+    if implementation is not None and not known:
         raise ValueError(
             f"{source} is {implementation!r}; "
             f"expected None or one of {_IMPLEMENTATIONS}"
@@ -405,7 +406,14 @@ def _fold(operands, dims, shared):
 
     def unfold(results):
         sizes = (images, size) if batch_first else (size, images)
-        return [_split_leading(y, sizes) for y in results], [mapped] * len(results)
+        split = [_split_leading(y, sizes) for y in results]
+        if spec[0] is not None and spec[1] is not None:
+            # Both axes were split. The call splits one; the types have to say both.
+            split = [
+                jax.sharding.reshard(y, P(*spec[:2], *(None,) * (y.ndim - 2)))
+                for y in split
+            ]
+        return split, [mapped] * len(results)
 
     return folded, unfold
 

@@ -13,6 +13,7 @@ import numpy as np
 
 # The kernels are compiled for these.
 FLOATS = ("float32", "bfloat16", "float16", "float64")
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 # The kernels number the pixels of a map in 32 bits.
 LIMIT = 2**31
 
@@ -26,7 +27,8 @@ def check_array(name: str, value: Any, dtypes: tuple[str, ...] = FLOATS) -> jax.
     """Returns `value` as a jax array.
 
     Raises:
-      TypeError: It is not an array, or its dtype is not one of `dtypes`.
+      TypeError: It is not an array, or its dtype is not one of `dtypes` in the byte
+        order of this machine.
     """
     if not isinstance(value, jax.Array | np.ndarray):
         raise TypeError(f"`{name}` is {type(value).__name__}; expected an array")
@@ -36,6 +38,11 @@ def check_array(name: str, value: Any, dtypes: tuple[str, ...] = FLOATS) -> jax.
     if value.dtype.name not in dtypes:
         raise TypeError(
             f"`{name}` has dtype {value.dtype.name}; expected {_one_of(dtypes)}"
+        )
+    if not value.dtype.isnative:
+        raise TypeError(
+            f"`{name}` has dtype {value.dtype.str}; expected the byte order of this "
+            "machine, as `numpy.ndarray.astype` gives it"
         )
     return jnp.asarray(value)
 

@@ -17,7 +17,9 @@ from xla_ops import _geometry
 # every place on a map.
 _MAX_SAMPLES = 2**16
 _MAX_SIDE = 2**24
-INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+# XLA counts the bytes of an array in 64 bits, and ends the process where they overflow;
+# the plain form's largest array has the four corners of all samples.
+_MAX_SAMPLED = 2**58
 
 
 def check_maps(features, spatial_scale, levels, map_sizes):
@@ -74,7 +76,8 @@ def check_maps(features, spatial_scale, levels, map_sizes):
             raise ValueError(
                 f"`{name}` has shape {x.shape}; expected H and W of at least 1"
             )
-        if max(x.shape[1:3]) > _MAX_SIDE:
+        # Symbolic sizes of jax.export are checked by the kernels.
+        if any(isinstance(n, int) and n > _MAX_SIDE for n in x.shape[1:3]):
             raise ValueError(
                 f"`{name}` has shape {x.shape}; expected H and W of at most {_MAX_SIDE}"
             )
@@ -91,7 +94,7 @@ def check_maps(features, spatial_scale, levels, map_sizes):
         else:
             name = size_names[level]
             size = _geometry.check_array(
-                name, map_sizes[level], (*INTEGERS, *_geometry.FLOATS)
+                name, map_sizes[level], (*_geometry.INTEGERS, *_geometry.FLOATS)
             )
             _geometry.check_shape(name, size, (images, 2), "N, 2")
             if size.dtype.itemsize < 4:
@@ -123,15 +126,36 @@ def check_number(name: str, value: Any, x: Any) -> float:
     """A number that the type of coordinates beside `x` holds, as float."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` is {value!r}; expected a number")
-    if not math.isfinite(value):
+    dtype = _geometry.coordinate_dtype(x.dtype)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(
+            f"`{name}` is too large; expected a number that {dtype.name} holds"
+        ) from None
+    if not math.isfinite(number):
         raise ValueError(f"`{name}` is {value!r}; expected a finite number")
-    number, dtype = float(value), _geometry.coordinate_dtype(x.dtype)
     limits = np.finfo(dtype)
     if number != 0 and not float(limits.tiny) <= abs(number) <= float(limits.max):
         raise ValueError(
             f"`{name}` is {value!r}; expected a number that {dtype.name} holds"
         )
     return number
+
+
+def check_output_size(value: Any, samples: int, rois: Any, maps: Any):
+    """The bins (h, w) of a RoI, of so many samples along each axis each."""
+    bins = _geometry.check_pair("output_size", value)
+    # Axes of length 0 count as others, as XLA multiplies them.
+    sizes = [n for n in (*rois.shape[:2], maps[0].shape[3]) if isinstance(n, int) and n]
+    count = math.prod((*sizes, *bins)) * max(samples, 1) ** 2
+    if count >= _MAX_SAMPLED:
+        raise ValueError(
+            f"`output_size` is {value!r}, which makes {count} samples for `rois` "
+            f"{rois.shape} and `features` {maps[0].shape}; expected less than "
+            f"{_MAX_SAMPLED}"
+        )
+    return bins
 
 
 def check_samples(name: str, value: Any, minimum: int) -> int:
@@ -152,8 +176,11 @@ def check_levels(levels, rois, num_levels):
     shape = rois.shape[:2]
     if levels is None:
         return jnp.zeros_like(rois, jnp.int32, shape=shape)
-    levels = _geometry.check_array("levels", levels, INTEGERS)
+    levels = _geometry.check_array("levels", levels, _geometry.INTEGERS)
     _geometry.check_shape("levels", levels, shape, "N, B", f" for `rois` {rois.shape}")
+    if levels.dtype.itemsize < 4:
+        # A narrow type may not hold the number of maps.
+        levels = levels.astype(jnp.int32)
     known = (levels >= 0) & (levels < num_levels)
     return jnp.where(known, levels, num_levels).astype(jnp.int32)
 

@@ -49,8 +49,9 @@ def deform_conv2d(
 
     The derivative with respect to offset at an integer position is the right-hand one,
     as in `torchvision.ops.deform_conv2d`, also at exactly -1. A sample at an infinite
-    or far away position is 0 and has derivatives 0. A NaN position gives NaN in the
-    outputs it enters, and in the gradients of offset, mask and kernel that it enters.
+    or far away position is 0 and has derivatives 0, as long as what it is multiplied
+    with is finite. A NaN position gives NaN in the outputs it enters, and in the
+    gradients of offset, mask and kernel that it enters.
 
     Any reverse-mode derivative of any order is available, also under `jax.vmap`,
     `jax.checkpoint`, `jax.lax.scan` and forward mode over it (`jax.jvp` of
@@ -161,7 +162,11 @@ def deform_conv2d(
         _geometry.check_shape("bias", bias, (features,), "K", " as in `kernel`")
 
     settings = _Settings(**window._asdict(), groups=groups, precision=precision)
-    x, offset, kernel, mask = align(x, offset, kernel[None], mask, shared=(2,))
+    if bias is not None:
+        bias = bias[None, None, None]
+    x, offset, kernel, mask, bias = align(
+        x, offset, kernel[None], mask, bias, shared=(2, 4)
+    )
     if implementation == "reference":
         # Without jax.custom_vjp, so that jax.jvp works.
         y, _ = _deform_conv2d_fwd(x, offset, kernel, mask, implementation, settings)
@@ -171,7 +176,7 @@ def deform_conv2d(
         return y
     # In the type of sums, in which the gradient of `bias` is summed too.
     real = _geometry.coordinate_dtype(x.dtype)
-    return (y.astype(real) + bias.astype(real)[None, None, None]).astype(x.dtype)
+    return (y.astype(real) + bias.astype(real)).astype(x.dtype)
 
 
 class _Settings(NamedTuple):

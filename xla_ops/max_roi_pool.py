@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from xla_ops import _geometry
 from xla_ops._call import align, resolve_implementation
 from xla_ops._roi_arguments import (
     boxes_of_corners,
     check_maps,
+    check_output_size,
     check_rois,
     scales_of_rois,
 )
@@ -85,7 +85,7 @@ def roi_pool(
     boxes = boxes_of_corners(corners, minimum=0)
     boxes += jnp.asarray([[[0, 0, 1, 1]]], boxes.dtype)
 
-    output_size = _geometry.check_pair("output_size", output_size)
+    output_size = check_output_size(output_size, 1, rois, maps)
     *maps, boxes, levels, sizes = align(*maps, boxes, levels, sizes)
     return _pool_maxima(
         tuple(maps),

@@ -22,8 +22,6 @@ from xla_ops.reference import nms as reference
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Int32
 
-_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-
 
 def nms(
     boxes: Float[Array, "*batch B 4"],
@@ -85,7 +83,7 @@ def nms(
     if class_ids is None:
         class_ids = jnp.zeros_like(scores, jnp.int32)
     else:
-        class_ids = _geometry.check_array("class_ids", class_ids, _INTEGERS)
+        class_ids = _geometry.check_array("class_ids", class_ids, _geometry.INTEGERS)
         _geometry.check_shape("class_ids", class_ids, shape, letters, beside)
     if valid is None:
         valid = jnp.ones_like(scores, bool)
@@ -122,12 +120,15 @@ def _threshold(value: Any, dtype: np.dtype) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`iou_threshold` is {value!r}; expected a number")
-    value = float(value)
-    if not 0 <= value <= 1:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 <= number <= 1:
         raise ValueError(f"`iou_threshold` is {value!r}; expected 0 to 1")
-    rounded = float(dtype.type(value))
-    if rounded > value:
-        rounded = float(np.nextafter(dtype.type(value), dtype.type(-math.inf)))
+    rounded = float(dtype.type(number))
+    if rounded > number:
+        rounded = float(np.nextafter(dtype.type(number), dtype.type(-math.inf)))
     return rounded
 
 

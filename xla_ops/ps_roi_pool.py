@@ -24,6 +24,7 @@ from xla_ops._roi_arguments import (
     check_beside,
     check_maps,
     check_number,
+    check_output_size,
     check_rois,
     check_samples,
     scales_of_rois,
@@ -34,6 +35,9 @@ from xla_ops.reference import ps_roi_pool as reference
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Num
+
+# Bins along an axis that may share offsets; a program grows with them.
+_MAX_PARTED = 1024
 
 
 def ps_roi_align(
@@ -51,7 +55,7 @@ def ps_roi_align(
 
     Channel d of bin (i, j) is read from channel (d * h + i) * w + j of the map, so that
     D = C / (h * w). All that `roi_align` says on samples, derivatives, partitioning and
-    RoIs that are not finite holds here. The maps are copied into another order of
+    numbers that are not finite holds here. The maps are copied into another order of
     channels, which is kept for the backward pass.
 
     Args:
@@ -85,8 +89,8 @@ def ps_roi_align(
     implementation = resolve_implementation(implementation)
     maps, scales, sizes = check_maps(features, spatial_scale, levels, map_sizes)
     rois, levels = check_rois(rois, levels, maps)
-    output_size = _geometry.check_pair("output_size", output_size)
     samples = check_samples("sampling_ratio", sampling_ratio, minimum=0)
+    output_size = check_output_size(output_size, samples, rois, maps)
     corners = rois * scales_of_rois(rois, levels, scales) - 0.5
     return _pool(
         maps,
@@ -121,7 +125,7 @@ def ps_roi_pool(
     read; the gradient is that of this result, where torchvision's gradient belongs to a
     map with one more row and column.
 
-    What `roi_align` says on derivatives, partitioning and RoIs that are not finite
+    What `roi_align` says on derivatives, partitioning and numbers that are not finite
     holds here. The maps are copied into another order of channels, which is kept for
     the backward pass.
 
@@ -146,7 +150,7 @@ def ps_roi_pool(
     implementation = resolve_implementation(implementation)
     maps, scales, sizes = check_maps(features, spatial_scale, levels, map_sizes)
     rois, levels = check_rois(rois, levels, maps)
-    output_size = _geometry.check_pair("output_size", output_size)
+    output_size = check_output_size(output_size, 1, rois, maps)
     corners = _round(rois * scales_of_rois(rois, levels, scales))
     return _pool(
         maps,
@@ -191,7 +195,7 @@ def deform_ps_roi_pool(
     The derivative with respect to offset is that of the result; it is 0 where a sample
     outside the map reads its border, and at integer positions, as in MSRA's code. A NaN
     offset gives NaN in its bins and passes no gradient; an infinite one gives 0. What
-    `roi_align` says on derivatives, partitioning and RoIs that are not finite holds
+    `roi_align` says on derivatives, partitioning and numbers that are not finite holds
     here. The maps are copied into another order of channels, which is kept for the
     backward pass.
 
@@ -209,7 +213,8 @@ def deform_ps_roi_pool(
       levels: See there.
       map_sizes: See there.
       samples_per_part: Samples of a bin along each axis, at most 65,536.
-      part_size: (p, q), or one number for both. None: the output size.
+      part_size: (p, q), or one number for both. None: the output size, which may else
+        be at most 1,024 along an axis.
       offset_scale: gamma of the papers.
       implementation: As in `roi_align`.
 
@@ -227,13 +232,19 @@ def deform_ps_roi_pool(
     implementation = resolve_implementation(implementation)
     maps, scales, sizes = check_maps(features, spatial_scale, levels, map_sizes)
     rois, levels = check_rois(rois, levels, maps)
-    output_size = _geometry.check_pair("output_size", output_size)
+    samples = check_samples("samples_per_part", samples_per_part, minimum=1)
+    output_size = check_output_size(output_size, samples, rois, maps)
     group_size = _geometry.check_integer("group_size", group_size)
     depth = _group_channels(maps, (group_size, group_size), "group_size")
     offset_scale = check_number("offset_scale", offset_scale, maps[0])
     parts = output_size
     if part_size is not None:
         parts = _geometry.check_pair("part_size", part_size)
+    if parts != output_size and max(output_size) > _MAX_PARTED:
+        raise ValueError(
+            f"`output_size` is {output_size}; expected at most {_MAX_PARTED} bins "
+            f"along an axis with `part_size` {part_size!r}"
+        )
 
     last = jnp.asarray([0, 0, 1, 1], rois.dtype)
     corners = (_round(rois) + last[None, None]) * scales_of_rois(rois, levels, scales)
@@ -265,7 +276,7 @@ def deform_ps_roi_pool(
         group_size=(group_size, group_size),
         group_name="group_size",
         sampling="parts",
-        samples=check_samples("samples_per_part", samples_per_part, minimum=1),
+        samples=samples,
         implementation=implementation,
     )
 
@@ -330,6 +341,7 @@ def _of_bins(offset, output_size):
     for axis, bins in zip((2, 3), output_size, strict=True):
         parts = offset.shape[axis]
         if parts != bins:
+            # A slice for each bin, so that gradients are added in the order of bins.
             part = [
                 jax.lax.index_in_dim(offset, i * parts // bins, axis, keepdims=True)
                 for i in range(bins)

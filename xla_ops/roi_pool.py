@@ -18,6 +18,7 @@ from xla_ops._roi_arguments import (
     check_beside,
     check_maps,
     check_number,
+    check_output_size,
     check_rois,
     check_samples,
     scales_of_rois,
@@ -45,8 +46,9 @@ def roi_align(
     """RoIAlign: the mean of bilinear samples in each of a RoI's h x w bins.
 
     A sample up to one pixel outside the map reads the map's border, one further away
-    counts as 0. A RoI that is not finite gives NaN and passes no gradient. No gradient
-    flows to `rois`.
+    counts as 0. A RoI that is not finite, or too large for the type of `rois`, gives
+    NaN and passes no gradient. A bin that reads a pixel that is NaN or infinite is NaN
+    or infinite. No gradient flows to `rois`.
 
     Reverse-mode derivatives of any order are available, also under `jax.vmap` and
     forward mode over them; `jax.jvp` of the operator itself needs
@@ -124,7 +126,7 @@ def deform_roi_pool(
     `roi_align` (aligned) whose bin (i, j) of a RoI is moved by offset_scale *
     (RoI height, RoI width) * offset[i, j] and multiplied by mask[i, j]. Without offset
     and mask it is `roi_align`, and what is said there on derivatives, partitioning and
-    RoIs that are not finite holds here.
+    numbers that are not finite holds here.
 
     The derivative with respect to offset is that of the result everywhere: 0 where a
     sample outside the map reads its border, right-hand at integer positions. A NaN
@@ -194,7 +196,8 @@ def _pool(
     corners = rois * scales_of_rois(rois, levels, scales) - (0.5 if aligned else 0)
     boxes = boxes_of_corners(corners, minimum=None if aligned else 1)
 
-    output_size = _geometry.check_pair("output_size", output_size)
+    sampling_ratio = check_samples("sampling_ratio", sampling_ratio, minimum=0)
+    output_size = check_output_size(output_size, sampling_ratio, rois, maps)
     bins = (*levels.shape, *output_size)
     shift = None
     if offset is not None:
@@ -205,7 +208,6 @@ def _pool(
         mask = check_beside("mask", mask, maps[0])
         _geometry.check_shape("mask", mask, bins, "N, B, h, w")
 
-    sampling_ratio = check_samples("sampling_ratio", sampling_ratio, minimum=0)
     *maps, boxes, levels, sizes, shift, mask = align(
         *maps, boxes, levels, sizes, shift, mask
     )

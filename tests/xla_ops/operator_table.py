@@ -38,7 +38,7 @@ class Operator(NamedTuple):
         return self.call(**dict(zip(self.arguments, arguments, strict=True)), **options)
 
     def loss(self, *arguments, **options):
-        """A scalar whose second derivatives are all there, and whose terms do not cancel."""
+        """A scalar with all second derivatives, whose terms do not cancel."""
         y = self.output(*arguments, **options)
         return jnp.sum(1 + jnp.sin(y.astype("float32") if y.dtype.itemsize == 2 else y))
 

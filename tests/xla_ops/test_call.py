@@ -1,5 +1,6 @@
 """Loading the kernels, choosing the implementation, export."""
 
+import functools
 import re
 import warnings
 
@@ -17,7 +18,7 @@ from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from xla_ops import _call, backends, deform_conv2d
+from xla_ops import _call, backends, deform_conv2d, roi_align, roi_pool
 
 TARGETS = [f"dcn_jax.deform_conv2d.{n}" for n in FORWARD_CALLS + BACKWARD_CALLS]
 LIBRARY = _call._libraries()[PLATFORM]
@@ -142,6 +143,26 @@ def test_export_over_devices(case):
         compiled(*jax.device_put(case, tuple(shardings))), gradients(*case), strict=True
     ):
         assert relative_error(a, b) < 1e-6
+
+
+@pytest.mark.parametrize("pool", [roi_align, roi_pool])
+def test_export_roi_pooling_with_symbolic_sizes(pool):
+    settings = dict(output_size=2, spatial_scale=0.5)
+    pool = functools.partial(pool, **settings)
+    n, b, h, w = export.symbolic_shape("n, b, h, w")
+    shapes = [
+        jax.ShapeDtypeStruct(shape, np.float32) for shape in [(n, h, w, 3), (n, b, 4)]
+    ]
+    allowed = [
+        export.DisabledSafetyCheck.custom_call(f"dcn_jax.{name}.fwd")
+        for name in ("roi_pool", "max_roi_pool")
+    ]
+    exported = export.export(jax.jit(pool), disabled_checks=allowed)(*shapes)
+    rng = np.random.default_rng(0)
+    for images, boxes, size in [(1, 4, (3, 4)), (5, 2, (6, 2))]:
+        x = rng.standard_normal((images, *size, 3)).astype(np.float32)
+        rois = rng.uniform(0, 10, (images, boxes, 4)).astype(np.float32)
+        np.testing.assert_array_equal(exported.call(x, rois), pool(x, rois))
 
 
 def test_export_with_symbolic_batch(case):

@@ -203,6 +203,49 @@ def test_vmap_over_devices(kind, split, case):
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_vmap_over_two_split_axes(kind, case):
+    """The mapped axis over one axis of the mesh, the batch over the other."""
+    mesh = mesh_of(kind, (2, 4), ("data", "model"))
+    x, offset, kernel, mask = case
+    arguments = [np.stack([a, 2 * a]) for a in (x, offset)] + [kernel, mask]
+    split = P("data", "model")
+    function = jax.vmap(jax.value_and_grad(loss, (0, 1)), (0, 0, None, None))
+    specs = (split, split, P(), P("model"))
+    with jax.set_mesh(mesh):
+        _, _, actual = compile_and_run(function, place(mesh, arguments, specs))
+        y = jax.jit(jax.vmap(deform_conv2d, (0, 0, None, None)))(
+            *place(mesh, arguments, specs)
+        )
+    assert_equal(actual, jax.jit(function)(*arguments))
+    if kind == AxisType.Explicit:
+        for array in (y, *actual[1]):
+            assert jax.typeof(array).sharding.spec[:2] == tuple(split)
+
+
+@pytest.mark.parametrize("axis", ["data", "model", None])
+def test_a_split_bias_under_an_explicit_mesh(axis):
+    """As parameters are split that are gathered where they are used."""
+    mesh = mesh_of(AxisType.Explicit, (4, 2), ("data", "model"))
+    x, offset, kernel, mask, bias = random_case(
+        batch=4, size=(4, 5), channels=4, features=4, bias=True
+    )
+
+    def gradient(bias, x, offset, kernel, mask):
+        def loss(bias):
+            return jnp.square(deform_conv2d(x, offset, kernel, mask, bias)).sum()
+
+        return jax.grad(loss)(bias)
+
+    expected = jax.jit(gradient)(bias, x, offset, kernel, mask)
+    specs = (P(axis), BATCH, BATCH, P(None, None, None, axis), BATCH)
+    arguments = place(mesh, (bias, x, offset, kernel, mask), specs)
+    with jax.set_mesh(mesh):
+        actual = jax.jit(gradient)(*arguments)
+    assert jax.typeof(actual).sharding.spec == P(axis)
+    assert relative_error(actual, expected) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_second_derivative(kind, case):
     """The reference, which serves it, partitions as well."""
     mesh = mesh_of(kind)

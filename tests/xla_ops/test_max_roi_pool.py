@@ -314,6 +314,7 @@ LEVELS = np.zeros((2, 6), np.int32)
         (dict(rois=ROIS[:1]), ValueError, "`rois` has shape (1, 6, 4); expected (2, B"),
         (dict(rois=ROIS.astype(int)), TypeError, "`rois` has dtype int"),
         (dict(output_size=0), ValueError, "`output_size` is 0; expected at least 1"),
+        (dict(output_size=2**31 - 1), ValueError, "`output_size` is 2147483647, which"),
         (dict(output_size=1.5), TypeError, "`output_size` is 1.5; expected an integer"),
         (dict(implementation="gpu"), ValueError, "`implementation` is 'gpu'"),
     ],

@@ -277,6 +277,7 @@ BOXES, SCORES = random_boxes(6, 5)
             ValueError,
             "`iou_threshold` is 1.5; expected 0 to 1",
         ),
+        (dict(iou_threshold=10**400), ValueError, "`iou_threshold` is 1000000"),
         (dict(iou_threshold=float("nan")), ValueError, "`iou_threshold` is nan"),
         (dict(iou_threshold="0.5"), TypeError, "`iou_threshold` is '0.5'"),
         (dict(max_outputs=0), ValueError, "`max_outputs` is 0; expected at least 1"),

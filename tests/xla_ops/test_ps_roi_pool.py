@@ -65,6 +65,29 @@ def test_pool_is_the_mean_of_pixels(implementation):
     assert not np.any(y[0, 1])
 
 
+@pytest.mark.parametrize("bins, parts", [(7, 3), (3, 7), (4, 4), (5, 1)])
+def test_parts_of_bins(bins, parts):
+    """Bin i takes the offset of part i * parts // bins."""
+    x = np.arange(100, dtype=np.float32).reshape(1, 1, 100, 1)
+    rois = np.zeros((1, 1, 4), np.float32)
+    offset = np.zeros((1, 1, 1, parts, 1, 2), np.float32)
+    offset[..., 1] = np.arange(parts)[:, None]
+    y = deform_ps_roi_pool(
+        x,
+        rois,
+        offset,
+        output_size=(1, bins),
+        part_size=(1, parts),
+        group_size=1,
+        spatial_scale=1.0,
+        samples_per_part=1,
+        offset_scale=1.0,
+    ).ravel()
+    # The RoI is one pixel wide, and begins half a pixel before the map.
+    left = np.arange(bins) / bins - 0.5 + np.arange(bins) * parts // bins
+    np.testing.assert_allclose(y, np.maximum(left, 0), rtol=1e-5, atol=1e-5)
+
+
 @BOTH
 def test_deformable_pool_by_hand(implementation):
     """One bin of 2 x 2 samples at the RoI's corner, with a half-pixel rule."""
@@ -388,6 +411,7 @@ OFFSET = np.zeros((2, 6, 2, 2, 3, 2), np.float32)
         (dict(rois=ROIS[:1]), ValueError, "`rois` has shape (1, 6, 4); expected (2, B"),
         (dict(rois=ROIS.astype(int)), TypeError, "`rois` has dtype int"),
         (dict(output_size=0), ValueError, "`output_size` is 0; expected at least 1"),
+        (dict(output_size=2**31 - 1), ValueError, "`output_size` is 2147483647, which"),
         (dict(implementation="gpu"), ValueError, "`implementation` is 'gpu'"),
     ],
 )
@@ -473,6 +497,11 @@ def test_more_bad_arguments(operator, changes, error, message):
             "`mask` has shape (2, 6, 3, 2); expected (2, 6, 2, 2) = (N, B, h, w)",
         ),
         (dict(offset_scale=INF), ValueError, "`offset_scale` is inf; expected a fin"),
+        (
+            dict(output_size=(1025, 2), part_size=2),
+            ValueError,
+            "`output_size` is (1025, 2); expected at most 1024 bins along an axis",
+        ),
     ],
 )
 def test_bad_arguments_of_deform_ps_roi_pool(changes, error, message):

@@ -300,6 +300,22 @@ def test_levels_of_any_integer_type():
         np.testing.assert_array_equal(y.ravel(), [1, 2, 0])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_levels_of_a_type_too_narrow_for_the_number_of_maps(dtype):
+    maps = [jnp.full((1, 1, 1, 1), level) for level in np.arange(300, dtype=np.float32)]
+    rois = jnp.asarray([[[0.0, 0, 1, 1]] * 2])
+    levels = np.asarray([[100, np.iinfo(dtype).min]], dtype)
+    y = roi_align(
+        maps,
+        rois,
+        levels=levels,
+        output_size=1,
+        spatial_scale=[1.0] * 300,
+        implementation="reference",
+    )
+    np.testing.assert_array_equal(y.ravel(), [100, 0])
+
+
 X = np.zeros((2, 4, 5, 3), np.float32)
 ROIS = np.zeros((2, 6, 4), np.float32)
 LEVELS = np.zeros((2, 6), np.int32)
@@ -343,6 +359,20 @@ PYRAMID = dict(features=[X, X[:, :2]], spatial_scale=[1.0, 0.5], levels=LEVELS)
         (dict(rois=ROIS.astype(int)), TypeError, "`rois` has dtype int"),
         (dict(output_size=0), ValueError, "`output_size` is 0; expected at least 1"),
         (dict(output_size=(2, 2, 2)), ValueError, "`output_size` is (2, 2, 2)"),
+        # XLA would end the process.
+        (dict(output_size=2**31 - 1), ValueError, "`output_size` is 2147483647, which"),
+        (
+            dict(output_size=2**14, sampling_ratio=2**16, implementation="reference"),
+            ValueError,
+            "`output_size` is 16384, which makes 41505174165846491136 samples",
+        ),
+        (
+            dict(output_size=2**31 - 1, rois=ROIS[:, :0]),
+            ValueError,
+            "`output_size` is 2147483647, which",
+        ),
+        (dict(spatial_scale=10**400), ValueError, "`spatial_scale` is too large"),
+        (dict(features=X.astype(">f4")), TypeError, "`features` has dtype >f4; expec"),
         (dict(sampling_ratio=-1), ValueError, "`sampling_ratio` is -1; expected at l"),
         (
             dict(sampling_ratio=65537),

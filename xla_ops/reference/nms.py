@@ -24,7 +24,7 @@ def nms(boxes, scores, class_ids, valid, *, threshold, max_outputs):
       there is none left; and valid [D] bool.
     """
     num_boxes = scores.shape[0]
-    if 0 in (num_boxes, max_outputs):
+    if num_boxes == 0:
         return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
     threshold = jnp.asarray(threshold, boxes.dtype)
     candidate = valid & ~jnp.isnan(scores) & ~jnp.isnan(boxes).any(-1)

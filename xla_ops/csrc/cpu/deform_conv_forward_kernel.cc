@@ -80,8 +80,8 @@ class Steps {
   }
 
   const DeformConvGeometry& g_;
-  int64_t padded_, group_end_, taps_;
-  Step step_;
+  int64_t padded_, group_end_ = 0, taps_ = 0;
+  Step step_{};
 };
 
 // Scratch of a worker: samples, then two sampled matrices, then the output tile.

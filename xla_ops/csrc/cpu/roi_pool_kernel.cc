@@ -49,9 +49,9 @@ __attribute__((noinline)) int64_t find_taps(const RoiPoolOperands& op, const Roi
   return bin_taps(op.sampling, op.samples, axis, index, shift, size, taps);
 }
 
-// Runs f(Vec[], i) over channels: kUnroll vectors at a time, then one, then less.
+// Runs f(lanes, unroll, i) over channels: kUnroll vectors at a time, then one, then less.
 template <typename A, typename F>
-XLA_OPS_ALWAYS_INLINE void for_each_channel_block(int64_t begin, int64_t end, F&& f) {
+XLA_OPS_ALWAYS_INLINE void for_each_unrolled(int64_t begin, int64_t end, F&& f) {
   constexpr int L = kLanes<A>;
   int64_t c = begin;
   for (; c + kUnroll * L <= end; c += kUnroll * L) f(Width<L>(), Width<kUnroll>(), c);
@@ -184,7 +184,7 @@ void forward(const RoiPoolOperands& op, int64_t first, int64_t last, void* y, vo
         const Taps<A> rows = cell.rows, columns = cell.columns;
         const A factor = cell.defined ? (mask ? mask[cell.bin] : A(1)) : A(__builtin_nan(""));
         T* out = static_cast<T*>(y) + cell.bin * op.C;
-        for_each_channel_block<A>(
+        for_each_unrolled<A>(
             cell.first_channel, cell.last_channel, [&](auto lanes, auto unroll, int64_t c) {
               constexpr int L = decltype(lanes)::value, U = decltype(unroll)::value;
               Vec<A, L> sum[U] = {};
@@ -217,7 +217,7 @@ void bin_gradient(const RoiPoolOperands& op, const void* gradient, int64_t first
         const T* g = static_cast<const T*>(gradient) + cell.bin * op.C;
         // Products of g with the pooled value and with its derivatives.
         A value = A(0), dy = A(0), dx = A(0);
-        for_each_channel_block<A>(
+        for_each_unrolled<A>(
             cell.first_channel, cell.last_channel, [&](auto lanes, auto unroll, int64_t c) {
               constexpr int L = decltype(lanes)::value, U = decltype(unroll)::value;
               Vec<A, L> values = {}, along_y = {}, along_x = {};
@@ -268,7 +268,7 @@ void add_map_gradient(const RoiPoolOperands& op, const T* g, const RoiMapBlock& 
       const A factor = mask ? mask[cell.bin] : A(1);
       const int64_t first = clamp(cell.first_channel, block.first_channel, block.last_channel);
       const int64_t last = clamp(cell.last_channel, block.first_channel, block.last_channel);
-      for_each_channel_block<A>(first, last, [&](auto lanes, auto unroll, int64_t c) {
+      for_each_unrolled<A>(first, last, [&](auto lanes, auto unroll, int64_t c) {
         constexpr int L = decltype(lanes)::value, U = decltype(unroll)::value;
         Vec<A, L> gradient[U];
         const T* in = g + cell.bin * op.C + c;
