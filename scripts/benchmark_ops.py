@@ -11,6 +11,7 @@ an interpreter of its own; without one its columns are left out.
 
 import argparse
 import concurrent.futures
+import datetime
 import importlib
 import multiprocessing
 import platform
@@ -93,7 +94,8 @@ def conditions(processes: int, settings: Settings) -> str:
     return (
         f"{_processor()}, {thread_count()} threads; float32 FMA peak {peak}.\n"
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}.\n"
-        f"Medians of {processes} processes with {settings.rounds} rounds each."
+        f"Medians of {processes} processes with {settings.rounds} rounds each, "
+        f"{datetime.date.today().isoformat()}."
     )
 
 
@@ -119,7 +121,7 @@ def main() -> None:
         "--torch-python", help="interpreter that has torch and torchvision"
     )
     parser.add_argument("--processes", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="regular expression: rows 'TABLE: ROW' it finds")
     parser.add_argument(
         "--write", action="store_true", help=f"into docs/{DOCUMENT.name}"
