@@ -161,7 +161,7 @@ mutant "bound of the channels dropped, roi_pool" roi_pool caught $forward \
 mutant "shared memory of taps a row short" roi_pool caught $forward \
   's/kRoiWarps \* 2 \* capacity/(kRoiWarps * 2 - 1) * capacity/' address
 mutant "pieces a pixel too wide" roi_pool caught $taps \
-  's/columns\.begin \+ capacity_,/columns.begin + capacity_ + 1,/' plain
+  's/columns\.begin \+ capacity_,/columns.begin + capacity_ + 1,/' plain address
 mutant "sums over too few lanes, gradients of bins" roi_pool caught $bin \
   's/step = simt::kWarp \/ 2; step > 0/step = simt::kWarp \/ 2; step > 1/' plain
 mutant "reach of too few lanes" roi_pool caught $map \

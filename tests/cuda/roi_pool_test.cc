@@ -25,14 +25,14 @@ struct Case {
 
 // Numbers of channels for every width of a run, with and without a rest; maps that no tile
 // divides, bins that groups do not divide; more RoIs than a block looks at together; more
-// taps than a warp keeps.
+// taps than a warp keeps, in all warps of a block.
 constexpr Case kCases[] = {
     {"plain", 2, 11, 9, 8, 5, 2, 3, 1, 1, 2, false, 5},
     {"tail of channels", 1, 6, 7, 5, 4, 2, 2, 1, 1, 2, true, 4},
     {"groups and classes", 1, 9, 10, 24, 3, 5, 3, 2, 3, 3, true, 6},
     {"many channels", 1, 5, 4, 264, 2, 1, 2, 1, 3, 1, true, 3},
     {"many RoIs", 1, 9, 8, 4, 300, 1, 1, 1, 1, 2, false, 4},
-    {"adaptive, many taps", 1, 20, 75, 2, 2, 1, 1, 1, 1, 0, true, 80},
+    {"adaptive, many taps", 1, 20, 75, 2, 8, 1, 1, 1, 1, 0, true, 80},
 };
 
 template <typename T>
