@@ -186,8 +186,8 @@ def _sort_by_pixel(pixel, size, devices):
     if devices > 1 or values is None or values > 1 << 32:
         return jax.lax.sort((pixel, number), num_keys=1, is_stable=True)
     wide = jnp.uint16 if values <= 1 << 16 else jnp.uint32
-    row = jnp.arange(images * groups, dtype=wide).reshape(images, groups, 1)
-    first = row * wide(math.prod(size) + 1)
+    first = np.arange(images * groups).reshape(images, groups, 1)
+    first = (first * (math.prod(size) + 1)).astype(wide)
     keys = (pixel.astype(wide) + first).reshape(-1)
     keys, number = jax.lax.sort((keys, number.reshape(-1)), num_keys=1, is_stable=True)
     keys = keys.reshape(pixel.shape) - first
