@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Tests the CUDA kernels on a machine without a GPU: the operators' tests run on the kernels
 # compiled for the CPU (XLA_OPS_EMULATE_CUDA), then the kernels alone under the address
-# sanitizer. Left out are tests of the plain jnp form alone, and those that take minutes here:
-# test_determinism, test_generated, test_properties, test_roi_properties, test_transforms.
+# sanitizer. Left out are tests of the plain jnp form alone, those of second derivatives, which
+# it computes, and those that take long here: test_determinism, test_generated,
+# test_properties, test_roi_properties, test_transforms, test_the_process_lives.
 # Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/build.sh test
+left_out="reference- or -reference or features_sum_up or test_roi_properties"
+left_out+=" or second_order or second_deriv or hessian or the_process_lives"
 XLA_OPS_EMULATE_CUDA=1 .venv/bin/python -m pytest -n 2 --dist worksteal \
   tests/xla_ops/test_call.py tests/xla_ops/test_deform_conv*.py tests/xla_ops/test_nms.py \
   tests/xla_ops/test_{roi,ps_roi,max_roi}_*.py tests/xla_ops/test_{half_precision,hostile_values}.py \
-  -k "not (reference- or -reference or features_sum_up or test_roi_properties)" "$@"
+  -k "not ($left_out)" "$@"
 scripts/cuda_emulated.sh address
