@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,6 +160,13 @@ def test_every_stage_is_there():
         # Even if all before them take their time, the last ones start.
         kept = sum(s.least for s in found if not s.spare)
         assert kept < gpu_check.SECONDS < 540
+
+
+def test_what_is_measured_are_the_kernels():
+    """Not the plain jnp form, where the library does not load."""
+    by_title = {stage.title: stage for stage in gpu_check.stages(False)}
+    for title in ("Train step", "Speed", "Time of a train step", "Sanitizers"):
+        assert by_title[title].environment["DCN_JAX_IMPLEMENTATION"] == "ffi"
 
 
 def test_chosen_stages_have_all_time():
@@ -380,7 +388,8 @@ class BrokenWorker:
 
 @pytest.mark.parametrize("broken", ["load", "time", None])
 def test_ours_goes_on_without_torchvision(broken, capsys):
-    peer = Torchvision(BrokenWorker(broken))  # type: ignore[arg-type]
+    worker: Any = BrokenWorker(broken)
+    peer = Torchvision(worker)
     shape = gpu_check_speed.DRY.shapes[0]
     candidate = deform_candidate(deform_arguments(1, *shape))
     turns = {"ours forward": lambda: 2.0, **peer.turns(candidate, {"theirs": "tf32"})}
@@ -394,7 +403,8 @@ def test_ours_goes_on_without_torchvision(broken, capsys):
 
 @pytest.mark.parametrize("broken", ["versions", "load", "values"])
 def test_torchvision_is_left_out_where_it_does_not_agree(broken, capsys):
-    peer = Torchvision(BrokenWorker(broken))  # type: ignore[arg-type]
+    worker: Any = BrokenWorker(broken)
+    peer = Torchvision(worker)
     peer.check(gpu_check_speed.DRY.shapes[0])
     assert (peer.failed, peer.worker) == (True, None)
     reason = {

@@ -143,8 +143,17 @@ def check_number(name: str, value: Any, x: Any) -> float:
     return number
 
 
-def check_output_size(value: Any, samples: int, rois: Any, maps: Any):
-    """The bins (h, w) of a RoI, of so many samples along each axis each."""
+def check_output_size(
+    value: Any, samples: int, rois: jax.Array, maps: list[jax.Array]
+) -> tuple[int, int]:
+    """Returns the bins (h, w) of each of `rois` [N, B, 4].
+
+    A bin has so many samples along each axis, 0 where that depends on the RoI.
+
+    Raises:
+      TypeError: `value` is neither an integer nor a pair of them.
+      ValueError: It is less than 1, or there would be more samples than XLA counts.
+    """
     bins = _geometry.check_pair("output_size", value)
     # Axes of length 0 count as others, as XLA multiplies them.
     sizes = [n for n in (*rois.shape[:2], maps[0].shape[3]) if isinstance(n, int) and n]
