@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import re
 import sys
 
 import jax.numpy as jnp
