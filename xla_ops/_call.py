@@ -49,6 +49,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 _BUILD_COMMAND = "scripts/build.sh"
+# jax's name of a platform -> the name under which jaxlib keeps its targets. jaxlib
+# passes names on that it does not know: those of "cuda" would wait for ever, as the
+# plugin of CUDA asks for "CUDA".
+_XLA_PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}
 _IMPLEMENTATIONS = ("ffi", "reference")
 
 
@@ -85,7 +89,7 @@ def _load_library(module: str, platform: str) -> dict[str, Any]:
         )
     targets = library.registrations()
     for name, capsule in targets.items():
-        jax.ffi.register_ffi_target(name, capsule, platform=platform)
+        jax.ffi.register_ffi_target(name, capsule, platform=_XLA_PLATFORMS[platform])
         jax.ffi.register_ffi_target_as_batch_partitionable(name)
     return targets
 
