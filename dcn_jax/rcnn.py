@@ -441,10 +441,19 @@ class FasterRCNN(nnx.Module):
         rois = rois.astype(images.dtype)
         patches = crop_patches(images, rois, batch.sizes, crop_size=size)
         patches = patches.reshape(num_images * count, size, size, 3)
-        x = self._maps(patches, None)["roi"]
+        x = self._with_weights_apart()._maps(patches, None)["roi"]
         whole = jnp.asarray([0, 0, size, size], rois.dtype)
         whole = jnp.broadcast_to(whole[None, None], (num_images * count, 1, 4))
         return self._represent(x, whole, None).reshape(num_images, count, -1)
+
+    def _with_weights_apart(self) -> "FasterRCNN":
+        """The same network; XLA does not see that its weights are the same.
+
+        Otherwise XLA joins 1x1 convolutions of the images with those of the crops, for
+        a GPU, and copies the maps of both, forward and backward, beside one another.
+        """
+        graph, state = nnx.split(self)
+        return nnx.merge(graph, jax.lax.optimization_barrier(state))
 
 
 def _check_choice(name, value, choices):

@@ -53,17 +53,17 @@ def memory_table(scratch: dict[str, Scratch]) -> str:
     return _section("Scratch memory of deform_conv2d", text, headings, rows)
 
 
-def replace_section(path: Path, text: str) -> None:
+def replace_section(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Puts `text` between the markers of a file.
 
     Raises:
       ValueError: The file has not exactly one pair of markers.
     """
     old = path.read_text()
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.S)
-    new, count = pattern.subn(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", old)
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.S)
+    new, count = pattern.subn(lambda _: f"{begin}\n\n{text}\n\n{end}", old)
     if count != 1:
-        raise ValueError(f"{path} has {count} pairs of {BEGIN} and {END}; expected 1")
+        raise ValueError(f"{path} has {count} pairs of {begin} and {end}; expected 1")
     path.write_text(new)
 
 

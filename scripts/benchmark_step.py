@@ -14,11 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcn_jax.types import Batch
+from scripts.train_step import make_step
 from train import sharding
 from train.configs import coco_faster_rcnn
-from train.model import build_skeleton
-from train.optim import learning_rate, make_optimizer, trainable
-from train.step import init_state, make_train_step
 
 _CANVAS = (800, 1216)
 _CLASSES = 80
@@ -48,31 +46,11 @@ def main() -> None:
     arguments = parser.parse_args()
     config = coco_faster_rcnn.get_config(f"{arguments.row},800")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    skeleton = build_skeleton(config, _CLASSES)
-    frozen = skeleton.abstract.backbone.frozen_names
-    names = trainable(
-        skeleton.parameters,
-        config.optim,
-        tuple(f"backbone.{name}." for name in frozen),
-    )
-    optimizer = make_optimizer(config.optim, names)
-
-    def start():
-        return init_state(skeleton.init(0), names, optimizer)
-
-    shardings = sharding.state_shardings(jax.eval_shape(start), mesh)
-    state = jax.jit(start, out_shardings=shardings)()
-    step = make_train_step(
-        skeleton,
-        optimizer,
-        learning_rate(config.optim, 1000),
-        seed=0,
-        mesh=mesh,
-        shardings=shardings,
-    )
+    train = make_step(config, _CLASSES, mesh)
+    state = train.start()
     batch = random_batch(arguments.batch)
     begin = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
+    compiled = train.step.lower(state, batch).compile()
     print(f"compiled in {time.perf_counter() - begin:.1f} s")
     memory = compiled.memory_analysis().temp_size_in_bytes / 2**30
     print(f"temporary memory {memory:.2f} GiB")

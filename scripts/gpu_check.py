@@ -59,12 +59,16 @@ def stages(emulated: bool, only: str | None = None) -> list[Stage]:
     found = [
         stage("Machine", "machine", least=2, most=90),
         stage("Build", "build", least=20, most=180),
+        # From here on, what tells most of kernels that no GPU has run.
+        stage("Compilation", "compile", least=10, most=60, **check),
+        stage("Every target", "calls", "check", least=10, most=60, **check),
         stage("Golden vectors", "tests", "golden", least=15, most=90, **tests),
-        stage("Train step", "step", "check", least=20, most=80, **check),
         stage("Speed", "speed", least=60, most=130, **speed),
-        stage("Operator tests", "tests", "others", least=120, most=300, **tests),
+        stage("Parts of the backward pass", "parts", least=15, most=45, **speed),
+        stage("Train step", "step", "check", least=20, most=80, **check),
         stage("Time of a train step", "step", "time", least=30, most=100, **speed),
         stage("Sanitizers", "sanitizer", least=30, most=100, **check),
+        stage("Operator tests", "tests", "others", least=60, most=300, **tests),
         stage(
             "Generated layers",
             "tests",

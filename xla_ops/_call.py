@@ -182,7 +182,7 @@ def align(*operands: jax.Array | None, shared: Sequence[int] = ()) -> tuple:
     return tuple(aligned)
 
 
-def _in_auto_mode(reference, results):
+def _in_auto_mode(reference, results, summed: Sequence[int] = ()):
     """Lets the compiler, not the types, split `reference` under an Explicit mesh."""
 
     def function(*operands, **params):
@@ -190,8 +190,8 @@ def _in_auto_mode(reference, results):
         plain: Any = functools.partial(reference, **params)
         if first.sharding.spec[0] is not None:
             shardings = tuple(
-                _batch_sharding(first, len(shape))
-                for shape, _ in results(*operands, **params)
+                aval.sharding
+                for aval in _avals(first, results(*operands, **params), summed)
             )
             plain = jax.sharding.auto_axes(plain, out_sharding=shardings)
         return tuple(plain(*operands))
@@ -199,10 +199,29 @@ def _in_auto_mode(reference, results):
     return function
 
 
-def _batch_sharding(like, ndim: int) -> NamedSharding:
-    """Sharding of a batch-leading array of rank `ndim` that is split as `like` is."""
-    spec = P(like.sharding.spec[0], *(None,) * (ndim - 1))
-    return NamedSharding(like.sharding.mesh, spec)
+def _avals(like, results, summed: Sequence[int] = ()) -> list:
+    """Types of results beside the batch-leading operand `like`.
+
+    Args:
+      like: Type of the operand.
+      results: Shape and dtype of each.
+      summed: Positions of results that are sums over the batch.
+    """
+    return [
+        like.update(
+            shape=tuple(shape),
+            dtype=jnp.dtype(dtype),
+            weak_type=False,
+            sharding=_batch_sharding(like, len(shape), index in summed),
+        )
+        for index, (shape, dtype) in enumerate(results)
+    ]
+
+
+def _batch_sharding(like, ndim: int, summed: bool = False) -> NamedSharding:
+    """Sharding of an array of rank `ndim` whose batch is split as that of `like`."""
+    leading = None if summed else like.sharding.spec[0]
+    return NamedSharding(like.sharding.mesh, P(leading, *(None,) * (ndim - 1)))
 
 
 # Primitives
@@ -245,15 +264,7 @@ def make_primitive(
 
     @primitive.def_abstract_eval
     def _(*avals, implementation, **params):
-        return [
-            avals[0].update(
-                shape=tuple(shape),
-                dtype=jnp.dtype(dtype),
-                weak_type=False,
-                sharding=_batch_sharding(avals[0], len(shape)),
-            )
-            for shape, dtype in results(*avals, **params)
-        ]
+        return _avals(avals[0], results(*avals, **params))
 
     @functools.cache
     def compiled(params):
@@ -271,23 +282,8 @@ def make_primitive(
 
     def jvp(primals, tangents, *, implementation, **params):
         outputs = primitive.bind(*primals, implementation=implementation, **params)
-        moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
-
-        def along(*moved):
-            operands = list(primals)
-            for i, x in zip(moving, moved, strict=True):
-                operands[i] = x
-            return reference(*operands, **params)
-
-        _, output_tangents = jax.jvp(
-            along, [primals[i] for i in moving], [tangents[i] for i in moving]
-        )
-        return outputs, [
-            ad.Zero(jax.typeof(y).to_tangent_aval())
-            if t.dtype == jax.dtypes.float0
-            else t
-            for y, t in zip(outputs, output_tangents, strict=True)
-        ]
+        plain = functools.partial(reference, **params)
+        return outputs, _push_forward(plain, primals, tangents)[1]
 
     ad.primitive_jvps[primitive] = jvp
 
@@ -368,6 +364,97 @@ def make_kernel(
             primitive, functools.partial(lower, platform), platform=platform
         )
     return primitive.bind
+
+
+def make_cuda_form(
+    name: str,
+    *,
+    plain: Callable[..., Sequence[jax.Array]],
+    results: Callable[..., Sequence[tuple[tuple, Any]]],
+    cuda: Callable[..., tuple],
+    summed: Sequence[int] = (),
+) -> Callable[..., list[jax.Array]]:
+    """Makes a function that is `plain`, and on CUDA one that does the same faster.
+
+    It is for what cannot be one primitive of `make_primitive`: results that do not lead
+    with the batch. Under vmap and for derivatives it is `plain` on CUDA too.
+
+    Args:
+      name: Of the primitive.
+      plain: `(*operands, implementation, **params) -> [array, ...]`.
+      results: As in `make_primitive`.
+      cuda: See there; its results are those of `plain`.
+      summed: Positions of results that are sums over the batch.
+
+    Returns:
+      `call(*operands, implementation=None, **params) -> [array, ...]`.
+    """
+    cuda = _in_auto_mode(cuda, results, summed)
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+
+    @primitive.def_abstract_eval
+    def _(*avals, implementation, **params):
+        return _avals(avals[0], results(*avals, **params), summed)
+
+    @functools.cache
+    def compiled(params):
+        return jax.jit(functools.partial(primitive.bind, **dict(params)))
+
+    @primitive.def_impl
+    def _(*operands, **params):
+        return compiled(tuple(sorted(params.items())))(*operands)
+
+    def batch(operands, dims, **params):
+        mapped = jax.vmap(functools.partial(plain, **params), dims)
+        results = mapped(*operands)
+        return results, [0] * len(results)
+
+    batching.primitive_batchers[primitive] = batch
+
+    def jvp(primals, tangents, **params):
+        return _push_forward(functools.partial(plain, **params), primals, tangents)
+
+    ad.primitive_jvps[primitive] = jvp
+
+    def lower_plain(ctx, *operands, **params):
+        function = functools.partial(plain, **params)
+        return mlir.lower_fun(function, multiple_results=True)(ctx, *operands)
+
+    def lower_cuda(ctx, *operands, implementation, **params):
+        function = functools.partial(cuda, devices=_devices(ctx), **params)
+        return mlir.lower_fun(function, multiple_results=True)(ctx, *operands)
+
+    mlir.register_lowering(primitive, lower_plain)
+    for platform in _targets:
+        if _libraries()[platform] in _CUDA_LIBRARIES:
+            mlir.register_lowering(primitive, lower_cuda, platform=platform)
+
+    def call(*operands, implementation=None, **params):
+        if implementation == "reference":
+            return list(plain(*operands, implementation=implementation, **params))
+        return primitive.bind(*operands, implementation=implementation, **params)
+
+    return call
+
+
+def _push_forward(function, primals, tangents):
+    """Values and tangents of `function`, of whose operands some do not move."""
+    moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+
+    def along(*moved):
+        operands = list(primals)
+        for i, x in zip(moving, moved, strict=True):
+            operands[i] = x
+        return tuple(function(*operands))
+
+    values, out = jax.jvp(
+        along, [primals[i] for i in moving], [tangents[i] for i in moving]
+    )
+    return list(values), [
+        ad.Zero(jax.typeof(y).to_tangent_aval()) if t.dtype == jax.dtypes.float0 else t
+        for y, t in zip(values, out, strict=True)
+    ]
 
 
 # Batching

@@ -14,7 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from xla_ops import _geometry
-from xla_ops._call import align, make_primitive, resolve_implementation
+from xla_ops._call import (
+    align,
+    make_cuda_form,
+    make_primitive,
+    resolve_implementation,
+)
 from xla_ops.cuda import deform_conv as cuda
 from xla_ops.reference import deform_conv as reference
 
@@ -243,6 +248,33 @@ _backward = make_primitive(
 )
 
 
+def _plain_summed_gradients(*operands, implementation, **settings):
+    dx, doffset, dkernel, *dmask = _backward(
+        *operands, implementation=implementation, **settings
+    )
+    # A product with ones: XLA's own sum over a leading axis is far slower on a CPU.
+    ones = jnp.ones((1, dkernel.shape[0]), dkernel.dtype)
+    dkernel = jnp.tensordot(ones, dkernel, 1, precision=jax.lax.Precision.HIGHEST)
+    return dx, doffset, dkernel, *dmask
+
+
+def _summed_results(x, offset, kernel, *mask_and_gradient, **settings):
+    dx, doffset, (shape, real), *dmask = _backward_results(
+        x, offset, kernel, *mask_and_gradient, **settings
+    )
+    return [dx, doffset, ((1, *shape[1:]), real), *dmask]
+
+
+# Gradients for a kernel that all images share: [1, R, S, C/groups, K].
+_summed_gradients = make_cuda_form(
+    "dcn_jax.deform_conv2d.summed_bwd",
+    plain=_plain_summed_gradients,
+    results=_summed_results,
+    cuda=cuda.deform_conv2d_summed_gradients,
+    summed=(2,),
+)
+
+
 def _deform_conv2d_primal(
     x, offset, kernel, mask, implementation, settings
 ) -> jax.Array:
@@ -259,12 +291,9 @@ def _deform_conv2d_fwd(x, offset, kernel, mask, implementation, settings):
 def _deform_conv2d_bwd(implementation, settings, saved, gradient):
     x, offset, kernel, mask = saved
     operands = (x, offset, kernel) + (() if mask is None else (mask,))
-    dx, doffset, dkernel, *dmask = _backward(
+    dx, doffset, dkernel, *dmask = _summed_gradients(
         *operands, gradient, implementation=implementation, **settings._asdict()
     )
-    # A product with ones: XLA's own sum over a leading axis is far slower on a CPU.
-    ones = jnp.ones((1, dkernel.shape[0]), dkernel.dtype)
-    dkernel = jnp.tensordot(ones, dkernel, 1, precision=jax.lax.Precision.HIGHEST)
     dkernel = dkernel.astype(kernel.dtype)
     return dx, doffset, dkernel, dmask[0] if dmask else None
 

@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <numeric>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "check.h"
 #include "element.h"
@@ -37,13 +39,20 @@ constexpr Case kCases[] = {
     {"far away", 1, 6, 6, 8, 6, 6, 3, 3, 1, 1, true, 1, 1, 1, 0, 1e20},
 };
 
+// Numbers of pixels: narrow, joint.
+constexpr cuda::DeformConvList kLists[] = {
+    {true, true}, {true, false}, {false, true}, {false, false}};
+
 template <typename T>
 struct Inputs {
   using A = Arithmetic<T>;
+  // As columns_gradient_type() has it.
+  using D = std::conditional_t<std::is_same_v<T, F16>, float, T>;
   DeformConvGeometry g{};
   std::vector<T> x;
   std::vector<int32_t> first_row;
-  std::vector<A> offset, mask, dcolumns;
+  std::vector<A> offset, mask;
+  std::vector<D> dcolumns;
 
   Inputs(const Case& c, unsigned seed) {
     g.N = c.N, g.H = c.H, g.W = c.W, g.C = c.C, g.P = c.P, g.Q = c.Q;
@@ -59,7 +68,7 @@ struct Inputs {
     first_row.assign(g.N, static_cast<int32_t>(c.first_row));
     offset = random.normal<A>(samples() * 2, c.scale);
     if (c.modulated) mask = random.normal<A>(samples());
-    dcolumns = random.normal<A>(columns());
+    for (A v : random.normal<A>(columns())) dcolumns.push_back(cuda::from_real<D>(v));
   }
 
   int64_t samples() const { return g.N * g.P * g.Q * g.G * g.taps(); }
@@ -97,7 +106,8 @@ Expected expect(const Inputs<T>& in) {
         const A x =
             A(q * g.stride_w - g.pad_left + t % g.S * g.dilation_w) + in.offset[2 * sample + 1];
         const int64_t column = ((place * g.groups + c / width) * taps + t) * width + c % width;
-        const double m = in.mask.empty() ? 1 : in.mask[sample], d = in.dcolumns[column];
+        const double m = in.mask.empty() ? 1 : in.mask[sample];
+        const double d = cuda::to_real(in.dcolumns[column]);
         if (!(y > -1 && y < g.H && x > -1 && x < g.W)) continue;
         const int64_t y0 = static_cast<int64_t>(std::floor(y));
         const int64_t x0 = static_cast<int64_t>(std::floor(x));
@@ -135,34 +145,42 @@ struct Buffer {
   double operator[](size_t i) const { return cuda::to_real(data[i]); }
 };
 
-template <typename A>
-Buffer<A> sorted_gradient(const cuda::DeformConvOperands& op, const std::vector<A>& dcolumns,
-                          bool narrow, const std::string& name) {
+// As elements of X, whose type is `type`.
+template <typename X, typename D>
+Buffer<X> sorted_gradient(const cuda::DeformConvOperands& op, const std::vector<D>& dcolumns,
+                          const cuda::DeformConvList& list, ElementType type,
+                          const std::string& name) {
   const DeformConvGeometry& g = op.geometry;
   const int64_t rows = g.N * g.G, length = g.P * g.Q * g.taps() * 4;
-  std::vector<uint16_t> short_pixel(narrow ? rows * length : 0);
-  std::vector<uint32_t> long_pixel(narrow ? 0 : rows * length);
-  void* pixel = narrow ? static_cast<void*>(short_pixel.data()) : long_pixel.data();
-  check(!cuda::list_corners(op, narrow, pixel, nullptr), name + " list_corners");
+  std::vector<uint16_t> short_pixel(list.narrow ? rows * length : 0);
+  std::vector<uint32_t> long_pixel(list.narrow ? 0 : rows * length);
+  void* pixel = list.narrow ? static_cast<void*>(short_pixel.data()) : long_pixel.data();
+  check(!cuda::list_corners(op, list, pixel, nullptr), name + " list_corners");
   // XLA's part.
   std::vector<int32_t> number(rows * length);
-  auto sort_row = [&](auto& pixels, int64_t row) {
-    auto* keys = pixels.data() + row * length;
-    auto* order = number.data() + row * length;
-    std::iota(order, order + length, 0);
-    std::stable_sort(order, order + length, [&](int a, int b) { return keys[a] < keys[b]; });
-    std::sort(keys, keys + length);
+  for (int64_t i = 0; i < rows * length; ++i) number[i] = static_cast<int32_t>(i % length);
+  auto sort = [&](auto& keys, int64_t first, int64_t count) {
+    std::vector<std::pair<uint32_t, int32_t>> pairs;
+    for (int64_t i = first; i < first + count; ++i) pairs.push_back({keys[i], number[i]});
+    std::stable_sort(pairs.begin(), pairs.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (int64_t i = 0; i < count; ++i) {
+      keys[first + i] = static_cast<std::decay_t<decltype(keys[0])>>(pairs[i].first);
+      number[first + i] = pairs[i].second;
+    }
   };
-  for (int64_t row = 0; row < rows; ++row) {
-    narrow ? sort_row(short_pixel, row) : sort_row(long_pixel, row);
+  const int64_t together = list.joint ? rows * length : length;
+  for (int64_t first = 0; first < rows * length; first += together) {
+    list.narrow ? sort(short_pixel, first, together) : sort(long_pixel, first, together);
   }
   std::vector<int32_t> starts(rows * (g.H * g.W + 1));
-  Buffer<A> dx(g.N * g.H * g.W * g.C);
+  Buffer<X> dx(g.N * g.H * g.W * g.C);
   cuda::DeformConvOperands places = op;
   places.x = nullptr;
+  places.type = cuda::columns_gradient_type(op.type);
   const simt::Failure failure =
-      cuda::gather_input_gradient(places, dcolumns.data(), {narrow, pixel, number.data()},
-                                  starts.data(), dx.data.data(), nullptr);
+      cuda::gather_input_gradient(places, dcolumns.data(), {list, pixel, number.data()},
+                                  starts.data(), type, dx.data.data(), nullptr);
   check(!failure, name + " gather_input_gradient: " + (failure ? failure : ""));
   return dx;
 }
@@ -199,13 +217,17 @@ void check_case(const Case& c, ElementType type, double tolerance, double exact)
       check_close(dmask, expected.dmask, exact, name + " dmask");
       if (atomic) check_close(dx, expected.dx, exact, name + " dx by atomics");
     }
-    for (bool narrow : {true, false}) {
-      if (narrow && !kEverything) continue;
-      const Buffer<A> dx = sorted_gradient(op, in.dcolumns, narrow, name);
+    for (const cuda::DeformConvList list : kLists) {
+      if (list.narrow && !kEverything) continue;
+      const ElementType sums = std::is_same_v<A, double> ? ElementType::kF64 : ElementType::kF32;
+      const Buffer<A> dx = sorted_gradient<A>(op, in.dcolumns, list, sums, name);
       check_close(dx, expected.dx, exact, name + " dx sorted");
       if (first.empty()) first = dx.data;
       check(std::memcmp(first.data(), dx.data.data(), first.size() * sizeof(A)) == 0,
             name + " the same bits in any order of threads");
+      if (std::is_same_v<T, A>) continue;
+      const Buffer<T> rounded = sorted_gradient<T>(op, in.dcolumns, list, type, name);
+      check_close(rounded, expected.dx, tolerance, name + " dx sorted, in the type of x");
     }
   }
 }

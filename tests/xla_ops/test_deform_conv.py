@@ -241,7 +241,9 @@ def test_half_precision(dtype):
             NAMES, half, gradients, want[1], strict=True
         ):
             assert actual.dtype == array.dtype
-            small = 1e-5 if name in ("offset", "mask") else digits
+            # On CUDA they are sums over gradients of columns that are bfloat16.
+            summed = name in ("offset", "mask") and not (CUDA and dtype == "bfloat16")
+            small = 1e-5 if summed else digits
             assert relative_error(actual, expected) <= small, name
 
 

@@ -1,5 +1,6 @@
 """What only the CUDA form of deform_conv2d has: chunks, two gradients of x."""
 
+import functools
 import math
 import re
 
@@ -114,32 +115,111 @@ def test_a_map_too_large_for_16_bits():
     assert_close(gradient("ffi"), gradient("reference"), 1e-6)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@with_cuda
 @pytest.mark.parametrize(
-    ("dtype", "size", "rows"),
+    ("size", "images", "width"),
     [
-        (np.uint16, (5, 7), (3, 2)),
-        (np.uint16, (150, 99), (3, 2)),
-        (np.uint16, (3, 21845), (1, 1)),
-        (np.uint32, (300, 301), (3, 2)),
-        (np.uint32, (300, 301), (0, 2)),
+        ((3, 5461), 4, 16),  # 4 * (3 * 5461 + 1) is 2 ** 16
+        ((2, 8192), 4, 32),
+        ((5, 13107), 1, 16),  # 5 * 13107 is 2 ** 16 - 1
+        ((2, 32768), 1, 32),
     ],
 )
-def test_sort_by_pixel(dtype, size, rows, devices):
-    """On one device all rows are sorted as one, also where that takes longer keys."""
-    pixel = np.random.default_rng(0).integers(
-        0, math.prod(size) + 1, (*rows, 40), dtype
-    )
-    sort = jax.jit(lambda pixel: cuda._sort_by_pixel(pixel, size, devices))
-    sorted_pixel, number = sort(pixel)
-    expected = np.argsort(pixel, axis=2, kind="stable")
-    np.testing.assert_array_equal(number, expected)
-    np.testing.assert_array_equal(sorted_pixel, np.take_along_axis(pixel, expected, 2))
-    assert sorted_pixel.dtype == dtype
-    text = sort.lower(pixel).as_text()
+def test_images_are_sorted_as_one_row(size, images, width):
+    """Their pixels are numbered one after another, in 16 bits where those just hold."""
+    arguments = random_case(
+        batch=images, size=size, channels=1, features=1, kernel_size=(1, 1)
+    )[:4]
+
+    @functools.partial(jax.jit, static_argnames="implementation")
+    def gradient(x, implementation):
+        options = dict(implementation=implementation)
+        return jax.grad(lambda x: deform_conv2d(x, *arguments[1:], **options).sum())(x)
+
+    text = gradient.lower(arguments[0], "ffi").as_text()
+    operand = re.search(r"stablehlo.sort.*?\(tensor<(\d+)xui(\d+)>", text, re.S)
+    assert operand.groups() == (str(images * math.prod(size) * 4), str(width))
+    expected = gradient(arguments[0], "reference")
+    assert_close(gradient(arguments[0], "ffi"), expected, 1e-6)
+
+
+@with_cuda
+@pytest.mark.devices(8)
+def test_devices_sort_images_of_their_own():
+    arguments = random_case(batch=8, size=(4, 5), channels=4, features=4)[:4]
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    specs = (P("data"), P("data"), P(), P("data"))
+    placed = [
+        jax.device_put(a, NamedSharding(mesh, s))
+        for a, s in zip(arguments, specs, strict=True)
+    ]
+    gradient = jax.jit(jax.grad(lambda *a: deform_conv2d(*a).sum()))
+    text = gradient.lower(*placed).as_text()
     operand = re.search(r"stablehlo.sort.*?\(tensor<([\dx]+)xui", text, re.S)
-    flat = str(expected.size) if devices == 1 else "x".join(map(str, pixel.shape))
-    assert operand[1] == flat
+    assert operand[1] == f"8x1x{4 * 5 * 9 * 4}"
+    assert_close(gradient(*placed), gradient(*arguments), 1e-6)
+
+
+@with_cuda
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.devices(8)
+def test_a_device_has_one_product_and_one_kernel(devices):
+    """The weight's gradient is not made for each image; nor is a copy of the kernel."""
+    arguments = random_case(batch=16, size=(4, 5), channels=16, features=16)[:4]
+    arguments = [
+        jnp.asarray(a, jnp.bfloat16) if i in (0, 2) else a
+        for i, a in enumerate(arguments)
+    ]
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    specs = (P("data"), P("data"), P(), P("data"))
+    placed = [
+        jax.device_put(a, NamedSharding(mesh, s))
+        for a, s in zip(arguments, specs, strict=True)
+    ]
+
+    def loss(*arguments):
+        return jnp.sin(deform_conv2d(*arguments).astype(jnp.float32)).sum()
+
+    gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
+    compiled = gradients.lower(*placed).compile()
+    text = compiled.as_text()
+    assert "dcn_jax.deform_conv2d.fused" in text
+    sizes = {
+        math.prod(map(int, shape.split(",")))
+        for shape in re.findall(r"\w\[([\d,]+)\]", text)
+    }
+    weights = 3 * 3 * 16 * 16
+    assert weights in sizes and 16 // devices * weights not in sizes
+    for a, b in zip(
+        jax.tree.leaves(compiled(*placed)),
+        jax.tree.leaves(gradients(*arguments)),
+        strict=True,
+    ):
+        assert relative_error(a, b) <= 1e-2
+
+
+@with_cuda
+def test_the_gradient_of_x_has_its_type_in_one_chunk(case, monkeypatch):
+    """Chunks are added up in float32; columns' gradients of bfloat16 are bfloat16."""
+    x, offset, kernel, mask = case
+    case = jnp.asarray(x, "bfloat16"), offset, jnp.asarray(kernel, "bfloat16"), mask
+
+    def gathered():
+        text = jax.jit(lambda *a: gradients(*a)).lower(*case).as_text()
+        calls = re.findall(r"custom_call @dcn_jax.deform_conv2d.gather.*", text)
+        return {
+            (
+                re.search(r"x2x9x6x(\w+)>", c)[1],
+                re.search(r"-> \(tensor<2x7x5x12x(\w+)>", c)[1],
+            )
+            for c in calls
+        }
+
+    assert gathered() == {("bf16", "bf16")}
+    whole = run(case)
+    monkeypatch.setattr(cuda, "_COLUMN_BYTES", 2 * 2 * 5 * 9 * 12 * 2)
+    assert gathered() == {("bf16", "f32")}
+    assert_close(run(case), whole, 1e-2)
 
 
 @pytest.mark.skipif("cuda" not in backends(), reason="no CUDA library is built")

@@ -24,7 +24,7 @@ struct DeformConvGeometry {
   int64_t P, Q, K;
   int64_t R, S, G;
   int64_t groups;
-  int64_t kernels;  // 1, or N: a kernel for each image
+  int64_t kernels;  // 1, or N: a kernel for each image; a divisor of N in the fused CUDA kernel
   bool modulated;
   int64_t stride_h, stride_w;
   int64_t pad_top, pad_left;

@@ -31,30 +31,61 @@ def deform_conv2d(x, offset, kernel, *mask, precision, devices, **geometry):
         x.dtype, x.shape[3], offset.shape[3], kernel.shape[-1], geometry["groups"],
         precision,
     ):  # fmt: skip
-        return tuple(_fused(x, offset, kernel, *mask, **settings))
-    weights = _by_group(kernel, geometry["groups"])
+        return (
+            _convolve_at_once(
+                x, offset, kernel, *mask, devices=devices, settings=settings
+            ),
+        )
+    weights = by_group(kernel, geometry["groups"])
     real = offset.dtype
     features = kernel.shape[-1]
 
     def add_rows(y, first, rows):
         places = _rows((offset, *mask), first, rows)
-        columns = _columns(x, _first_row(x, first), *places, **settings)[0]
+        columns = sample_columns(x, _first_row(x, first), *places, **settings)[0]
         part = _einsum("npqitc,{n}tcik->npqik", columns, weights, precision, real)
         part = part.astype(x.dtype).reshape(*part.shape[:3], features)
         return jax.lax.dynamic_update_slice_in_dim(y, part, first, 1)
 
     y = jnp.zeros_like(x, shape=(*offset.shape[:3], features))
-    return (_in_chunks(add_rows, y, x, offset, devices),)
+    chunk = _rows_of_chunk(x, offset, x.dtype, devices)
+    return (_in_chunks(add_rows, y, offset.shape[1], chunk),)
 
 
-def deform_conv2d_gradients(
-    x, offset, kernel, *mask_and_gradient, precision, devices, **geometry
-):
+def deform_conv2d_gradients(x, offset, kernel, *mask_and_gradient, **params):
     """The backward pass, like the function of that name in `xla_ops.reference`."""
+    return _gradients(x, offset, kernel, *mask_and_gradient, parts=x.shape[0], **params)
+
+
+def deform_conv2d_summed_gradients(
+    x, offset, kernel, *mask_and_gradient, devices, **params
+):
+    """The same, the gradient of a shared kernel summed over the images, [1, ...].
+
+    The images of a device are multiplied in one product, so that what the sum has as
+    its terms, R*S*C*K numbers an image, is not written.
+    """
+    parts = images = x.shape[0]
+    if devices == 1 or (_are_known((images,)) and images % devices == 0):
+        parts = devices
+    dx, doffset, dkernel, *dmask = _gradients(
+        x, offset, kernel, *mask_and_gradient, devices=devices, parts=parts, **params
+    )
+    # Outside of the loop over chunks: devices add up once.
+    return dx, doffset, dkernel.sum(0, keepdims=True), *dmask
+
+
+def _gradients(
+    x, offset, kernel, *mask_and_gradient, parts, precision, devices, **geometry
+):
+    """The backward pass; of the kernel a gradient for each of `parts` of the batch."""
     *mask, gradient = mask_and_gradient
     settings = _settings(kernel, geometry)
-    weights = _by_group(kernel, geometry["groups"])
+    weights = by_group(kernel, geometry["groups"])
     real = offset.dtype
+    # bfloat16 has the range of float32, so that nothing vanishes.
+    kept = x.dtype if x.dtype == jnp.bfloat16 else real
+    chunk = _rows_of_chunk(x, offset, kept, devices)
     input_gradient = _INPUT_GRADIENTS[_input_gradient()]
 
     def add_rows(sums, first, rows):
@@ -62,25 +93,20 @@ def deform_conv2d_gradients(
         places = _rows((offset, *mask), first, rows)
         (g,) = _rows((gradient,), first, rows)
         g = g.reshape(*g.shape[:3], *weights.shape[-2:])
-        dcolumns = _einsum("npqik,{n}tcik->npqitc", g, weights, precision, real)
-        more_dx, columns, *parts = input_gradient(
+        dcolumns = columns_gradient(g, weights, precision, kept)
+        more_dx, columns, *more = input_gradient(
             x,
             _first_row(x, first),
             *places,
             dcolumns=dcolumns,
+            dtype=dx.dtype,
             devices=devices,
             settings=settings,
         )
-        more_dkernel = jnp.einsum(
-            "npqitc,npqik->ntcik",
-            columns,
-            g,
-            precision=precision,
-            preferred_element_type=real,
-        )
+        more_dkernel = kernel_gradient(columns, g, parts, precision, real)
         places = [
             jax.lax.dynamic_update_slice_in_dim(whole, part, first, 1)
-            for whole, part in zip((doffset, *dmask), parts, strict=True)
+            for whole, part in zip((doffset, *dmask), more, strict=True)
         ]
         return (
             dx + more_dx,
@@ -89,15 +115,36 @@ def deform_conv2d_gradients(
             *places[1:],
         )
 
-    shapes = [
-        x.shape,
-        offset.shape,
-        (x.shape[0], *kernel.shape[1:]),
-        *(m.shape for m in mask),
-    ]
-    sums = tuple(jnp.zeros_like(offset, shape=shape) for shape in shapes)
-    dx, *others = _in_chunks(add_rows, sums, x, offset, devices)
+    total = offset.shape[1]
+    sums = (
+        # Chunks are added up in the type of sums.
+        jnp.zeros_like(x, dtype=x.dtype if chunk == total else real),
+        jnp.zeros_like(offset),
+        jnp.zeros_like(offset, shape=(parts, *kernel.shape[1:])),
+        *(jnp.zeros_like(m, dtype=real) for m in mask),
+    )
+    dx, *others = _in_chunks(add_rows, sums, total, chunk)
     return dx.astype(x.dtype), *others
+
+
+def columns_gradient(g, weights, precision, dtype):
+    """[N, P, Q, I, R*S, C/I] of that type, from the output's gradient `g`."""
+    return _einsum("npqik,{n}tcik->npqitc", g, weights, precision, dtype)
+
+
+def kernel_gradient(columns, g, parts, precision, dtype):
+    """[parts, R*S, C/I, I, K/I] of that type: sums over each part of the batch."""
+    columns, g = (
+        array.reshape(parts, array.shape[0] // parts, *array.shape[1:])
+        for array in (columns, g)
+    )
+    return jnp.einsum(
+        "dnpqitc,dnpqik->dtcik",
+        columns,
+        g,
+        precision=precision,
+        preferred_element_type=dtype,
+    )
 
 
 # The fused forward pass
@@ -135,6 +182,22 @@ def fits_fused_kernel(
     )
 
 
+def _convolve_at_once(x, offset, kernel, *mask, devices, settings):
+    images = x.shape[0]
+    divides = devices > 1 and _are_known((images,)) and images % devices == 0
+    if kernel.shape[0] != 1 or not divides:
+        return convolve_fused(x, offset, kernel, *mask, **settings)[0]
+    # A call is split along its first axis. That is now the devices, and each of them
+    # has one copy of the kernel, in place of one for each of its images.
+    x, offset, *mask = (
+        array.reshape(devices, images // devices, *array.shape[1:])
+        for array in (x, offset, *mask)
+    )
+    kernel = jnp.broadcast_to(kernel, (devices, *kernel.shape[1:]))
+    (y,) = convolve_fused(x, offset, kernel, *mask, **settings)
+    return y.reshape(images, *y.shape[2:])
+
+
 def allows_tf32(precision) -> bool:
     """Whether XLA may round the operands of a float32 product to TF32 on a GPU."""
     if precision is None:
@@ -158,48 +221,72 @@ def _operand_allows_tf32(precision) -> bool:
 # The gradient of x
 
 
-def _sorted_input_gradient(x, first_row, offset, *mask, dcolumns, devices, settings):
+def _sorted_input_gradient(
+    x, first_row, offset, *mask, dcolumns, dtype, devices, settings
+):
     """Adds up what each pixel's samples give, in an order that is always the same.
 
     Returns:
-      The gradient of x in the type of offset, then the results of `_visit`.
+      The gradient of x in that type, then the results of `visit_samples`.
     """
-    others = _visit(x, first_row, offset, dcolumns, *mask, scatter=False, **settings)
-    (pixel,) = _list(x, first_row, offset, **settings)
-    pixel, number = _sort_by_pixel(pixel, x.shape[1:3], devices)
-    dx, _ = _gather(
-        first_row, offset, dcolumns, pixel, number, *mask, shape=x.shape[1:], **settings
+    others = visit_samples(
+        x, first_row, offset, dcolumns, *mask, scatter=False, **settings
+    )
+    joint = devices == 1 and _last_pixel(x.shape, offset.shape, True) is not None
+    (pixel,) = list_corners(x, first_row, offset, joint=joint, **settings)
+    pixel, number = sort_corners(pixel, joint)
+    dx, _ = gather_input_gradient(
+        first_row,
+        offset,
+        dcolumns,
+        pixel,
+        number,
+        *mask,
+        shape=x.shape[1:],
+        dtype=dtype,
+        joint=joint,
+        **settings,
     )
     return dx, *others
 
 
-def _sort_by_pixel(pixel, size, devices):
-    """Sorts each row, and says where its elements were: both [N, G, corners].
-
-    On one device all rows are sorted as one, whose keys tell the rows apart: XLA has a
-    radix sort for one long row, and none for a few.
-    """
+def sort_corners(pixel, joint):
+    """Sorted by pixel, and the numbers of the corners: both [N, G, corners]."""
     number = jax.lax.broadcasted_iota(jnp.int32, pixel.shape, 2)
-    images, groups = pixel.shape[:2]
-    sizes = (images, groups, *size)
-    values = math.prod(sizes[:2]) * (math.prod(size) + 1) if _are_known(sizes) else None
-    if devices > 1 or values is None or values > 1 << 32:
-        return jax.lax.sort((pixel, number), num_keys=1, is_stable=True)
-    wide = jnp.uint16 if values <= 1 << 16 else jnp.uint32
-    first = np.arange(images * groups).reshape(images, groups, 1)
-    first = (first * (math.prod(size) + 1)).astype(wide)
-    keys = (pixel.astype(wide) + first).reshape(-1)
-    keys, number = jax.lax.sort((keys, number.reshape(-1)), num_keys=1, is_stable=True)
-    keys = keys.reshape(pixel.shape) - first
-    return keys.astype(pixel.dtype), number.reshape(pixel.shape)
+    shape = (-1,) if joint else pixel.shape
+    by_pixel = jax.lax.sort(
+        (pixel.reshape(shape), number.reshape(shape)), num_keys=1, is_stable=True
+    )
+    return tuple(array.reshape(pixel.shape) for array in by_pixel)
 
 
-def _atomic_input_gradient(x, first_row, offset, *mask, dcolumns, devices, settings):
+def _last_pixel(x, offset, joint) -> int | None:
+    """The largest number that a list of pixels holds, if it fits into 32 bits.
+
+    H*W stands for "outside the map". In a joint list all rows, one for each image and
+    offset group, are sorted as one: XLA has a radix sort for one long row, and none for
+    a few. There the numbers of a row go on where those of the row before end.
+
+    Args:
+      x: Shape of x.
+      offset: Shape of offset.
+      joint: Whether the list is.
+    """
+    rows = (x[0], offset[3]) if joint else ()
+    if not _are_known((*x[1:3], *rows)):
+        return None
+    last = math.prod(rows) * (x[1] * x[2] + 1) - 1
+    return last if last < 1 << 32 else None
+
+
+def _atomic_input_gradient(
+    x, first_row, offset, *mask, dcolumns, dtype, devices, settings
+):
     """The same by atomic additions, whose order changes from run to run."""
-    *others, dx = _visit(
+    *others, dx = visit_samples(
         x, first_row, offset, dcolumns, *mask, scatter=True, **settings
     )
-    return dx, *others
+    return dx.astype(dtype), *others
 
 
 _INPUT_GRADIENTS = {"sorted": _sorted_input_gradient, "atomic": _atomic_input_gradient}
@@ -223,7 +310,7 @@ def _input_gradient() -> str:
 # Products
 
 
-def _by_group(kernel, groups):
+def by_group(kernel, groups):
     """[copies, R, S, C/I, K] -> [copies, R*S, C/I, I, K/I]."""
     copies, height, width, channels, features = kernel.shape
     return kernel.reshape(copies, height * width, channels, groups, features // groups)
@@ -244,15 +331,19 @@ def _einsum(subscripts, a, weights, precision, real):
 # Chunks
 
 
-def _in_chunks(add_rows: Callable, result, x, offset, devices):
-    """Calls `result = add_rows(result, first, rows)` for all rows of the output."""
+def _rows_of_chunk(x, offset, dtype, devices):
+    """How many rows of the output have their columns, of that type, in one chunk."""
     images, total, columns, _, taps, _ = offset.shape
-    chunk = total
     sizes = (*x.shape, *offset.shape)
-    if _are_known(sizes) and 0 not in sizes:
-        images = -(-images // devices)
-        row = images * columns * taps * x.shape[3] * offset.dtype.itemsize
-        chunk = min(total, max(1, _COLUMN_BYTES // row))
+    if not _are_known(sizes) or 0 in sizes:
+        return total
+    images = -(-images // devices)
+    row = images * columns * taps * x.shape[3] * jnp.dtype(dtype).itemsize
+    return min(total, max(1, _COLUMN_BYTES // row))
+
+
+def _in_chunks(add_rows: Callable, result, total, chunk):
+    """Calls `result = add_rows(result, first, rows)` for all rows of the output."""
     if chunk == total:
         return add_rows(result, 0, total) if total != 0 else result
     result = jax.lax.fori_loop(
@@ -300,7 +391,7 @@ def _columns_results(x, first_row, offset, *mask, groups, **settings):
 
 
 def _fused_results(x, offset, kernel, *mask, **settings):
-    return [((*offset.shape[:3], kernel.shape[-1]), x.dtype)]
+    return [((*offset.shape[:-3], kernel.shape[-1]), x.dtype)]
 
 
 def _visit_results(x, first_row, offset, dcolumns, *mask, scatter, **settings):
@@ -309,36 +400,44 @@ def _visit_results(x, first_row, offset, dcolumns, *mask, scatter, **settings):
     return results + ([(x.shape, offset.dtype)] if scatter else [])
 
 
-def _list_results(x, first_row, offset, **settings):
+def _list_results(x, first_row, offset, joint, **settings):
     images, rows, columns, groups, taps, _ = offset.shape
-    pixels = x.shape[1] * x.shape[2]  # This number stands for "outside the map".
+    last = _last_pixel(x.shape, offset.shape, joint)
     # XLA sorts short keys faster.
-    narrow = isinstance(pixels, int) and pixels < 1 << 16
+    narrow = last is not None and last < 1 << 16
     corners = 4 * rows * columns * taps
     return [((images, groups, corners), np.uint16 if narrow else np.uint32)]
 
 
-def _gather_results(first_row, offset, dcolumns, pixel, number, *mask, shape, **_):
+def _gather_results(
+    first_row, offset, dcolumns, pixel, number, *mask, shape, dtype, **_
+):
     images, groups = pixel.shape[:2]
     starts = (images, groups, shape[0] * shape[1] + 1)
-    return [((images, *shape), dcolumns.dtype), (starts, np.int32)]
+    return [((images, *shape), dtype), (starts, np.int32)]
 
 
-_columns = make_kernel(
+def _list_attributes(*, joint, **settings):
+    return {**_attributes(**settings), "joint": np.int64(joint)}
+
+
+sample_columns = make_kernel(
     "dcn_jax.deform_conv2d.columns", results=_columns_results, attributes=_attributes
 )
-_fused = make_kernel(
+convolve_fused = make_kernel(
     "dcn_jax.deform_conv2d.fused",
     results=_fused_results,
     attributes=_attributes,
     shared=(2,),
 )
-_visit = make_kernel(
+visit_samples = make_kernel(
     "dcn_jax.deform_conv2d.visit", results=_visit_results, attributes=_attributes
 )
-_list = make_kernel(
-    "dcn_jax.deform_conv2d.list", results=_list_results, attributes=_attributes
+list_corners = make_kernel(
+    "dcn_jax.deform_conv2d.list", results=_list_results, attributes=_list_attributes
 )
-_gather = make_kernel(
-    "dcn_jax.deform_conv2d.gather", results=_gather_results, attributes=_attributes
+gather_input_gradient = make_kernel(
+    "dcn_jax.deform_conv2d.gather",
+    results=_gather_results,
+    attributes=_list_attributes,
 )

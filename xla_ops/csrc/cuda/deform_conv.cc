@@ -51,11 +51,29 @@ std::string decode_attributes(const ffi::Dictionary& attributes, DeformConvGeome
   return g->groups < 1 ? "groups must be positive" : "";
 }
 
+// [D,N/D,...] where a batch is divided over D devices, as [N,...].
+Shape batch_of(Shape shape, bool divided) {
+  if (divided && shape.size() >= 2) {
+    shape[1] *= shape[0];
+    shape.erase(shape.begin());
+  }
+  return shape;
+}
+
+// check_buffer() for one that may lead with devices.
+std::string check_batch(const char* name, const ffi::AnyBuffer& buffer, const Shape& shape,
+                        ffi::DataType type, bool divided) {
+  const std::string error = check_buffer(name, buffer, shape_of(buffer), type);
+  return error.empty() ? check_shape(name, batch_of(shape_of(buffer), divided), shape) : error;
+}
+
 // Fills `op`, but x and first_row, for a map of shape `x` and a kernel [kernels,K] besides
-// what the attributes say. Returns what is wrong, or "".
+// what the attributes say. Where `divided`, offset and mask lead with devices. Returns what
+// is wrong, or "".
 std::string decode_output(const ffi::Dictionary& attributes, const Shape& x, int64_t kernels,
                           int64_t K, ffi::AnyBuffer offset,
-                          const std::optional<ffi::RemainingArgs>& rest, DeformConvOperands* op) {
+                          const std::optional<ffi::RemainingArgs>& rest, DeformConvOperands* op,
+                          bool divided = false) {
   DeformConvGeometry& g = op->geometry;
   std::string error = decode_attributes(attributes, &g);
   std::optional<ffi::AnyBuffer> mask;
@@ -63,10 +81,13 @@ std::string decode_output(const ffi::Dictionary& attributes, const Shape& x, int
   if (!error.empty()) return error;
   if (x.size() != 4) return "`x` has shape " + shape_text(x) + "; expected (N, H, W, C)";
   g.modulated = mask.has_value();
-  error = decode_deform_conv(x, shape_of(offset), {kernels, g.R, g.S, x[3] / g.groups, K}, &g);
+  const Shape places = batch_of(shape_of(offset), divided);
+  error = decode_deform_conv(x, places, {kernels, g.R, g.S, x[3] / g.groups, K}, &g);
   const ffi::DataType real = real_type(op->type);
-  if (error.empty()) error = check_buffer("offset", offset, shape_of(offset), real);
-  if (error.empty() && mask) error = check_buffer("mask", *mask, deform_conv_mask_shape(g), real);
+  if (error.empty()) error = check_batch("offset", offset, places, real, divided);
+  if (error.empty() && mask) {
+    error = check_batch("mask", *mask, deform_conv_mask_shape(g), real, divided);
+  }
   op->offset = offset.untyped_data();
   op->mask = mask ? mask->untyped_data() : nullptr;
   return error;
@@ -115,24 +136,29 @@ ffi::Error columns_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer fi
   return result_of(kOperation, "", sample_columns(op, columns->untyped_data(), stream));
 }
 
+// Where a batch is divided over devices, all operands and y lead with the devices, and each
+// device has one kernel: x [D,N/D,H,W,C], kernel [D,R,S,C,K].
 ffi::Error fused_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer offset,
                       ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
                       ffi::Result<ffi::AnyBuffer> y, ffi::Dictionary attributes) {
   DeformConvOperands op{};
   const Shape shape = shape_of(kernel);
+  const bool divided = shape_of(x).size() == 5;
   std::string error = decode_type(x.element_type(), &op.type);
   if (error.empty() && shape.size() != 5) error = "`kernel` has shape " + shape_text(shape);
   if (error.empty()) {
-    error = decode_output(attributes, shape_of(x), shape[0], shape[4], offset, rest, &op);
+    error = decode_output(attributes, batch_of(shape_of(x), divided), divided ? 1 : shape[0],
+                          shape[4], offset, rest, &op, divided);
   }
-  const DeformConvGeometry& g = op.geometry;
+  DeformConvGeometry& g = op.geometry;
+  if (divided) g.kernels = shape_of(x)[0];
   if (error.empty() && g.groups != 1) error = "the fused forward pass has one group";
   if (error.empty()) {
     const Shape expected = {g.kernels, g.R, g.S, g.C, g.K};
     error = check_buffer("kernel", kernel, expected, x.element_type());
   }
   if (error.empty()) {
-    error = check_buffer("y", *y, deform_conv_output_shape(g), x.element_type());
+    error = check_batch("y", *y, deform_conv_output_shape(g), x.element_type(), divided);
   }
   if (!error.empty()) return result_of(kOperation, error, nullptr);
   op.x = x.untyped_data();
@@ -151,7 +177,9 @@ ffi::Error visit_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer firs
   const DeformConvGeometry& g = op.geometry;
   const ffi::DataType real = real_type(op.type);
   const Shape shape = columns_shape(g);
-  error = check_buffer("dcolumns", dcolumns, shape, real);
+  const ffi::DataType kept =
+      op.type == columns_gradient_type(op.type) ? x.element_type() : ffi::DataType::F32;
+  error = check_buffer("dcolumns", dcolumns, shape, kept);
   if (error.empty()) error = check_buffer("columns", *columns, shape, x.element_type());
   if (error.empty()) error = check_buffer("doffset", *doffset, shape_of(offset), real);
   DeformConvGradients grad{};
@@ -177,26 +205,31 @@ ffi::Error visit_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer firs
   return result_of(kOperation, "", visit_samples(op, grad, stream));
 }
 
-// Whether numbers of pixels are kept in 16 bits; XLA sorts them faster.
-std::string decode_pixel(const ffi::AnyBuffer& pixel, const DeformConvGeometry& g, bool* narrow) {
-  *narrow = pixel.element_type() == ffi::DataType::U16;
-  if (*narrow && g.H * g.W > 0xffff) return "`pixel` is too narrow for the map";
+// How the pixels of the lists are numbered. 16 bits where they do: XLA sorts them faster.
+std::string decode_list(const ffi::Dictionary& attributes, const ffi::AnyBuffer& pixel,
+                        const DeformConvGeometry& g, DeformConvList* list) {
+  const auto joint = attributes.get<int64_t>("joint");
+  if (!joint) return "attribute joint is missing";
+  list->joint = *joint != 0;
+  list->narrow = pixel.element_type() == ffi::DataType::U16;
+  const int64_t last = (list->joint ? g.N * g.G : 1) * (g.H * g.W + 1) - 1;
+  if (last > (list->narrow ? 0xffff : 0xffffffff)) return "`pixel` is too narrow for the map";
   return check_buffer("pixel", pixel, {g.N, g.G, 4 * g.positions() * g.taps()},
-                      *narrow ? ffi::DataType::U16 : ffi::DataType::U32);
+                      list->narrow ? ffi::DataType::U16 : ffi::DataType::U32);
 }
 
 ffi::Error list_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer first_row,
                      ffi::AnyBuffer offset, ffi::Result<ffi::AnyBuffer> pixel,
                      ffi::Dictionary attributes) {
   DeformConvOperands op{};
-  bool narrow = false;
+  DeformConvList list{};
   std::string error = decode_type(x.element_type(), &op.type);
   if (error.empty()) {
     error = decode(attributes, shape_of(x), first_row, offset, std::nullopt, &op);
   }
-  if (error.empty()) error = decode_pixel(*pixel, op.geometry, &narrow);
+  if (error.empty()) error = decode_list(attributes, *pixel, op.geometry, &list);
   if (!error.empty()) return result_of(kOperation, error, nullptr);
-  return result_of(kOperation, "", list_corners(op, narrow, pixel->untyped_data(), stream));
+  return result_of(kOperation, "", list_corners(op, list, pixel->untyped_data(), stream));
 }
 
 ffi::Error gather_impl(cudaStream_t stream, ffi::AnyBuffer first_row, ffi::AnyBuffer offset,
@@ -204,15 +237,20 @@ ffi::Error gather_impl(cudaStream_t stream, ffi::AnyBuffer first_row, ffi::AnyBu
                        ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> dx,
                        ffi::Result<ffi::AnyBuffer> starts, ffi::Dictionary attributes) {
   DeformConvOperands op{};
-  std::string error = decode_type(dx->element_type(), &op.type);
+  ElementType type{};
+  std::string error = decode_type(dx->element_type(), &type);
+  if (error.empty()) error = decode_type(dcolumns.element_type(), &op.type);
+  // Either the columns' gradient has the type that goes with a dx like x, or dx that of sums.
+  if (error.empty() && op.type != columns_gradient_type(type) &&
+      !(op.type == ElementType::kBF16 && type == ElementType::kF32)) {
+    error = "`dcolumns` has an element type that does not go with the others";
+  }
   if (error.empty()) error = decode(attributes, shape_of(*dx), first_row, offset, rest, &op);
   if (!error.empty()) return result_of(kOperation, error, nullptr);
   const DeformConvGeometry& g = op.geometry;
   DeformConvCorners corners{};
-  error = check_buffer("dx", *dx, shape_of(*dx), real_type(op.type));
-  if (error.empty())
-    error = check_buffer("dcolumns", dcolumns, columns_shape(g), dx->element_type());
-  if (error.empty()) error = decode_pixel(pixel, g, &corners.narrow);
+  error = check_buffer("dcolumns", dcolumns, columns_shape(g), dcolumns.element_type());
+  if (error.empty()) error = decode_list(attributes, pixel, g, &corners.list);
   if (error.empty()) error = check_buffer("number", number, shape_of(pixel), ffi::DataType::S32);
   if (error.empty()) {
     error = check_buffer("starts", *starts, {g.N, g.G, g.H * g.W + 1}, ffi::DataType::S32);
@@ -222,7 +260,7 @@ ffi::Error gather_impl(cudaStream_t stream, ffi::AnyBuffer first_row, ffi::AnyBu
   corners.number = static_cast<const int32_t*>(number.untyped_data());
   return result_of(kOperation, "",
                    gather_input_gradient(op, dcolumns.untyped_data(), corners,
-                                         static_cast<int32_t*>(starts->untyped_data()),
+                                         static_cast<int32_t*>(starts->untyped_data()), type,
                                          dx->untyped_data(), stream));
 }
 

@@ -16,6 +16,13 @@
 namespace xla_ops {
 namespace cuda {
 
+// The gradient of the columns lies in memory between the product that makes it and the sums
+// that it enters: in bfloat16 where x does, which has the range of float32; else in the type
+// of offset.
+inline ElementType columns_gradient_type(ElementType type) {
+  return type == ElementType::kF16 ? ElementType::kF32 : type;
+}
+
 struct DeformConvOperands {
   DeformConvGeometry geometry;
   ElementType type;          // of x and the columns
@@ -26,25 +33,33 @@ struct DeformConvOperands {
 };
 
 struct DeformConvGradients {
-  const void* dcolumns;  // like columns, in the type of offset
+  const void* dcolumns;  // like columns, in columns_gradient_type()
   void* columns;
   void* doffset;
   void* dmask;  // nullptr where not modulated
   void* dx;     // [N,H,W,C] in the type of offset, or nullptr: see gather_input_gradient()
 };
 
-// For each image and offset group the samples' corners, sorted by the pixel they read. A
-// corner's number is 4 * (position * R*S + tap) + corner of bilinear.h.
+// How pixels are numbered in the lists of corners, one for each image and offset group.
+// H*W stands for outside the map.
+struct DeformConvList {
+  bool narrow;  // uint16_t, else uint32_t
+  bool joint;   // a list goes on where the one before ended, after its H*W
+};
+
+// The samples' corners, sorted by the pixel they read. A corner's number is
+// 4 * (position * R*S + tap) + corner of bilinear.h.
 struct DeformConvCorners {
-  bool narrow;            // pixels are uint16_t, else uint32_t
-  const void* pixel;      // [N,G,P*Q*R*S*4], rising; H*W: outside the map
+  DeformConvList list;
+  const void* pixel;      // [N,G,P*Q*R*S*4], rising
   const int32_t* number;  // the same shape; rising among equal pixels
 };
 
 simt::Failure sample_columns(const DeformConvOperands& op, void* columns, cudaStream_t stream);
 
 // The whole forward pass, y [N,P,Q,K], with groups = 1 and all rows of the output
-// (first_row is not read). `kernel` is [1 or N,R,S,C,K]. Multiplies on tensor cores: samples
+// (first_row is not read). `kernel` is [kernels,R,S,C,K], where as many images read each,
+// one after another. Multiplies on tensor cores: samples
 // are rounded to the type of x, for float32 samples and kernel to TF32; sums are float32.
 simt::Failure convolve_fused(const DeformConvOperands& op, const void* kernel, void* y,
                              cudaStream_t stream);
@@ -55,14 +70,15 @@ simt::Failure visit_samples(const DeformConvOperands& op, const DeformConvGradie
                             cudaStream_t stream);
 
 // Writes which pixel each corner reads, in the order of their numbers.
-simt::Failure list_corners(const DeformConvOperands& op, bool narrow, void* pixel,
+simt::Failure list_corners(const DeformConvOperands& op, const DeformConvList& list, void* pixel,
                            cudaStream_t stream);
 
-// The gradient of x, in the type of offset and in an order of additions that is always
-// the same. `starts` [N,G,H*W+1] is scratch.
+// The gradient of x, in an order of additions that is always the same. The type of `op` is
+// that of `dcolumns`; dx has `type`: a half-precision one, or that of sums. `starts`
+// [N,G,H*W+1] is scratch.
 simt::Failure gather_input_gradient(const DeformConvOperands& op, const void* dcolumns,
-                                    const DeformConvCorners& corners, int32_t* starts, void* dx,
-                                    cudaStream_t stream);
+                                    const DeformConvCorners& corners, int32_t* starts,
+                                    ElementType type, void* dx, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace xla_ops

@@ -115,6 +115,11 @@ __device__ __forceinline__ Words load_run(const T* from, int64_t left) {
   return run;
 }
 
+// Number of the kernel that an image is convolved with.
+__device__ __forceinline__ int64_t kernel_of(const DeformConvGeometry& g, int64_t image) {
+  return image / (g.N / g.kernels);
+}
+
 template <typename T, int kWidth, bool kWholeRuns>
 struct FusedBlock {
   using W = Warps<kWidth>;
@@ -143,7 +148,7 @@ struct FusedBlock {
         shared(shared_memory),
         patch(geometry, kWidth),
         image(x + patch.image * g.H * g.W * g.C),
-        weights(kernel + (g.kernels == 1 ? 0 : patch.image) * g.taps() * g.C * g.K + patch.output),
+        weights(kernel + kernel_of(g, patch.image) * g.taps() * g.C * g.K + patch.output),
         width(static_cast<int>(g.C)),
         channels(static_cast<int>(g.offset_group_channels())) {}
 

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads)
     visit_kernel(DeformConvGeometry g, Tiling tiling, int lanes, const T* __restrict__ x,
                  const int32_t* __restrict__ first_row, const Arithmetic<T>* __restrict__ offset,
                  const Arithmetic<T>* __restrict__ mask,
-                 const Arithmetic<T>* __restrict__ dcolumns, T* __restrict__ columns,
+                 const ColumnsGradient<T>* __restrict__ dcolumns, T* __restrict__ columns,
                  Arithmetic<T>* __restrict__ doffset, Arithmetic<T>* __restrict__ dmask,
                  Arithmetic<T>* __restrict__ dx) {
   using A = Arithmetic<T>;
@@ -131,7 +131,7 @@ simt::Failure launch_visit(const DeformConvOperands& op, const DeformConvGradien
       visit_kernel<T, V>, tiling.blocks, kThreads, tiling.taps * kPatch * sizeof(Sample<A>),
       stream, g, tiling, lanes_for(g.offset_group_channels() / V), static_cast<const T*>(op.x),
       op.first_row, static_cast<const A*>(op.offset), static_cast<const A*>(op.mask),
-      static_cast<const A*>(grad.dcolumns), static_cast<T*>(grad.columns),
+      static_cast<const ColumnsGradient<T>*>(grad.dcolumns), static_cast<T*>(grad.columns),
       static_cast<A*>(grad.doffset), static_cast<A*>(grad.dmask), static_cast<A*>(grad.dx));
 }
 

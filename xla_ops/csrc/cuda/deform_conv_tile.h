@@ -2,6 +2,8 @@
 #ifndef XLA_OPS_CUDA_DEFORM_CONV_TILE_H_
 #define XLA_OPS_CUDA_DEFORM_CONV_TILE_H_
 
+#include <type_traits>
+
 #include "bilinear.h"
 #include "deform_conv.h"
 #include "element.h"
@@ -9,6 +11,10 @@
 
 namespace xla_ops {
 namespace cuda {
+
+// See columns_gradient_type().
+template <typename T>
+using ColumnsGradient = std::conditional_t<std::is_same_v<T, F16>, float, T>;
 
 // A block handles a square patch of output positions, an offset group and a run of taps:
 // neighbours in both directions read the same pixels, which the L1 cache then holds.

@@ -1,0 +1,165 @@
+"""What is compiled for which machine."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from scripts.aot.machines import Machine
+from scripts.aot.operators import lower_nms, operators
+from scripts.train_step import abstract_batch, make_detection, make_step
+from train import sharding
+from train.config_dict import ConfigDict
+from train.configs import coco_faster_rcnn, digits
+
+_CLASSES = {"coco_instances": 80, "deformed_digits": 10}
+_CONVOLUTION = ("list", "gather", "visit", "fused")
+# Of a small step, which compiles in a minute: the same network, shallow and narrow.
+_SMALL = {
+    "backbone.depths": (1, 1, 1, 1),
+    "backbone.stem_features": 16,
+    "backbone.frozen_stages": 0,
+    "detector.rpn_features": 64,
+    "detector.reduction_features": 64,
+    "detector.roi_branch_features": 64,
+    "detector.head_features": 64,
+    "detector.rpn_pre_nms_top_n": (1000, 1000),
+    "detector.rpn_post_nms_top_n": (200, 100),
+    "detector.roi_samples": 64,
+    "detector.mimic_count": 4,
+    "detector.mimic_crop_size": 64,
+}
+
+
+class Program(NamedTuple):
+    """What is compiled.
+
+    Attributes:
+      title: In tables.
+      lower: From the mesh, whose axis "data" splits a batch, to what jit lowered.
+      targets: Our calls that must be in it on CUDA.
+      short: Whether it is part of the short form.
+    """
+
+    title: str
+    lower: Callable[[Mesh], Any]
+    targets: frozenset[str]
+    short: bool = False
+
+
+def programs(machine: Machine) -> Iterator[Program]:
+    """Those for a machine."""
+    yield from _operator_programs(machine)
+    small = coco_faster_rcnn.get_config("dcnv2_mimic,800")
+    small.update_from_flattened_dict(_SMALL)
+    if machine.name == "H100":
+        yield _step("train step, small", small, (128, 160), short=True)
+    for row, size, canvas, detects in _rows(machine):
+        config = coco_faster_rcnn.get_config(f"{row},{size}")
+        title = f"{row}, {canvas[0]}x{canvas[1]}"
+        yield _step(f"train step, {title}", config, canvas)
+        if detects:
+            yield _detection(f"detection, {title}", config, canvas)
+    if machine.name == "H100":
+        for variant in ("", "regular"):
+            config = digits.get_config(variant)
+            title = f"{config.name}, 256x256"
+            yield _step(f"train step, {title}", config, (256, 256))
+            yield _detection(f"detection, {title}", config, (256, 256))
+
+
+def _rows(machine: Machine) -> Iterator[tuple[str, int, tuple[int, int], bool]]:
+    """Rows of the paper's tables, short sides and canvases; and whether to detect."""
+    at_800 = 800, (800, 1344)
+    yield "dcnv2_mimic", *at_800, machine.devices == 1 or machine.platform == "tpu"
+    if machine.name == "H100":
+        for row in ("dcnv2", "dconv_c3_c5", "dcnv1", "regular"):
+            yield row, *at_800, True
+        yield "dcnv2_mimic", 1000, (1008, 1680), True
+
+
+def _operator_programs(machine: Machine) -> Iterator[Program]:
+    forms: dict[str, dict[str, Any]] = {
+        "bfloat16": dict(dtype=jnp.bfloat16),
+        "float32": dict(dtype=jnp.float32),
+        "float32, vmap": dict(dtype=jnp.float32, mapped=True),
+    }
+    if machine.name == "A100":
+        del forms["float32, vmap"]
+    short = machine.name == "H100"
+    for operator in operators():
+        for form, options in forms.items():
+            half = options["dtype"] == jnp.bfloat16
+            if half and "float32" in operator.name:
+                continue
+            yield Program(
+                f"{operator.name}; {form}",
+                functools.partial(operator.lower, **options),
+                operator.half if half else operator.targets,
+                short,
+            )
+    nms = frozenset({"dcn_jax.nms"})
+    for form, options in forms.items():
+        if options["dtype"] == jnp.float32:
+            lower = functools.partial(lower_nms, **options)
+            yield Program(f"nms; {form}", lower, nms, short)
+
+
+def _step(
+    title: str, config: ConfigDict, canvas: tuple[int, int], *, short: bool = False
+) -> Program:
+    def lower(mesh: Mesh) -> Any:
+        train = make_step(config, _CLASSES[config.data.name], mesh)
+        batch = abstract_batch(
+            _images(config, mesh),
+            canvas,
+            config.data.max_boxes,
+            sharding.divided(mesh),
+        )
+        return train.step.lower(train.state, batch)
+
+    _to_bfloat16(config)
+    return Program(title, lower, _targets(config, ("fwd", "bwd")), short)
+
+
+def _detection(title: str, config: ConfigDict, canvas: tuple[int, int]) -> Program:
+    def lower(mesh: Mesh) -> Any:
+        detect, variables = make_detection(config, _CLASSES[config.data.name], mesh)
+        batch = abstract_batch(_images(config, mesh), canvas, 1, sharding.divided(mesh))
+        return detect.lower(variables, images=batch.images, sizes=batch.sizes)
+
+    _to_bfloat16(config)
+    return Program(title, lower, _targets(config, ("fwd",)))
+
+
+def _to_bfloat16(config: ConfigDict) -> None:
+    # As one trains on a GPU. The demo's configuration stays as it is.
+    if config.data.name == "coco_instances":
+        config.dtype = "bfloat16"
+
+
+def _images(config: ConfigDict, mesh: Mesh) -> int:
+    """The paper's 2 images of each device; the demo's batch."""
+    each = 2 if config.data.name == "coco_instances" else config.batch_size
+    return each * mesh.shape["data"]
+
+
+def _targets(config: ConfigDict, parts: tuple[str, ...]) -> frozenset[str]:
+    names = {"nms", *(f"roi_pool.{part}" for part in parts)}
+    if any(config.backbone.deform_stages):
+        backward = "bwd" in parts
+        names |= {
+            f"deform_conv2d.{kernel}"
+            for kernel in _CONVOLUTION
+            if backward or kernel == "fused"
+        }
+    return frozenset(f"dcn_jax.{name}" for name in names)
+
+
+def mesh_of(machine: Machine) -> Mesh:
+    """The machine's devices, which are not there."""
+    topology = topologies.get_topology_desc(**machine.topology())
+    return sharding.make_mesh(devices=topology.devices[: machine.devices])

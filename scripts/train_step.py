@@ -1,0 +1,95 @@
+"""The train step and the detector of a configuration, as the programs build them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from dcn_jax.types import Batch
+from train import sharding
+from train.config_dict import ConfigDict
+from train.evaluate import make_detect
+from train.model import build_skeleton
+from train.optim import learning_rate, make_optimizer, trainable
+from train.step import TrainState, init_state, make_train_step
+
+
+class TrainStep(NamedTuple):
+    """A step without its arrays.
+
+    Attributes:
+      step: `(state, batch) -> (state, metrics)`, compiled when it is called.
+      start: Makes the first state, where it belongs; compiled when it is called.
+      state: Shapes, types and places of the state.
+    """
+
+    step: Any
+    start: Any
+    state: TrainState
+
+
+def make_step(config: ConfigDict, num_classes: int, mesh: Mesh) -> TrainStep:
+    """Returns the step of `train.main` over the mesh."""
+    skeleton = build_skeleton(config, num_classes)
+    frozen = skeleton.abstract.backbone.frozen_names
+    names = trainable(
+        skeleton.parameters,
+        config.optim,
+        tuple(f"backbone.{name}." for name in frozen),
+    )
+    optimizer = make_optimizer(config.optim, names)
+
+    def start() -> TrainState:
+        return init_state(skeleton.init(0), names, optimizer)
+
+    state = jax.eval_shape(start)
+    shardings = sharding.state_shardings(state, mesh)
+    step = make_train_step(
+        skeleton,
+        optimizer,
+        learning_rate(config.optim, 1000),
+        seed=0,
+        mesh=mesh,
+        shardings=shardings,
+    )
+    return TrainStep(
+        step, jax.jit(start, out_shardings=shardings), _placed(state, shardings)
+    )
+
+
+def make_detection(config: ConfigDict, num_classes: int, mesh: Mesh) -> tuple[Any, Any]:
+    """Returns `detect(variables, images, sizes)` of `train.evaluate`, and variables.
+
+    The variables are shapes, types and places.
+    """
+    skeleton = build_skeleton(config, num_classes)
+    shardings = sharding.state_shardings(skeleton.variables, mesh)
+    return make_detect(skeleton, mesh), _placed(skeleton.variables, shardings)
+
+
+def abstract_batch(
+    images: int, canvas: tuple[int, int], boxes: int, place: NamedSharding
+) -> Batch:
+    """Shapes, types and places of a batch of images with so many boxes each."""
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((images, *shape), dtype, sharding=place)
+
+    return Batch(
+        images=array(jnp.uint8, *canvas, 3),
+        sizes=array(jnp.int32, 2),
+        boxes=array(jnp.float32, boxes, 4),
+        labels=array(jnp.int32, boxes),
+        valid=array(jnp.bool_, boxes),
+    )
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place
+        ),
+        tree,
+        shardings,
+    )
