@@ -178,6 +178,15 @@ def align(*operands: jax.Array | None, shared: Sequence[int] = ()) -> tuple:
     return tuple(aligned)
 
 
+def reshape_images(x: jax.Array, shape: Sequence) -> jax.Array:
+    """`x` [N, ...] with other axes after the first; the batch is split as before.
+
+    What jax says of the split of a reshaped array is lost beside axes of size 1.
+    """
+    shape = (x.shape[0], *shape)
+    return jax.lax.reshape(x, shape, out_sharding=_sharding_or_none(x, len(shape)))
+
+
 def _in_auto_mode(reference, results):
     """Lets the compiler, not the types, split `reference` under an Explicit mesh."""
 
@@ -236,6 +245,8 @@ def make_primitive(
       implementation="reference" runs the reference instead of the primitive.
     """
     reference = _in_auto_mode(reference, results)
+    # Outside jit a plain form would compile its loops anew at every call.
+    compiled_reference = _compiled(reference)
     primitive = Primitive(target)
     primitive.multiple_results = True
 
@@ -251,13 +262,15 @@ def make_primitive(
             for shape, dtype in results(*avals, **params)
         ]
 
-    @functools.cache
-    def compiled(params):
-        return jax.jit(functools.partial(primitive.bind, **dict(params)))
+    bind = _compiled(primitive.bind)
 
     @primitive.def_impl
     def _(*operands, **params):
-        return compiled(tuple(sorted(params.items())))(*operands)
+        if not jax.config.jax_disable_jit:  # pyright: ignore
+            return bind(*operands, **params)
+        # What is not compiled comes back to this rule.
+        with jax.disable_jit(False):
+            return bind(*operands, **params)
 
     def batch(operands, dims, **params):
         folded, unfold = _fold(operands, dims, shared)
@@ -273,7 +286,7 @@ def make_primitive(
             operands = list(primals)
             for i, x in zip(moving, moved, strict=True):
                 operands[i] = x
-            return reference(*operands, **params)
+            return compiled_reference(*operands, **params)
 
         _, output_tangents = jax.jvp(
             along, [primals[i] for i in moving], [tangents[i] for i in moving]
@@ -319,8 +332,21 @@ def make_primitive(
 
     def call(*operands, implementation=None, **params):
         if implementation == "reference":
-            return list(reference(*operands, **params))
+            return list(compiled_reference(*operands, **params))
         return primitive.bind(*operands, implementation=implementation, **params)
+
+    return call
+
+
+def _compiled(function):
+    """`function(*operands, **params)`, compiled once for operands and params alike."""
+
+    @functools.cache
+    def with_params(params):
+        return jax.jit(functools.partial(function, **dict(params)))
+
+    def call(*operands, **params):
+        return with_params(tuple(sorted(params.items())))(*operands)
 
     return call
 
