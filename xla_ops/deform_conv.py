@@ -161,17 +161,28 @@ def deform_conv2d(
         bias = _same_dtype("bias", bias, x)
         _geometry.check_shape("bias", bias, (features,), "K", " as in `kernel`")
 
-    settings = _Settings(**window._asdict(), groups=groups, precision=precision)
+    windows, place = _geometry.windows_of_any_size(
+        window, (kernel_height, kernel_width)
+    )
     if bias is not None:
         bias = bias[None, None, None]
     x, offset, kernel, mask, bias = align(
         x, offset, kernel[None], mask, bias, shared=(2, 4)
     )
-    if implementation == "reference":
-        # Without jax.custom_vjp, so that jax.jvp works.
-        y, _ = _deform_conv2d_fwd(x, offset, kernel, mask, implementation, settings)
+    # Without jax.custom_vjp, so that jax.jvp works.
+    plain = implementation == "reference"
+    convolve = _deform_conv2d_primal if plain else _deform_conv2d
+
+    def branch(window):
+        settings = _Settings(**window._asdict(), groups=groups, precision=precision)
+        return lambda *operands: convolve(*operands, implementation, settings)
+
+    branches = [branch(window) for window in windows]
+    operands = (x, offset, kernel, mask)
+    if len(branches) == 1:
+        y = branches[0](*operands)
     else:
-        y = _deform_conv2d(x, offset, kernel, mask, implementation, settings)
+        y = jax.lax.switch(jnp.asarray(place), branches, *operands)
     if bias is None:
         return y
     # In the type of sums, in which the gradient of `bias` is summed too.
