@@ -192,9 +192,7 @@ def check_levels(levels, rois, num_levels):
     shape = rois.shape[:2]
     if levels is None:
         return jnp.zeros_like(rois, jnp.int32, shape=shape)
-    levels = _geometry.check_array(
-        "levels", levels, _geometry.INTEGERS, saturate=True
-    )
+    levels = _geometry.check_array("levels", levels, _geometry.INTEGERS, saturate=True)
     _geometry.check_shape("levels", levels, shape, "N, B", f" for `rois` {rois.shape}")
     if levels.dtype.itemsize < 4:
         # A narrow type may not hold the number of maps.
