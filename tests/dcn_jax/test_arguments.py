@@ -92,7 +92,7 @@ def test_bad_rngs(layer):
             make(layer, rngs=rngs)
     with pytest.raises(ValueError, match="`rngs` has no stream `params`"):
         make(layer, rngs=nnx.Rngs(dropout=0))
-    make(layer, rngs=nnx.Rngs(params=0))
+    nnx.eval_shape(lambda: make(layer, rngs=nnx.Rngs(params=0)))
 
 
 def test_a_scale_that_is_a_jax_array_is_refused_alike_under_jit():

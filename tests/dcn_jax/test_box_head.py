@@ -185,11 +185,15 @@ def test_no_rois_or_no_images(images, rois, class_agnostic):
     logits, deltas = head(jnp.ones((images, rois, 2, 2, 3)))
     assert logits.shape == (images, rois, 4)
     assert deltas.shape == (images, rois, 1 if class_agnostic else 3, 4)
+    boxes, valid = jnp.ones((images, rois, 4)), jnp.ones((images, rois), bool)
+    labels = jnp.zeros((images, rois), jnp.int32)
+    targets = box_head.BoxTargets(boxes, labels, valid, boxes, valid)
+    assert all(v == 0 for v in box_losses(logits, deltas, targets).values())
     detections = select_detections(
         logits,
         deltas,
-        jnp.ones((images, rois, 4)),
-        jnp.ones((images, rois), bool),
+        boxes,
+        valid,
         jnp.ones((images, 2), jnp.int32),
         max_detections=5,
     )

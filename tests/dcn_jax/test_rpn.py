@@ -189,8 +189,10 @@ def test_non_finite_predictions_are_not_proposed():
 
 
 def test_no_images():
-    head = rpn.RPNHead(4, 3, features=5, rngs=nnx.Rngs(0))
-    logits, deltas = head(jnp.ones((0, 2, 3, 4)))
+    def outputs(x):
+        return rpn.RPNHead(4, 3, features=5, rngs=nnx.Rngs(0))(x)
+
+    logits, deltas = jax.eval_shape(outputs, jnp.ones((0, 2, 3, 4)))
     assert logits.shape == (0, 18)
     assert deltas.shape == (0, 18, 4)
     sizes = jnp.ones((0, 2), jnp.int32)
