@@ -171,14 +171,14 @@ def deform_conv2d(
     )
     # Without jax.custom_vjp, so that jax.jvp works.
     plain = implementation == "reference"
-    convolve = _deform_conv2d_primal if plain else _deform_conv2d
+    convolve: Any = _deform_conv2d_primal if plain else _deform_conv2d
 
     def branch(window):
         settings = _Settings(**window._asdict(), groups=groups, precision=precision)
         return lambda *operands: convolve(*operands, implementation, settings)
 
     branches = [branch(window) for window in windows]
-    operands = (x, offset, kernel, mask)
+    operands = x, offset, kernel, mask
     if len(branches) == 1:
         y = branches[0](*operands)
     else:

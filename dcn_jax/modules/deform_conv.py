@@ -236,7 +236,7 @@ def check_arguments(
         strides=check_pair("strides", strides),
         padding=check_padding(padding),
         kernel_dilation=check_pair("kernel_dilation", kernel_dilation),
-        mask_scale=int(mask_scale),
+        mask_scale=1 if mask_scale == 1 else 2,
         **groups,
     )
 

@@ -154,7 +154,7 @@ class DeformRoIPool(nnx.Module):
         return split_branch(self.offset_fc(y), self.output_size, self.modulated)
 
 
-def promote(features, rois, dtype):
+def promote(features, rois, dtype) -> tuple[Any, Any]:
     """Maps in the layer's type, and RoIs in one that may stand beside it.
 
     Args:

@@ -9,8 +9,14 @@ from deform_conv_case import relative_error
 
 from xla_ops import nms
 
-ALL = pytest.mark.parametrize("name", operator_table.NAMES)
 BOTH = pytest.mark.parametrize("implementation", [None, "reference"])
+
+# Kernels, and some of the plain forms.
+FORMS = pytest.mark.parametrize(
+    ("name", "implementation"),
+    [(name, None) for name in operator_table.NAMES]
+    + [(name, "reference") for name in ("deform_conv2d", "roi_pool", "ps_roi_pool")],
+)
 
 BOXES = np.asarray([[0, 0, 4, 4], [0, 0, 4, 5], [6, 6, 9, 9]], np.float32)
 
@@ -20,7 +26,7 @@ def compilations():
     """A function that says how many programs were compiled since its last call."""
     count = [0]
 
-    def listen(event, duration, **_):
+    def listen(event, duration_secs, **_):
         count[0] += event == "/jax/core/compile/backend_compile_duration"
 
     def since():
@@ -52,8 +58,7 @@ def twice_then_count(function, compilations):
     return compilations()
 
 
-@BOTH
-@ALL
+@FORMS
 def test_the_third_call_compiles_nothing(name, implementation, compilations):
     row = operator_table.operator(name)
     arguments = tuple(row.arguments.values())
@@ -69,9 +74,9 @@ def test_the_third_call_compiles_nothing(name, implementation, compilations):
     ("name", "implementation"),
     [
         ("deform_conv2d", None),
-        ("deform_conv2d", "reference"),
-        ("roi_align", None),
-        ("deform_ps_roi_pool", None),
+        pytest.param("deform_conv2d", "reference", marks=pytest.mark.slow),
+        pytest.param("roi_align", None, marks=pytest.mark.slow),
+        pytest.param("deform_ps_roi_pool", None, marks=pytest.mark.slow),
     ],
 )
 def test_the_third_second_derivative_compiles_nothing(
@@ -99,12 +104,14 @@ def test_the_third_nms_compiles_nothing(implementation, compilations):
     assert twice_then_count(step, compilations) == 0
 
 
-@BOTH
-@ALL
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [(name, None) for name in operator_table.NAMES]
+    # Operation by operation plain forms take long.
+    + [pytest.param("deform_conv2d", "reference", marks=pytest.mark.slow)],
+)
 def test_without_jit(name, implementation):
     row = operator_table.operator(name, batch=1)
-    if implementation == "reference" and name not in ("deform_conv2d", "roi_pool"):
-        pytest.skip("operation by operation the plain form takes long")
     arguments = tuple(row.arguments.values())
     expected = row.output(*arguments)
     with jax.disable_jit():
