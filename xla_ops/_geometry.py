@@ -68,9 +68,10 @@ def _saturated(value: np.ndarray) -> np.ndarray:
     narrow = jax.dtypes.canonicalize_dtype(value.dtype)
     if narrow == value.dtype:
         return value
-    if not jnp.issubdtype(narrow, jnp.integer):
-        return np.trunc(value)
-    limits = np.iinfo(narrow)
+    whole = jnp.issubdtype(narrow, jnp.integer)
+    limits = np.iinfo(narrow) if whole else np.finfo(narrow)
+    if not whole:
+        value = np.trunc(value)
     value = np.minimum(value, value.dtype.type(limits.max))
     return np.maximum(value, value.dtype.type(limits.min)).astype(narrow)
 

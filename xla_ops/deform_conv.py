@@ -136,6 +136,13 @@ def deform_conv2d(
         padding=padding,
         kernel_dilation=kernel_dilation,
     )
+    if isinstance(padding, str) and padding == "SAME" and offset.ndim == 6:
+        # jax does not always see that symbolic sizes are equal to these.
+        ceil = [
+            -(-n // s) for n, s in zip((height, width), window.strides, strict=True)
+        ]
+        rows = ceil[0] if offset.shape[1] == ceil[0] else rows
+        columns = ceil[1] if offset.shape[2] == ceil[1] else columns
     taps = kernel_height * kernel_width
     _geometry.check_shape(
         "offset",

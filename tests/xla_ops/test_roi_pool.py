@@ -357,7 +357,9 @@ def test_a_scale_that_is_an_array_is_refused_alike_under_jit(pool, pyramid):
 
     def run(scale):
         levels = LEVELS if pyramid else None
-        return pool(features, ROIS, levels=levels, output_size=2, spatial_scale=scale)
+        return inspect.unwrap(pool)(
+            features, ROIS, levels=levels, output_size=2, spatial_scale=scale
+        )
 
     for call in (run, jax.jit(run)):
         for array in (scale, jnp.asarray(scale)):
