@@ -168,8 +168,6 @@ def check_pair(name: str, value: Any, minimum: int = 1) -> tuple[int, int]:
       TypeError: It is neither.
       ValueError: An integer is less than `minimum`.
     """
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
     if isinstance(value, tuple | list):
         if len(value) != 2:
             raise ValueError(
@@ -290,8 +288,6 @@ def check_padding(
         if padding not in ("SAME", "VALID"):
             raise ValueError(f"`padding` is {padding!r}; expected {_PADDINGS}")
         return padding
-    if isinstance(padding, np.ndarray):
-        padding = padding.tolist()
     if isinstance(padding, tuple | list):
         if len(padding) != 2:
             raise ValueError(f"`padding` is {padding!r}; expected {_PADDINGS}")

@@ -15,8 +15,27 @@ from flax import nnx
 from xla_ops import _geometry
 
 check_integer = _geometry.check_integer
-check_pair = _geometry.check_pair
-check_padding = _geometry.check_padding
+
+
+def check_pair(name: str, value: Any) -> tuple[int, int]:
+    """Returns an integer, or a pair, list or NumPy array of two, as a pair.
+
+    Raises:
+      TypeError: It is none of them.
+      ValueError: There are not two, or one is less than 1.
+    """
+    return _geometry.check_pair(name, _as_list(value))
+
+
+def check_padding(
+    padding: Any,
+) -> str | tuple[tuple[int, int], tuple[int, int]]:
+    """Returns "SAME", "VALID" or ((top, bottom), (left, right)).
+
+    Raises:
+      TypeError, ValueError: `padding` is neither that, nor an integer or a pair.
+    """
+    return _geometry.check_padding(_as_list(padding))
 
 
 def check_number(name: str, value: Any) -> float:
@@ -46,8 +65,7 @@ def check_scales(value: Any) -> float | tuple[float, ...]:
         has no value under jit, is none.
       ValueError: It is empty, or one is not positive and finite.
     """
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
+    value = _as_list(value)
     if not isinstance(value, Sequence) or isinstance(value, str):
         scales = check_number("spatial_scale", value)
         positive = scales > 0
@@ -74,3 +92,7 @@ def check_rngs(rngs: Any) -> nnx.Rngs:
     if not hasattr(rngs, "params"):
         raise ValueError("`rngs` has no stream `params`; expected it, or a default")
     return rngs
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
