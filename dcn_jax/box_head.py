@@ -25,6 +25,8 @@ from dcn_jax.boxes import (
 )
 from dcn_jax.losses import masked_mean, smooth_l1
 from dcn_jax.matching import match_boxes
+from dcn_jax.modules.arguments import check_integer, check_rngs
+from dcn_jax.modules.roi_pool import flatten
 from dcn_jax.sampling import gather_rows, sample_balanced, top_k
 from dcn_jax.types import Detections
 from xla_ops import nms
@@ -53,6 +55,10 @@ class BoxHead(nnx.Module):
       num_classes: Foreground classes, L.
       features: Width of both layers, F.
       class_agnostic: One box for a RoI in place of one for each foreground class.
+
+    Raises:
+      TypeError: A number is not an integer, or `rngs` is no `nnx.Rngs`.
+      ValueError: A number is less than 1.
     """
 
     def __init__(
@@ -66,6 +72,10 @@ class BoxHead(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_rngs(rngs)
+        in_features = check_integer("in_features", in_features)
+        num_classes = check_integer("num_classes", num_classes)
+        features = check_integer("features", features)
         types = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         xavier = nnx.initializers.xavier_uniform()
         self.fc6 = nnx.Linear(in_features, features, kernel_init=xavier, **types)
@@ -88,7 +98,7 @@ class BoxHead(nnx.Module):
         self, pooled: Float[Array, "N B h w C"]
     ) -> Float[Array, "N B features"]:
         """Output of the second fully connected layer, after its ReLU."""
-        x = pooled.reshape(*pooled.shape[:2], -1)
+        x = flatten(pooled)
         x = jax.nn.relu(self.fc6(x))
         return jax.nn.relu(self.fc7(x))
 
@@ -230,10 +240,13 @@ def select_detections(
     num_classes = logits.shape[2] - 1
     scores = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[..., 1:]
     ok = (scores > score_threshold) & rois_valid[..., None]
-    scores = jnp.where(ok, scores, -1).reshape(scores.shape[0], -1)
+    num_images, num_rois = rois.shape[:2]
+    # Not -1, since there may be no images or RoIs.
+    scores = jnp.where(ok, scores, -1).reshape(num_images, num_rois * num_classes)
     scores, index = top_k(scores, min(candidates, scores.shape[1]))
     row, column = index // num_classes, index % num_classes
-    per_box = deltas.reshape(deltas.shape[0], -1, 4).astype(jnp.float32)
+    per_box = deltas.reshape(num_images, num_rois * deltas.shape[2], 4)
+    per_box = per_box.astype(jnp.float32)
     per_box = gather_rows(per_box, row if deltas.shape[2] == 1 else index)
     boxes = decode_boxes(per_box, gather_rows(rois, row), weights)
     finite = jnp.all(jnp.isfinite(boxes), axis=-1)

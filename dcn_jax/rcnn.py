@@ -444,7 +444,8 @@ class FasterRCNN(nnx.Module):
         x = self._with_weights_apart()._maps(patches, None)["roi"]
         whole = jnp.asarray([0, 0, size, size], rois.dtype)
         whole = jnp.broadcast_to(whole[None, None], (num_images * count, 1, 4))
-        return self._represent(x, whole, None).reshape(num_images, count, -1)
+        features = self._represent(x, whole, None)
+        return features.reshape(num_images, count, features.shape[-1])
 
     def _with_weights_apart(self) -> "FasterRCNN":
         """The same network; XLA does not see that its weights are the same.

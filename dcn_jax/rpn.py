@@ -8,6 +8,7 @@ the head reads, A anchors of one position, n = Hg*Wg*A anchors of an image in th
 row, column, anchor, M ground-truth boxes, S sampled anchors, B proposals.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from dcn_jax.boxes import (
 from dcn_jax.fast_forms import pointwise_conv
 from dcn_jax.losses import masked_mean, smooth_l1
 from dcn_jax.matching import match_boxes
+from dcn_jax.modules.arguments import check_integer, check_rngs
 from dcn_jax.padding import map_sizes, valid_mask
 from dcn_jax.sampling import gather_rows, sample_balanced, top_k
 from xla_ops import nms
@@ -71,6 +73,11 @@ class RPNHead(nnx.Module):
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_rngs(rngs)
+        in_features = check_integer("in_features", in_features)
+        num_anchors = check_integer("num_anchors", num_anchors)
+        features = check_integer("features", features)
+        self.num_anchors = num_anchors
         types = dict(
             kernel_init=_gaussian, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
@@ -86,8 +93,10 @@ class RPNHead(nnx.Module):
     ) -> tuple[Float[Array, "N n"], Float[Array, "N n 4"]]:
         """Logits and deltas of all anchors; `x` is zero outside its valid part."""
         x = jax.nn.relu(self.conv(x))
-        logits = self.objectness(x).reshape(x.shape[0], -1)
-        deltas = self.deltas(x).reshape(x.shape[0], -1, 4)
+        # Not -1, since there may be no images.
+        count = x.shape[1] * x.shape[2] * self.num_anchors
+        logits = self.objectness(x).reshape(x.shape[0], count)
+        deltas = self.deltas(x).reshape(x.shape[0], count, 4)
         return logits, deltas
 
 
@@ -111,7 +120,7 @@ def usable_anchors(
     """Anchors at positions that are not padding of the canvas."""
     mask = valid_mask(map_sizes(sizes, stride), grid_hw)
     mask = jnp.broadcast_to(mask[..., None], (*mask.shape, num_anchors))
-    return mask.reshape(mask.shape[0], -1)
+    return mask.reshape(mask.shape[0], math.prod(mask.shape[1:]))
 
 
 def propose(

@@ -51,8 +51,11 @@ def gather_rows(
 ) -> Shaped[Array, "N k *s"]:
     """Rows of each image, `values[i, index[i, j]]`; indices must be in range.
 
-    Batch-leading on both sides: local on every device of a mesh (see the top).
+    Where an image has no rows at all, they are zeros. Batch-leading on both sides:
+    local on every device of a mesh (see the top).
     """
+    if values.shape[1] == 0:
+        return jnp.zeros((*index.shape, *values.shape[2:]), values.dtype)
     return jax.vmap(lambda rows, i: rows[i])(values, index)
 
 

@@ -182,6 +182,15 @@ def align(*operands: jax.Array | None, shared: Sequence[int] = ()) -> tuple:
     return tuple(aligned)
 
 
+def reshape_images(x: jax.Array, shape: Sequence) -> jax.Array:
+    """`x` [N, ...] with other axes after the first; the batch is split as before.
+
+    What jax says of the split of a reshaped array is lost beside axes of size 1.
+    """
+    shape = (x.shape[0], *shape)
+    return jax.lax.reshape(x, shape, out_sharding=_sharding_or_none(x, len(shape)))
+
+
 def _in_auto_mode(reference, results, summed: Sequence[int] = ()):
     """Lets the compiler, not the types, split `reference` under an Explicit mesh."""
 
@@ -259,6 +268,8 @@ def make_primitive(
       implementation="reference" runs the reference instead of the primitive.
     """
     reference = _in_auto_mode(reference, results)
+    # Outside jit a plain form would compile its loops anew at every call.
+    compiled_reference = _compiled(reference)
     primitive = Primitive(target)
     primitive.multiple_results = True
 
@@ -266,13 +277,7 @@ def make_primitive(
     def _(*avals, implementation, **params):
         return _avals(avals[0], results(*avals, **params))
 
-    @functools.cache
-    def compiled(params):
-        return jax.jit(functools.partial(primitive.bind, **dict(params)))
-
-    @primitive.def_impl
-    def _(*operands, **params):
-        return compiled(tuple(sorted(params.items())))(*operands)
+    primitive.def_impl(_eager_rule(primitive))
 
     def batch(operands, dims, **params):
         folded, unfold = _fold(operands, dims, shared)
@@ -282,7 +287,7 @@ def make_primitive(
 
     def jvp(primals, tangents, *, implementation, **params):
         outputs = primitive.bind(*primals, implementation=implementation, **params)
-        plain = functools.partial(reference, **params)
+        plain = functools.partial(compiled_reference, **params)
         return outputs, _push_forward(plain, primals, tangents)[1]
 
     ad.primitive_jvps[primitive] = jvp
@@ -319,10 +324,37 @@ def make_primitive(
 
     def call(*operands, implementation=None, **params):
         if implementation == "reference":
-            return list(reference(*operands, **params))
+            return list(compiled_reference(*operands, **params))
         return primitive.bind(*operands, implementation=implementation, **params)
 
     return call
+
+
+def _compiled(function):
+    """`function(*operands, **params)`, compiled once for operands and params alike."""
+
+    @functools.cache
+    def with_params(params):
+        return jax.jit(functools.partial(function, **dict(params)))
+
+    def call(*operands, **params):
+        return with_params(tuple(sorted(params.items())))(*operands)
+
+    return call
+
+
+def _eager_rule(primitive):
+    """Runs the primitive outside of jit."""
+    bind = _compiled(primitive.bind)
+
+    def rule(*operands, **params):
+        if not jax.config.jax_disable_jit:  # pyright: ignore
+            return bind(*operands, **params)
+        # What is not compiled comes back to this rule.
+        with jax.disable_jit(False):
+            return bind(*operands, **params)
+
+    return rule
 
 
 def make_kernel(
@@ -390,6 +422,7 @@ def make_cuda_form(
       `call(*operands, implementation=None, **params) -> [array, ...]`.
     """
     cuda = _in_auto_mode(cuda, results, summed)
+    compiled_plain = _compiled(plain)
     primitive = Primitive(name)
     primitive.multiple_results = True
 
@@ -397,13 +430,7 @@ def make_cuda_form(
     def _(*avals, implementation, **params):
         return _avals(avals[0], results(*avals, **params), summed)
 
-    @functools.cache
-    def compiled(params):
-        return jax.jit(functools.partial(primitive.bind, **dict(params)))
-
-    @primitive.def_impl
-    def _(*operands, **params):
-        return compiled(tuple(sorted(params.items())))(*operands)
+    primitive.def_impl(_eager_rule(primitive))
 
     def batch(operands, dims, **params):
         mapped = jax.vmap(functools.partial(plain, **params), dims)
@@ -413,7 +440,8 @@ def make_cuda_form(
     batching.primitive_batchers[primitive] = batch
 
     def jvp(primals, tangents, **params):
-        return _push_forward(functools.partial(plain, **params), primals, tangents)
+        function = functools.partial(compiled_plain, **params)
+        return _push_forward(function, primals, tangents)
 
     ad.primitive_jvps[primitive] = jvp
 
@@ -432,7 +460,8 @@ def make_cuda_form(
 
     def call(*operands, implementation=None, **params):
         if implementation == "reference":
-            return list(plain(*operands, implementation=implementation, **params))
+            options = dict(implementation=implementation, **params)
+            return list(compiled_plain(*operands, **options))
         return primitive.bind(*operands, implementation=implementation, **params)
 
     return call

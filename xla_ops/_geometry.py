@@ -4,6 +4,7 @@ Letters: N batch, H W input map, P Q output map, C in channels, K out channels,
 R S kernel taps, G offset groups.
 """
 
+import itertools
 import operator
 from typing import Any, NamedTuple
 
@@ -23,8 +24,22 @@ def coordinate_dtype(dtype) -> np.dtype:
     return jnp.dtype("float64" if dtype == jnp.float64 else "float32")
 
 
-def check_array(name: str, value: Any, dtypes: tuple[str, ...] = FLOATS) -> jax.Array:
+def check_array(
+    name: str,
+    value: Any,
+    dtypes: tuple[str, ...] = FLOATS,
+    *,
+    saturate: bool = False,
+) -> jax.Array:
     """Returns `value` as a jax array.
+
+    Args:
+      name: In messages.
+      value: The array.
+      dtypes: What its dtype may be.
+      saturate: While 64-bit types are off, jax keeps the low 32 bits of a NumPy
+        integer. True makes it the nearest integer that 32 bits hold, and floats, which
+        then lose digits, whole numbers towards 0.
 
     Raises:
       TypeError: It is not an array, or its dtype is not one of `dtypes` in the byte
@@ -44,7 +59,21 @@ def check_array(name: str, value: Any, dtypes: tuple[str, ...] = FLOATS) -> jax.
             f"`{name}` has dtype {value.dtype.str}; expected the byte order of this "
             "machine, as `numpy.ndarray.astype` gives it"
         )
+    if saturate and isinstance(value, np.ndarray):
+        value = _saturated(value)
     return jnp.asarray(value)
+
+
+def _saturated(value: np.ndarray) -> np.ndarray:
+    narrow = jax.dtypes.canonicalize_dtype(value.dtype)
+    if narrow == value.dtype:
+        return value
+    whole = jnp.issubdtype(narrow, jnp.integer)
+    limits = np.iinfo(narrow) if whole else np.finfo(narrow)
+    if not whole:
+        value = np.trunc(value)
+    value = np.minimum(value, value.dtype.type(limits.max))
+    return np.maximum(value, value.dtype.type(limits.min)).astype(narrow)
 
 
 def check_rank(name: str, array: jax.Array, letters: str) -> None:
@@ -185,10 +214,10 @@ def convolution_window(
     """
     strides = check_pair("strides", strides)
     dilation = check_pair("kernel_dilation", kernel_dilation)
-    extent = tuple(
-        (taps - 1) * step + 1 for taps, step in zip(kernel_size, dilation, strict=True)
-    )
-    pads = _paddings(padding, size, extent, strides)
+    extent = _extent(kernel_size, dilation)
+    pads = check_padding(padding)
+    if isinstance(pads, str):
+        pads = jax.lax.padtype_to_pads(size, extent, strides, pads)
     output = []
     for length, reach, step, (before, after) in zip(
         size, extent, strides, pads, strict=True
@@ -208,17 +237,67 @@ def convolution_window(
     return window, (output[0], output[1])
 
 
-def _paddings(padding, size, extent, strides) -> list[tuple[int, int]]:
+def windows_of_any_size(
+    window: Window, kernel_size: tuple[int, int]
+) -> tuple[list[Window], Any]:
+    """The windows that `window` may turn out to be when symbolic sizes are known.
+
+    With a stride, "SAME" pads by what the size leaves when divided by it, which is one
+    of a few numbers.
+
+    Args:
+      window: Of `convolution_window`.
+      kernel_size: (R, S).
+
+    Returns:
+      Windows of numbers only, and the place of the right one among them: 0 where
+      `window` is such a one, else a scalar that the program computes.
+    """
+    choices, place = [], 0
+    reach = _extent(kernel_size, window.dilation)
+    for pad, extent, step in zip(window.padding, reach, window.strides, strict=True):
+        if isinstance(pad, int):
+            choices.append((pad,))
+            continue
+        # In the last stride of the map is at least one pixel, and at most all.
+        least, most = max(extent - step, 0) // 2, (extent - 1) // 2
+        choices.append(tuple(range(least, most + 1)))
+        place = place * len(choices[-1]) + (pad - least)
+    windows = [window._replace(padding=pair) for pair in itertools.product(*choices)]
+    return windows, place
+
+
+def _extent(kernel_size, dilation) -> tuple[int, int]:
+    """Rows and columns from the first tap of a kernel to the last."""
+    (r, s), (down, right) = kernel_size, dilation
+    return (r - 1) * down + 1, (s - 1) * right + 1
+
+
+def check_padding(
+    padding: Any,
+) -> str | tuple[tuple[int, int], tuple[int, int]]:
+    """Returns "SAME", "VALID" or ((top, bottom), (left, right)).
+
+    Args:
+      padding: One of these, an integer, or a (vertical, horizontal) pair.
+
+    Raises:
+      TypeError, ValueError: It is none of them.
+    """
     if isinstance(padding, str):
         if padding not in ("SAME", "VALID"):
             raise ValueError(f"`padding` is {padding!r}; expected {_PADDINGS}")
-        return list(jax.lax.padtype_to_pads(size, extent, strides, padding))
+        return padding
     if isinstance(padding, tuple | list):
         if len(padding) != 2:
             raise ValueError(f"`padding` is {padding!r}; expected {_PADDINGS}")
-        return [check_pair("padding", along, minimum=0) for along in padding]
+        vertical, horizontal = padding
+        return (
+            check_pair("padding", vertical, minimum=0),
+            check_pair("padding", horizontal, minimum=0),
+        )
     both = check_integer("padding", padding, minimum=0)
-    return [(both, both)] * 2
+    return (both, both), (both, both)
 
 
 _PADDINGS = (

@@ -94,7 +94,10 @@ def check_maps(features, spatial_scale, levels, map_sizes):
         else:
             name = size_names[level]
             size = _geometry.check_array(
-                name, map_sizes[level], (*_geometry.INTEGERS, *_geometry.FLOATS)
+                name,
+                map_sizes[level],
+                (*_geometry.INTEGERS, *_geometry.FLOATS),
+                saturate=True,
             )
             _geometry.check_shape(name, size, (images, 2), "N, 2")
             if size.dtype.itemsize < 4:
@@ -110,9 +113,10 @@ def check_maps(features, spatial_scale, levels, map_sizes):
 
 def _one_each(name, values, features):
     if not isinstance(values, list | tuple):
+        array = isinstance(values, jax.Array | np.ndarray)
         raise TypeError(
-            f"`{name}` is {type(values).__name__}; expected a sequence, one for each "
-            f"of the {len(features)} maps of `features`"
+            f"`{name}` is {'an array' if array else type(values).__name__}; expected a "
+            f"sequence, one for each of the {len(features)} maps of `features`"
         )
     if len(values) != len(features):
         raise ValueError(
@@ -124,6 +128,9 @@ def _one_each(name, values, features):
 
 def check_number(name: str, value: Any, x: Any) -> float:
     """A number that the type of coordinates beside `x` holds, as float."""
+    if isinstance(value, jax.Array | np.ndarray):
+        # Under jit an array has no value; outside it is refused in the same words.
+        raise TypeError(f"`{name}` is an array; expected a number")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` is {value!r}; expected a number")
     dtype = _geometry.coordinate_dtype(x.dtype)
@@ -185,7 +192,7 @@ def check_levels(levels, rois, num_levels):
     shape = rois.shape[:2]
     if levels is None:
         return jnp.zeros_like(rois, jnp.int32, shape=shape)
-    levels = _geometry.check_array("levels", levels, _geometry.INTEGERS)
+    levels = _geometry.check_array("levels", levels, _geometry.INTEGERS, saturate=True)
     _geometry.check_shape("levels", levels, shape, "N, B", f" for `rois` {rois.shape}")
     if levels.dtype.itemsize < 4:
         # A narrow type may not hold the number of maps.

@@ -141,6 +141,13 @@ def deform_conv2d(
         padding=padding,
         kernel_dilation=kernel_dilation,
     )
+    if isinstance(padding, str) and padding == "SAME" and offset.ndim == 6:
+        # jax does not always see that symbolic sizes are equal to these.
+        ceil = [
+            -(-n // s) for n, s in zip((height, width), window.strides, strict=True)
+        ]
+        rows = ceil[0] if offset.shape[1] == ceil[0] else rows
+        columns = ceil[1] if offset.shape[2] == ceil[1] else columns
     taps = kernel_height * kernel_width
     _geometry.check_shape(
         "offset",
@@ -166,17 +173,28 @@ def deform_conv2d(
         bias = _same_dtype("bias", bias, x)
         _geometry.check_shape("bias", bias, (features,), "K", " as in `kernel`")
 
-    settings = _Settings(**window._asdict(), groups=groups, precision=precision)
+    windows, place = _geometry.windows_of_any_size(
+        window, (kernel_height, kernel_width)
+    )
     if bias is not None:
         bias = bias[None, None, None]
     x, offset, kernel, mask, bias = align(
         x, offset, kernel[None], mask, bias, shared=(2, 4)
     )
-    if implementation == "reference":
-        # Without jax.custom_vjp, so that jax.jvp works.
-        y, _ = _deform_conv2d_fwd(x, offset, kernel, mask, implementation, settings)
+    # Without jax.custom_vjp, so that jax.jvp works.
+    plain = implementation == "reference"
+    convolve: Any = _deform_conv2d_primal if plain else _deform_conv2d
+
+    def branch(window):
+        settings = _Settings(**window._asdict(), groups=groups, precision=precision)
+        return lambda *operands: convolve(*operands, implementation, settings)
+
+    branches = [branch(window) for window in windows]
+    operands = x, offset, kernel, mask
+    if len(branches) == 1:
+        y = branches[0](*operands)
     else:
-        y = _deform_conv2d(x, offset, kernel, mask, implementation, settings)
+        y = jax.lax.switch(jnp.asarray(place), branches, *operands)
     if bias is None:
         return y
     # In the type of sums, in which the gradient of `bias` is summed too.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xla_ops import _geometry
-from xla_ops._call import align, resolve_implementation
+from xla_ops._call import align, reshape_images, resolve_implementation
 from xla_ops._roi_arguments import (
     boxes_of_corners,
     check_beside,
@@ -303,7 +303,8 @@ def _pool(
     grouped = []
     for x in maps:
         # A group's channels side by side, for vectors; groups apart, for threads.
-        x = x.reshape(*x.shape[:3], depth, group_size[0] * group_size[1])
+        groups = group_size[0] * group_size[1]
+        x = reshape_images(x, (*x.shape[1:3], depth, groups))
         grouped.append(x.transpose(0, 4, 1, 2, 3))
     return _pool_groups(
         tuple(grouped),

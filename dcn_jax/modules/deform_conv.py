@@ -4,8 +4,9 @@ Shape letters: N batch, H W input map, P Q output map, C in channels, K out chan
 R S kernel taps, G offset groups.
 """
 
+import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,13 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jaxtyping import Array, Float
 
+from dcn_jax.modules.arguments import (
+    check_integer,
+    check_padding,
+    check_pair,
+    check_rngs,
+)
+from dcn_jax.modules.batch_split import conv_general_dilated, split_by_batch
 from dcn_jax.modules.offset_health import OffsetStatistics, offset_statistics
 from xla_ops import deform_conv2d
 
@@ -61,6 +69,7 @@ class DeformConv(nnx.Module):
         [G, R*S, (dy, dx)] and then, when modulated, all masks [G, R*S].
 
     Raises:
+      TypeError: An argument is not of its kind; the message names it.
       ValueError: An argument is out of its range, or groups do not divide channels.
 
     Source: Dai et al. 2017 (arXiv:1703.06211) section 2.1; Zhu et al. 2019
@@ -87,20 +96,32 @@ class DeformConv(nnx.Module):
         bias_init: nnx.Initializer = _zeros,
         rngs: nnx.Rngs,
     ):
-        check_groups(
-            in_features, out_features, feature_group_count, offset_groups, mask_scale
+        check_rngs(rngs)
+        in_features = check_integer("in_features", in_features)
+        out_features = check_integer("out_features", out_features)
+        arguments = check_arguments(
+            in_features,
+            out_features,
+            kernel_size=kernel_size,
+            strides=strides,
+            padding=padding,
+            kernel_dilation=kernel_dilation,
+            feature_group_count=feature_group_count,
+            offset_groups=offset_groups,
+            mask_scale=mask_scale,
         )
-        self.kernel_size = as_pair("kernel_size", kernel_size)
-        self.strides = as_pair("strides", strides)
-        self.kernel_dilation = as_pair("kernel_dilation", kernel_dilation)
-        self.padding = padding
-        self.feature_group_count = feature_group_count
-        self.offset_groups = offset_groups
+        self.kernel_size = arguments.kernel_size
+        self.strides = arguments.strides
+        self.kernel_dilation = arguments.kernel_dilation
+        self.padding = arguments.padding
+        self.feature_group_count = arguments.feature_group_count
+        self.offset_groups = arguments.offset_groups
         self.modulated = modulated
-        self.mask_scale = mask_scale
+        self.mask_scale = arguments.mask_scale
         self.dtype = dtype
 
-        shape = (*self.kernel_size, in_features // feature_group_count, out_features)
+        groups = self.feature_group_count
+        shape = (*self.kernel_size, in_features // groups, out_features)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
         self.bias: nnx.Param | None = nnx.data(None)
         if use_bias:
@@ -109,15 +130,16 @@ class DeformConv(nnx.Module):
             )
         self.offset_conv = nnx.Conv(
             in_features,
-            branch_features(self.kernel_size, offset_groups, modulated),
+            branch_features(self.kernel_size, self.offset_groups, modulated),
             self.kernel_size,
             self.strides,
-            padding=padding,
+            padding=self.padding,
             kernel_dilation=self.kernel_dilation,
             kernel_init=_zeros,
             bias_init=_zeros,
             dtype=branch_dtype(dtype, param_dtype),
             param_dtype=param_dtype,
+            conv_general_dilated=conv_general_dilated,
             rngs=rngs,
         )
 
@@ -161,42 +183,62 @@ class DeformConv(nnx.Module):
         )
 
 
-def check_groups(
+class Arguments(NamedTuple):
+    """Numbers of a layer, as `check_arguments` returns them."""
+
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int]
+    padding: str | tuple[tuple[int, int], tuple[int, int]]
+    kernel_dilation: tuple[int, int]
+    feature_group_count: int
+    offset_groups: int
+    mask_scale: int
+
+
+def check_arguments(
     in_features: int,
     out_features: int,
-    feature_group_count: int,
-    offset_groups: int,
-    mask_scale: int,
-) -> None:
+    *,
+    kernel_size: Any,
+    strides: Any,
+    padding: Any,
+    kernel_dilation: Any,
+    feature_group_count: Any,
+    offset_groups: Any,
+    mask_scale: Any,
+) -> Arguments:
     """Checks what the layer's arguments must satisfy.
 
     Raises:
-      ValueError: They do not.
+      TypeError: One is not of its kind.
+      ValueError: One is out of its range, or groups do not divide channels.
     """
-    for name, groups, channels in (
-        ("feature_group_count", feature_group_count, ("in_features", in_features)),
-        ("feature_group_count", feature_group_count, ("out_features", out_features)),
-        ("offset_groups", offset_groups, ("in_features", in_features)),
+    groups = {
+        "feature_group_count": check_integer(
+            "feature_group_count", feature_group_count
+        ),
+        "offset_groups": check_integer("offset_groups", offset_groups),
+    }
+    for name, channels, count in (
+        ("feature_group_count", "in_features", in_features),
+        ("feature_group_count", "out_features", out_features),
+        ("offset_groups", "in_features", in_features),
     ):
-        if groups < 1 or channels[1] % groups:
+        if count % groups[name]:
             raise ValueError(
-                f"`{name}` is {groups}; expected a divisor of `{channels[0]}`, "
-                f"which is {channels[1]}"
+                f"`{name}` is {groups[name]}; expected a divisor of `{channels}`, "
+                f"which is {count}"
             )
-    if mask_scale not in (1, 2):
-        raise ValueError(f"`mask_scale` is {mask_scale}; expected 1 or 2")
-
-
-def as_pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    """The (vertical, horizontal) pair that an integer or a pair stands for.
-
-    Raises:
-      ValueError: `value` is a sequence of another length.
-    """
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2:
-        raise ValueError(f"`{name}` is {value!r}; expected an integer or a pair")
-    return pair
+    if not isinstance(mask_scale, numbers.Real) or mask_scale not in (1, 2):
+        raise ValueError(f"`mask_scale` is {mask_scale!r}; expected 1 or 2")
+    return Arguments(
+        kernel_size=check_pair("kernel_size", kernel_size),
+        strides=check_pair("strides", strides),
+        padding=check_padding(padding),
+        kernel_dilation=check_pair("kernel_dilation", kernel_dilation),
+        mask_scale=1 if mask_scale == 1 else 2,
+        **groups,
+    )
 
 
 def branch_features(
@@ -216,6 +258,7 @@ def split_branch(
     y: Float[Array, "N P Q L"], offset_groups: int, modulated: bool, mask_scale: int
 ) -> tuple[Float[Array, "N P Q G RS 2"], Float[Array, "N P Q G RS"] | None]:
     """Offsets and factors out of the branch's channels: all offsets, then all masks."""
+    y = split_by_batch(y)
     taps = y.shape[-1] // ((3 if modulated else 2) * offset_groups)
     split = 2 * offset_groups * taps
     offset = y[..., :split].reshape(*y.shape[:-1], offset_groups, taps, 2)

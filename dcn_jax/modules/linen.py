@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax.linen import dtypes
 from jaxtyping import Array, Float, Int, Num
 
-from dcn_jax.modules import deform_conv, roi_pool
+from dcn_jax.modules import arguments, batch_split, deform_conv, roi_pool
 from xla_ops import deform_conv2d, deform_roi_pool
 
 _zeros = nn.initializers.zeros
@@ -44,39 +44,45 @@ class DeformConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N P Q K"]:
         """Applies the layer."""
-        groups, in_features = self.feature_group_count, x.shape[-1]
-        deform_conv.check_groups(
-            in_features, self.features, groups, self.offset_groups, self.mask_scale
-        )
-        kernel_size = deform_conv.as_pair("kernel_size", self.kernel_size)
-        window: dict[str, Any] = dict(
-            strides=deform_conv.as_pair("strides", self.strides),
+        in_features = x.shape[-1]
+        features = arguments.check_integer("features", self.features)
+        checked = deform_conv.check_arguments(
+            in_features,
+            features,
+            kernel_size=self.kernel_size,
+            strides=self.strides,
             padding=self.padding,
-            kernel_dilation=deform_conv.as_pair(
-                "kernel_dilation", self.kernel_dilation
-            ),
+            kernel_dilation=self.kernel_dilation,
+            feature_group_count=self.feature_group_count,
+            offset_groups=self.offset_groups,
+            mask_scale=self.mask_scale,
         )
-        shape = (*kernel_size, in_features // groups, self.features)
+        kernel_size, groups = checked.kernel_size, checked.feature_group_count
+        window: dict[str, Any] = dict(
+            strides=checked.strides,
+            padding=checked.padding,
+            kernel_dilation=checked.kernel_dilation,
+        )
+        shape = (*kernel_size, in_features // groups, features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = None
         if self.use_bias:
-            bias = self.param(
-                "bias", self.bias_init, (self.features,), self.param_dtype
-            )
+            bias = self.param("bias", self.bias_init, (features,), self.param_dtype)
         y = nn.Conv(
             deform_conv.branch_features(
-                kernel_size, self.offset_groups, self.modulated
+                kernel_size, checked.offset_groups, self.modulated
             ),
             kernel_size,
             kernel_init=_zeros,
             bias_init=_zeros,
             dtype=deform_conv.branch_dtype(self.dtype, self.param_dtype),
             param_dtype=self.param_dtype,
+            conv_general_dilated=batch_split.conv_general_dilated,
             name="offset_conv",
             **window,
         )(x)
         offset, mask = deform_conv.split_branch(
-            y, self.offset_groups, self.modulated, self.mask_scale
+            y, checked.offset_groups, self.modulated, checked.mask_scale
         )
         x, kernel, bias = dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return deform_conv2d(
@@ -108,24 +114,29 @@ class DeformRoIPool(nn.Module):
         levels: Int[Array, "N B"] | None = None,
     ) -> Float[Array, "N B h w C"]:
         """Pools each RoI."""
-        output_size = deform_conv.as_pair("output_size", self.output_size)
+        output_size = arguments.check_pair("output_size", self.output_size)
+        hidden_features = arguments.check_integer(
+            "hidden_features", self.hidden_features
+        )
+        features, rois = roi_pool.promote(features, rois, self.dtype)
         pool: dict[str, Any] = dict(
             output_size=output_size,
-            spatial_scale=self.spatial_scale,
+            spatial_scale=arguments.check_scales(self.spatial_scale),
             levels=levels,
             map_sizes=map_sizes,
             sampling_ratio=self.sampling_ratio,
             offset_scale=self.offset_scale,
         )
         y = deform_roi_pool(features, rois, **pool)
-        y = y.reshape(*y.shape[:2], -1)
+        y = roi_pool.flatten(y)
         if self.modulated:
             for name in ("fc1", "fc2"):
                 hidden = nn.Dense(
-                    self.hidden_features,
+                    hidden_features,
                     kernel_init=_gaussian,
                     dtype=self.dtype,
                     param_dtype=self.param_dtype,
+                    dot_general=batch_split.dot_general,
                     name=name,
                 )
                 y = jax.nn.relu(hidden(y))
@@ -135,6 +146,7 @@ class DeformRoIPool(nn.Module):
             bias_init=_zeros,
             dtype=deform_conv.branch_dtype(self.dtype, self.param_dtype),
             param_dtype=self.param_dtype,
+            dot_general=batch_split.dot_general,
             name="offset_fc",
         )(y)
         offset, mask = roi_pool.split_branch(y, output_size, self.modulated)

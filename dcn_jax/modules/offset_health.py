@@ -37,7 +37,7 @@ def offset_statistics(
       map_size: (H, W).
       kernel_size: (R, S).
       strides: (vertical, horizontal).
-      padding: "SAME", "VALID", an integer, a pair, or a pair of pairs.
+      padding: "SAME", "VALID", or ((top, bottom), (left, right)).
       kernel_dilation: (vertical, horizontal).
 
     Returns:
@@ -95,7 +95,8 @@ def offset_health(
 
     Returns:
       "offset/mean_abs", "offset/outside", "offset/dead" (see `offset_statistics`), each
-      the mean over the layers that ran; empty when none did.
+      a scalar, the mean over the layers that ran; empty when none did. Layers of one
+      module that `nnx.scan` or `nnx.vmap` runs count one by one.
     """
     # A copy, since `nnx.capture` leaves its records on the modules.
     _, records = nnx.capture(call, OffsetStatistics)(nnx.clone(module))
@@ -106,7 +107,11 @@ def offset_health(
     ]
     if not layers:
         return {}
-    mean = jax.tree.map(lambda *values: sum(values) / len(values), *layers)
+    # Modules under nnx.scan have an entry for each layer.
+    mean = jax.tree.map(
+        lambda *values: jnp.mean(jnp.concatenate([jnp.ravel(v) for v in values])),
+        *layers,
+    )
     return {f"offset/{name}": value for name, value in mean.items()}
 
 
@@ -119,6 +124,4 @@ def _padding_before(padding, map_size, kernel_size, strides, kernel_dilation):
         ]
         pads = jax.lax.padtype_to_pads(map_size, extent, strides, padding)
         return tuple(before for before, _ in pads)
-    if isinstance(padding, int):
-        return padding, padding
-    return tuple(p if isinstance(p, int) else p[0] for p in padding)
+    return tuple(before for before, _ in padding)

@@ -3,15 +3,25 @@
 Shape letters: N batch, H W feature map, C channels, B RoIs of an image, h w bins.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
-from dcn_jax.modules.deform_conv import as_pair, branch_dtype
+from dcn_jax.modules.arguments import (
+    check_integer,
+    check_number,
+    check_pair,
+    check_rngs,
+    check_scales,
+)
+from dcn_jax.modules.batch_split import dot_general, split_by_batch
+from dcn_jax.modules.deform_conv import branch_dtype
 from xla_ops import deform_roi_pool
 
 _zeros = nnx.initializers.zeros
@@ -38,8 +48,9 @@ class DeformRoIPool(nnx.Module):
       sampling_ratio: Samples of a bin along each axis; 0 takes as many as the size of
         the RoI wants.
       offset_scale: gamma of the paper, a factor of the normalised offsets.
-      dtype: Of the computation; None takes that of input and parameters. The last
-        layer of the branch computes in float32 at least.
+      dtype: Of the computation and the result; None pools in the type of the maps, and
+        takes that of maps and parameters for the branch. The last layer of the branch
+        computes in float32 at least.
       param_dtype: Of the parameters.
       rngs: Initialisation.
 
@@ -47,6 +58,10 @@ class DeformRoIPool(nnx.Module):
       fc1, fc2: Hidden layers; only when modulated.
       offset_fc: Last layer, whose outputs are all offsets [h, w, (dy, dx)] and then,
         when modulated, all masks [h, w].
+
+    Raises:
+      TypeError: An argument is not of its kind; the message names it.
+      ValueError: An argument is out of its range.
 
     Source: Dai et al. 2017 (arXiv:1703.06211) section 2.2; Zhu et al. 2019
     (arXiv:1811.11168) section 3.2.
@@ -66,21 +81,25 @@ class DeformRoIPool(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.output_size = as_pair("output_size", output_size)
-        self.spatial_scale = (
-            tuple(spatial_scale)
-            if isinstance(spatial_scale, Sequence)
-            else spatial_scale
-        )
+        check_rngs(rngs)
+        in_features = check_integer("in_features", in_features)
+        hidden_features = check_integer("hidden_features", hidden_features)
+        self.output_size = check_pair("output_size", output_size)
+        self.spatial_scale = check_scales(spatial_scale)
         self.modulated = modulated
-        self.sampling_ratio = sampling_ratio
-        self.offset_scale = offset_scale
+        self.sampling_ratio = check_integer("sampling_ratio", sampling_ratio, 0)
+        self.offset_scale = check_number("offset_scale", offset_scale)
+        self.dtype = dtype
 
         bins = self.output_size[0] * self.output_size[1]
         features = bins * in_features
         if modulated:
             hidden: dict[str, Any] = dict(
-                kernel_init=_gaussian, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+                kernel_init=_gaussian,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                dot_general=dot_general,
+                rngs=rngs,
             )
             self.fc1 = nnx.Linear(features, hidden_features, **hidden)
             self.fc2 = nnx.Linear(hidden_features, hidden_features, **hidden)
@@ -92,6 +111,7 @@ class DeformRoIPool(nnx.Module):
             bias_init=_zeros,
             dtype=branch_dtype(dtype, param_dtype),
             param_dtype=param_dtype,
+            dot_general=dot_general,
             rngs=rngs,
         )
 
@@ -111,6 +131,7 @@ class DeformRoIPool(nnx.Module):
             padding, for each level of a pyramid; None means all of it.
           levels: Level that each RoI reads, for a pyramid.
         """
+        features, rois = promote(features, rois, self.dtype)
         pool: dict[str, Any] = dict(
             output_size=self.output_size,
             spatial_scale=self.spatial_scale,
@@ -126,17 +147,48 @@ class DeformRoIPool(nnx.Module):
         self, pooled: Float[Array, "N B h w C"]
     ) -> tuple[Float[Array, "N B h w 2"], Float[Array, "N B h w"] | None]:
         """Normalised offsets (dy, dx) and factors of the bins (None in v1)."""
-        y = pooled.reshape(*pooled.shape[:2], -1)
+        y = flatten(pooled)
         if self.modulated:
             y = jax.nn.relu(self.fc1(y))
             y = jax.nn.relu(self.fc2(y))
         return split_branch(self.offset_fc(y), self.output_size, self.modulated)
 
 
+def promote(features, rois, dtype) -> tuple[Any, Any]:
+    """Maps in the layer's type, and RoIs in one that may stand beside it.
+
+    Args:
+      features: A map, or the levels of a pyramid.
+      rois: [N, B, 4].
+      dtype: None leaves both as they are.
+    """
+    if dtype is None:
+        return features, rois
+    dtype = jnp.dtype(dtype)
+    if isinstance(features, list | tuple):
+        features = [_as_type(x, dtype) for x in features]
+    else:
+        features = _as_type(features, dtype)
+    if dtype.itemsize < 8 and getattr(rois, "dtype", None) == jnp.float64:
+        rois = _as_type(rois, jnp.float32)
+    return features, rois
+
+
+def _as_type(x, dtype):
+    # What is no array is left to the checks of the operator.
+    return x.astype(dtype) if isinstance(x, jax.Array | np.ndarray) else x
+
+
+def flatten(pooled: Float[Array, "N B h w C"]) -> Float[Array, "N B hwC"]:
+    """The values of each RoI in one row; there may be no RoI."""
+    return pooled.reshape(*pooled.shape[:2], math.prod(pooled.shape[2:]))
+
+
 def split_branch(
     y: Float[Array, "N B L"], output_size: tuple[int, int], modulated: bool
 ) -> tuple[Float[Array, "N B h w 2"], Float[Array, "N B h w"] | None]:
     """Offsets and factors out of the branch's features: all offsets, then all masks."""
+    y = split_by_batch(y)
     split = 2 * output_size[0] * output_size[1]
     offset = y[..., :split].reshape(*y.shape[:-1], *output_size, 2)
     if not modulated:

@@ -176,3 +176,26 @@ def test_head_shapes_and_reduced_precision():
     assert logits.dtype == jnp.bfloat16
     agnostic = BoxHead(18, 3, features=8, class_agnostic=True, rngs=nnx.Rngs(0))
     assert agnostic(jnp.ones((2, 5, 3, 3, 2)))[1].shape == (2, 5, 1, 4)
+
+
+@pytest.mark.parametrize("class_agnostic", [True, False])
+@pytest.mark.parametrize(("images", "rois"), [(2, 0), (0, 3), (0, 0)])
+def test_no_rois_or_no_images(images, rois, class_agnostic):
+    head = BoxHead(12, 3, features=5, class_agnostic=class_agnostic, rngs=nnx.Rngs(0))
+    logits, deltas = head(jnp.ones((images, rois, 2, 2, 3)))
+    assert logits.shape == (images, rois, 4)
+    assert deltas.shape == (images, rois, 1 if class_agnostic else 3, 4)
+    boxes, valid = jnp.ones((images, rois, 4)), jnp.ones((images, rois), bool)
+    labels = jnp.zeros((images, rois), jnp.int32)
+    targets = box_head.BoxTargets(boxes, labels, valid, boxes, valid)
+    assert all(v == 0 for v in box_losses(logits, deltas, targets).values())
+    detections = select_detections(
+        logits,
+        deltas,
+        boxes,
+        valid,
+        jnp.ones((images, 2), jnp.int32),
+        max_detections=5,
+    )
+    assert detections.boxes.shape == (images, 5, 4)
+    assert not detections.valid.any()

@@ -200,6 +200,36 @@ def test_health_counts_samples():
     assert health["offset/dead"] == 1
 
 
+def test_health_of_scanned_layers_counts_each():
+    """Three layers under nnx.scan and one beside them weigh as four."""
+
+    @nnx.split_rngs(splits=3)
+    @nnx.vmap
+    def stack(rngs):
+        return DeformConv(2, 2, 1, rngs=rngs)
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.stack = stack(nnx.Rngs(0))
+            self.last = DeformConv(2, 2, 1, rngs=nnx.Rngs(1))
+
+        def __call__(self, x):
+            run = nnx.scan(
+                lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry
+            )
+            return self.last(run(x, self.stack))
+
+    model = Model()
+    bias = model.stack.offset_conv.bias
+    # (dy, dx, mask logit) of the three; 0 for the last layer.
+    bias.set_value(jnp.asarray([[1.0, 1, 0], [2.0, 2, 0], [5.0, 5, 0]]))
+    health = offset_health(model, lambda m: m(jnp.ones((1, 4, 4, 2))))
+    assert {name: value.shape for name, value in health.items()} == {
+        f"offset/{name}": () for name in ("mean_abs", "outside", "dead")
+    }
+    assert health["offset/mean_abs"] == 2
+
+
 def test_health_costs_nothing_unless_asked_for():
     layer, x = DeformConv(2, 2, 3, rngs=nnx.Rngs(0)), random_input(1, 4, 4, 2)
     jaxpr = str(jax.make_jaxpr(lambda m, x: m(x))(layer, x))
@@ -230,6 +260,32 @@ def test_a_sharded_batch_needs_one_sum_of_gradients(axis_type):
     assert "all-reduce" in text
     assert "all-gather" not in text
     assert "all-to-all" not in text
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, actual, expected)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 2)])
+def test_an_explicit_mesh_that_splits_channels(sizes):
+    """Of the images and of the weights: the branch reads whole ones, as the kernel."""
+    layer = with_random_branch(DeformConv(4, 4, 3, rngs=nnx.Rngs(0)))
+    x = random_input(2, 5, 6, 4)
+    graph, state = nnx.split(layer)
+
+    @jax.jit
+    def gradient(state, x):
+        return jax.grad(lambda s: jnp.mean(nnx.merge(graph, s)(x) ** 2))(state)
+
+    expected = gradient(state, x)
+    axes = ("data", "model")
+    mesh = jax.make_mesh(sizes, axes, axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        channels = NamedSharding(mesh, P("data", None, None, "model"))
+        whole = NamedSharding(mesh, P())
+        state = jax.device_put(state, whole)
+        kernel = layer.kernel[...]
+        split = NamedSharding(mesh, P(None, None, "model", None))
+        state["kernel"].set_value(jax.device_put(kernel, split))
+        actual = gradient(state, jax.device_put(x, channels))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, actual, expected)
 

@@ -1,5 +1,7 @@
 """The deformable RoI pooling layer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dcn_jax.modules import DeformRoIPool
+from dcn_jax.modules import DeformRoIPool, linen
 from xla_ops import deform_roi_pool, roi_align
 
 SCALE = 0.25
@@ -145,6 +147,49 @@ def test_half_precision_computes_offsets_in_float32():
     y = layer(x, boxes())
     assert y.dtype == jnp.bfloat16
     assert all(v.dtype == jnp.float32 for v in layer.branch(y))
+
+
+@pytest.mark.parametrize("pyramid", [True, False])
+def test_the_type_of_the_computation_is_that_of_the_result(pyramid):
+    scales = (SCALE, SCALE)
+    layer = DeformRoIPool(
+        3, 2, spatial_scale=scales if pyramid else SCALE, hidden_features=5,
+        dtype=jnp.bfloat16, rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    twin = linen.DeformRoIPool(
+        2, layer.spatial_scale, hidden_features=5, dtype=jnp.bfloat16
+    )
+    x = feature_map()
+    rest = (boxes(), None, jnp.zeros((2, 3), int)) if pyramid else (boxes(),)
+    features = [x, x] if pyramid else x
+    y = jax.eval_shape(layer, features, *rest)
+    assert y.dtype == jnp.bfloat16
+    init = functools.partial(twin.init_with_output, jax.random.key(0))
+    assert jax.eval_shape(init, features, *rest)[0].dtype == jnp.bfloat16
+
+
+def test_wide_maps_and_rois_in_a_narrow_computation(x64):
+    layer = make(True, dtype=jnp.float32)
+    y = jax.eval_shape(layer, feature_map(dtype=jnp.float64), boxes(dtype=jnp.float64))
+    assert y.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("modulated", [True, False])
+@pytest.mark.parametrize(("images", "rois"), [(2, 0), (0, 3), (0, 0)])
+def test_no_rois_or_no_images(images, rois, modulated):
+    x, none = jnp.ones((images, 8, 9, 3)), jnp.ones((images, rois, 4))
+    layer = make(modulated)
+    y, gradient = nnx.value_and_grad(lambda layer: layer(x, none).sum())(layer)
+    assert layer(x, none).shape == y_shape(images, rois)
+    assert y == 0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    twin = linen.DeformRoIPool((2, 3), SCALE, hidden_features=5, modulated=modulated)
+    init = functools.partial(twin.init_with_output, jax.random.key(0))
+    assert jax.eval_shape(init, x, none)[0].shape == y_shape(images, rois)
+
+
+def y_shape(images, rois):
+    return (images, rois, 2, 3, 3)
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])

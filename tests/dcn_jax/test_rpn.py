@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from dcn_jax import rpn
 from dcn_jax.rpn import anchors_of_grid, rpn_losses, usable_anchors
@@ -185,3 +186,14 @@ def test_non_finite_predictions_are_not_proposed():
     )
     assert proposals.valid.sum() == 1 and proposals.logits[0, 0] == 3
     assert jnp.isfinite(proposals.boxes).all()
+
+
+def test_no_images():
+    def outputs(x):
+        return rpn.RPNHead(4, 3, features=5, rngs=nnx.Rngs(0))(x)
+
+    logits, deltas = jax.eval_shape(outputs, jnp.ones((0, 2, 3, 4)))
+    assert logits.shape == (0, 18)
+    assert deltas.shape == (0, 18, 4)
+    sizes = jnp.ones((0, 2), jnp.int32)
+    assert usable_anchors(sizes, (2, 3), 16, 3).shape == (0, 18)

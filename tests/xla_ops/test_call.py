@@ -180,3 +180,36 @@ def test_export_with_symbolic_batch(case):
         arguments = random_case(**SMALL | {"batch": batch, "size": size})[:4]
         for a, b in zip(exported.call(*arguments), gradients(*arguments), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("implementation", [None, "reference"])
+def test_export_of_padding_same_with_a_stride(implementation):
+    """How much is padded depends on the size; one program serves all."""
+    strides = (2, 3)
+
+    def step(x, offset, kernel):
+        def loss(*arguments):
+            y = deform_conv2d(
+                *arguments, strides=strides, implementation=implementation
+            )
+            return (y * y).sum(), y
+
+        return jax.grad(loss, (0, 1, 2), has_aux=True)(x, offset, kernel)
+
+    h, w = export.symbolic_shape("h, w")
+    rows, columns = -(-h // 2), -(-w // 3)
+    shapes = [
+        jax.ShapeDtypeStruct(shape, np.float32)
+        for shape in [(2, h, w, 2), (2, rows, columns, 1, 6, 2), (3, 2, 2, 3)]
+    ]
+    exported = export.export(jax.jit(step), disabled_checks=ALLOWED)(*shapes)
+    rng = np.random.default_rng(0)
+    for height, width in [(4, 7), (5, 6), (1, 8)]:
+        output = (2, -(-height // 2), -(-width // 3), 1, 6, 2)
+        sizes = [(2, height, width, 2), output, (3, 2, 2, 3)]
+        arguments = [rng.standard_normal(size).astype(np.float32) for size in sizes]
+        actual, expected = exported.call(*arguments), jax.jit(step)(*arguments)
+        for a, b in zip(
+            jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+        ):
+            assert relative_error(a, b) < 1e-6

@@ -11,7 +11,7 @@ import pytest
 from deform_conv_case import FAST_COMPILE
 from roi_case import OUTPUT_SIZE, SCALES, random_case, relative_error
 
-from xla_ops import deform_roi_pool, roi_align
+from xla_ops import deform_roi_pool, roi_align, roi_pool
 
 BOTH = pytest.mark.parametrize("implementation", ["ffi", "reference"])
 SAMPLING = pytest.mark.parametrize("sampling_ratio", [2, 0])
@@ -246,6 +246,37 @@ def test_map_sizes_are_bounded_by_the_map():
     np.testing.assert_array_equal(y.ravel(), [1, 0, 0, 1])
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype", "whole"),
+    [
+        (2**32 + 1, "int64", True),
+        (2**31, "int64", True),
+        (2**63, "uint64", True),
+        (1e300, "float64", True),
+        (-(2**32) + 9, "int64", False),
+        (np.nan, "float64", False),
+    ],
+)
+def test_map_sizes_that_32_bits_do_not_hold(value, dtype, whole):
+    x = jnp.ones((1, 3, 4, 1))
+    sizes = np.full((1, 2), value, dtype)
+    rois = jnp.asarray([[[0.0, 0, 4, 3]]])
+    y = roi_align(x, rois, output_size=1, spatial_scale=1.0, map_sizes=sizes)
+    np.testing.assert_array_equal(y.ravel(), [whole])
+
+
+def test_map_sizes_are_cut_to_whole_pixels_before_they_are_rounded():
+    x = jnp.ones((1, 3, 4, 1))
+    rois = jnp.asarray([[[0.0, 2, 4, 3]]])
+    sizes = np.asarray([[2 - 1e-12, 4]])  # 2 in float32
+    y = roi_align(x, rois, output_size=1, spatial_scale=1.0, map_sizes=sizes)
+    cut = roi_align(
+        x, rois, output_size=1, spatial_scale=1.0, map_sizes=np.asarray([[1, 4]])
+    )
+    np.testing.assert_array_equal(y, cut)
+    assert not y.any()
+
+
 @SAMPLING
 @BOTH
 def test_pyramid_is_its_levels(implementation, sampling_ratio):
@@ -298,6 +329,42 @@ def test_levels_of_any_integer_type():
             [x, 2 * x], rois, levels=levels, output_size=1, spatial_scale=[1.0, 1.0]
         )
         np.testing.assert_array_equal(y.ravel(), [1, 2, 0])
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize(
+    ("level", "dtype"),
+    [(2**32, "int64"), (2**32 + 1, "int64"), (-(2**32), "int64"), (2**63, "uint64")],
+)
+def test_levels_that_32_bits_do_not_hold(level, dtype, wide):
+    """They are levels that are not there, also where 64-bit types are off."""
+    x = jnp.ones((1, 3, 3, 1))
+    rois = jnp.asarray([[[0.0, 0, 3, 3]] * 2])
+    levels = np.zeros((1, 2), dtype)
+    levels[0, 1] = level
+    with jax.enable_x64(wide):
+        y = roi_align(
+            [x, x], rois, levels=levels, output_size=1, spatial_scale=[1.0, 1.0]
+        )
+    np.testing.assert_array_equal(y.ravel(), [1, 0])
+
+
+@pytest.mark.parametrize("pool", [roi_align, roi_pool])
+@pytest.mark.parametrize("pyramid", [True, False])
+def test_a_scale_that_is_an_array_is_refused_alike_under_jit(pool, pyramid):
+    features = [X, X] if pyramid else X
+    scale = np.asarray([1.0, 1.0] if pyramid else 1.0, np.float32)
+
+    def run(scale):
+        levels = LEVELS if pyramid else None
+        return inspect.unwrap(pool)(
+            features, ROIS, levels=levels, output_size=2, spatial_scale=scale
+        )
+
+    for call in (run, jax.jit(run)):
+        for array in (scale, jnp.asarray(scale)):
+            with pytest.raises(TypeError, match="`spatial_scale` is an array; expect"):
+                call(array)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8])
