@@ -55,20 +55,20 @@ class Operator(NamedTuple):
           dtype: Of maps and kernels.
           mapped: Whether it is the gradient of a vmap over two batches.
         """
-        copies = (2,) if mapped else ()
-        images = _IMAGES * mesh.size
+        # Devices split what is outermost.
+        copies = (2 * mesh.size,) if mapped else ()
+        images = _IMAGES * (1 if mapped else mesh.size)
+        split = NamedSharding(mesh, P("data"))
+        everywhere = split if mapped else NamedSharding(mesh, P())
 
-        def array(shape: tuple[int, ...], dtype: Any, spec: P) -> Any:
-            spec = P(*(None,) * len(copies), *spec)
-            place = NamedSharding(mesh, spec)
+        def array(shape: tuple[int, ...], dtype: Any, place: NamedSharding) -> Any:
             return jax.ShapeDtypeStruct((*copies, *shape), dtype, sharding=place)
 
-        split = P("data")
         arguments = [
             array((images, *shape), jnp.float32 if i else dtype, split)
             for i, shape in enumerate(self.moving)
         ]
-        arguments += [array(shape, dtype, P()) for shape in self.shared]
+        arguments += [array(shape, dtype, everywhere) for shape in self.shared]
         count = len(arguments)
         arguments += [
             array((images, *shape), jnp.float32, split) for shape in self.fixed
@@ -148,9 +148,9 @@ def operators() -> Iterator[Operator]:
 
 def lower_nms(mesh: Mesh, *, dtype: Any, mapped: bool = False) -> Any:
     """The lowered suppression of 12,000 proposals an image."""
-    copies = (2,) if mapped else ()
-    place = NamedSharding(mesh, P(*(None,) * len(copies), "data"))
-    images = _IMAGES * mesh.size
+    copies = (2 * mesh.size,) if mapped else ()
+    place = NamedSharding(mesh, P("data"))
+    images = _IMAGES * (1 if mapped else mesh.size)
 
     def array(*shape: int) -> Any:
         return jax.ShapeDtypeStruct((*copies, images, *shape), dtype, sharding=place)

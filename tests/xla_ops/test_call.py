@@ -101,6 +101,9 @@ def test_platform_without_kernels(case):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         export.export(jax.jit(gradients), platforms=["tpu"])(*case)
+        # Nor is there a warning where the reference was asked for.
+        _call._warn_of_reference.cache_clear()
+        export.export(fresh("reference"), platforms=["tpu"])(*case)
     with pytest.raises(NotImplementedError, match=r"no dcn_jax.* is built for tpu"):
         export.export(fresh("ffi"), platforms=["tpu"])(*case)
 

@@ -179,6 +179,38 @@ def test_first_derivatives(name, x64):
     check_grads(loss, (case.moving,), 1, ["rev"], eps=1e-6, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("samples", [3, 4])
+def test_gradient_of_the_plain_form_with_two_images_and_many_samples(samples):
+    """Sums over the last but one of seven axes ended the process (jaxlib 0.10.2)."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2, 11, 13, 4)).astype(np.float32)
+    rois = rng.uniform(0, 40, (2, 7, 4)).astype(np.float32)
+    rois[..., 2:] += rois[..., :2]
+    offset = rng.normal(size=(2, 7, 3, 2, 1, 2)).astype(np.float32)
+
+    @functools.partial(jax.jit, static_argnames="implementation")
+    def gradients(*arguments, implementation):
+        def total(features, offset):
+            y = deform_ps_roi_pool(
+                features,
+                rois,
+                offset,
+                output_size=(3, 2),
+                group_size=2,
+                spatial_scale=0.25,
+                samples_per_part=samples,
+                implementation=implementation,
+            )
+            return jnp.sin(y).sum()
+
+        return jax.grad(total, (0, 1))(*arguments)
+
+    plain = gradients(features, offset, implementation="reference")
+    kernel = gradients(features, offset, implementation="ffi")
+    for a, b in zip(plain, kernel, strict=True):
+        assert relative_error(a, b) <= 1e-5
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -77,14 +77,32 @@ def gather(features, group, level, rows, columns):
             [f.shape[2] for f in features],
         )
     )
-    y, weight_y, inside_y = (t[..., :, None] for t in rows)
-    x, weight_x, inside_x = (t[..., None, :] for t in columns)
+    y, inside_y = (t[..., :, None] for t in (rows[0], rows[2]))
+    x, inside_x = (t[..., None, :] for t in (columns[0], columns[2]))
     inside = inside_y & inside_x & known
     pixel = first + (group[..., None, None] * height + y) * width + x
     pixel, inside = jnp.broadcast_arrays(pixel, inside)
-    weight = jnp.where(inside, weight_y * weight_x, 0)
+    shape = inside.shape[:2]
+    weight_y, weight_x = (
+        jnp.broadcast_to(taps, (*shape, taps.shape[-1]))
+        for taps in (rows[1], columns[1])
+    )
+    weight = jnp.where(inside, _product("hwy,hwx->hwyx", weight_y, weight_x), 0)
     value = jnp.where(inside[..., None], flat[pixel], 0)
-    return (weight[..., None] * value).sum((2, 3))
+    return _product(
+        "hwt,hwtc->hwc",
+        weight.reshape(*shape, -1),
+        value.reshape(*shape, -1, value.shape[-1]),
+    )
+
+
+def _product(subscripts, a, b):
+    """A product of matrices, and no sum of products.
+
+    A sum of products over the last but one of seven axes, as vmap makes them of this,
+    ends the process on a CPU: jaxlib 0.10's YNNPACK reads beyond an array.
+    """
+    return jnp.einsum(subscripts, a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def known_level(level, num_levels):
