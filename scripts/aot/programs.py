@@ -17,6 +17,8 @@ from train.configs import coco_faster_rcnn, digits
 
 _CLASSES = {"coco_instances": 80, "deformed_digits": 10}
 _CONVOLUTION = ("list", "gather", "visit", "fused")
+# Forms of the operators in the short form.
+_SHORT = ("bfloat16", "float32, vmap")
 # Of a small step, which compiles in a minute: the same network, shallow and narrow.
 _SMALL = {
     "backbone.depths": (1, 1, 1, 1),
@@ -86,7 +88,6 @@ def _operator_programs(machine: Machine) -> Iterator[Program]:
     }
     if machine.name == "A100":
         del forms["float32, vmap"]
-    short = machine.name == "H100"
     for operator in operators():
         for form, options in forms.items():
             half = options["dtype"] == jnp.bfloat16
@@ -96,13 +97,13 @@ def _operator_programs(machine: Machine) -> Iterator[Program]:
                 f"{operator.name}; {form}",
                 functools.partial(operator.lower, **options),
                 operator.half if half else operator.targets,
-                short,
+                form in _SHORT,
             )
     nms = frozenset({"dcn_jax.nms"})
     for form, options in forms.items():
         if options["dtype"] == jnp.float32:
             lower = functools.partial(lower_nms, **options)
-            yield Program(f"nms; {form}", lower, nms, short)
+            yield Program(f"nms; {form}", lower, nms, form in _SHORT)
 
 
 def _step(
