@@ -82,6 +82,10 @@ mutant "sums over too few lanes" deform_conv caught $gradients \
   's/step = lanes \/ 8; step > 0/step = lanes \/ 8; step > 1/' plain
 mutant "the last sample of a pixel lost" deform_conv caught $gather \
   's/first \+ lane < end/first + lane + 1 < end/' plain
+mutant "lists that are sorted as one begin alike" deform_conv caught $gather \
+  's/return joint \? row.*;/return 0;/' plain
+mutant "kernel of another image" deform_conv_fused caught $fused \
+  's/return image \/ \(g\.N \/ g\.kernels\);/return image % g.kernels;/' plain
 mutant "barrier dropped between tiles" deform_conv_fused caught $fused \
   '/wait_copies/{n;s/__syncthreads\(\);//}' plain thread
 mutant "barrier dropped after the corners" deform_conv_fused caught $fused \

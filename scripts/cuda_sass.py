@@ -39,7 +39,7 @@ def code_of(target: Path, source: str) -> Code:
 
 def reads_runs(name: KernelName) -> bool:
     """Whether an instance reads features 16 bytes at a time: `<float, 4>`, `true`."""
-    return name.arguments[-1] in ("true", "2", "4", "8")
+    return bool(name.arguments) and name.arguments[-1] in ("true", "2", "4", "8")
 
 
 def of_16_bytes(count: collections.Counter[str], opcode: str) -> int:

@@ -86,7 +86,7 @@ def _operator_programs(machine: Machine) -> Iterator[Program]:
         "float32": dict(dtype=jnp.float32),
         "float32, vmap": dict(dtype=jnp.float32, mapped=True),
     }
-    if machine.name == "A100":
+    if machine.name == "A100" or machine.platform == "tpu":
         del forms["float32, vmap"]
     for operator in operators():
         for form, options in forms.items():

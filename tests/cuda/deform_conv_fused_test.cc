@@ -14,17 +14,18 @@ using namespace xla_ops;
 struct Case {
   const char* name;
   int64_t N, H, W, C, P, Q, K, R, S, G;
-  bool kernel_for_each_image;
+  int64_t kernels;  // as many images read each
   int64_t stride, dilation;
 };
 
 // Every width of a tile, with and without tails in positions and channels.
 constexpr Case kCases[] = {
-    {"ragged, two offset groups", 2, 9, 7, 96, 9, 7, 40, 3, 3, 2, true, 1, 1},
-    {"stride", 1, 9, 17, 36, 5, 9, 72, 3, 3, 1, false, 2, 1},
-    {"tails, many taps", 1, 7, 6, 33, 7, 6, 37, 3, 5, 1, false, 1, 2},
-    {"width 256", 2, 57, 64, 16, 57, 64, 264, 1, 1, 1, false, 1, 1},
-    {"width 128", 2, 57, 64, 40, 57, 64, 120, 1, 1, 1, false, 1, 1},
+    {"ragged, two offset groups", 2, 9, 7, 96, 9, 7, 40, 3, 3, 2, 2, 1, 1},
+    {"two images read a kernel", 4, 5, 4, 16, 5, 4, 16, 3, 3, 1, 2, 1, 1},
+    {"stride", 1, 9, 17, 36, 5, 9, 72, 3, 3, 1, 1, 2, 1},
+    {"tails, many taps", 1, 7, 6, 33, 7, 6, 37, 3, 5, 1, 1, 1, 2},
+    {"width 256", 2, 57, 64, 16, 57, 64, 264, 1, 1, 1, 1, 1, 1},
+    {"width 128", 2, 57, 64, 40, 57, 64, 120, 1, 1, 1, 1, 1, 1},
 };
 
 template <typename T>
@@ -40,7 +41,7 @@ template <typename T>
 void check_case(const Case& c, ElementType type) {
   DeformConvGeometry g{};
   g.N = c.N, g.H = c.H, g.W = c.W, g.C = c.C, g.P = c.P, g.Q = c.Q, g.K = c.K;
-  g.R = c.R, g.S = c.S, g.G = c.G, g.groups = 1, g.kernels = c.kernel_for_each_image ? c.N : 1;
+  g.R = c.R, g.S = c.S, g.G = c.G, g.groups = 1, g.kernels = c.kernels;
   g.modulated = true;
   g.stride_h = g.stride_w = c.stride;
   g.pad_top = g.pad_left = 1;
@@ -67,7 +68,7 @@ void check_case(const Case& c, ElementType type) {
         const double value =
             cuda::to_real(x[((n * g.H + row) * g.W + column) * g.C + channel]) * mask[sample];
         const T* weights =
-            kernel.data() + (((g.kernels == 1 ? 0 : n) * taps + t) * g.C + channel) * g.K;
+            kernel.data() + ((n / (g.N / g.kernels) * taps + t) * g.C + channel) * g.K;
         for (int64_t k = 0; k < g.K; ++k) sum[k] += value * cuda::to_real(weights[k]);
       }
     }
