@@ -151,7 +151,9 @@ def _prefix(names: Iterable[str], expected: set[str], file: str) -> str:
 
 def _beginning(names: Iterable[str], prefix: str) -> str:
     """Says how the names begin, if all do so alike."""
-    prefix = prefix or os.path.commonprefix(list(names)).rpartition(".")[0]
+    if not prefix:
+        shared = os.path.commonprefix(list(names))  # noqa: RUF071, of characters
+        prefix = shared[: shared.rfind(".") + 1]
     return f" (Its names begin with {quoted(prefix)}.)" if prefix else ""
 
 
