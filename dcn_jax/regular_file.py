@@ -3,7 +3,7 @@
 import contextlib
 import os
 import stat
-from typing import BinaryIO
+from io import BufferedReader
 
 from dcn_jax.quoting import quoted
 
@@ -16,7 +16,7 @@ _KINDS = {
 }
 
 
-def open_regular(path: str | os.PathLike, *, max_bytes: int) -> BinaryIO:
+def open_regular(path: str | os.PathLike, *, max_bytes: int) -> BufferedReader:
     """Opens a file to be read, without waiting for what may never come.
 
     Args:

@@ -132,10 +132,10 @@ def read_pth(path: str | os.PathLike) -> Any:
     with open_regular(path, max_bytes=MAX_BYTES) as file:
         try:
             return _read(file)
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:
+            reason = one_line(str(error), 400) or "not enough memory"
             raise ValueError(
-                f"cannot read {quoted(os.fspath(path), 500)}: "
-                f"{one_line(str(error), 400)}"
+                f"cannot read {quoted(os.fspath(path), 500)}: {reason}"
             ) from error
 
 

@@ -2,7 +2,8 @@
 
 import math
 import os
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -50,8 +51,9 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
       OSError: The file cannot be opened.
-      ValueError: It is damaged, has another format, or holds no tensors or anything
-        that would have to be executed; the message names the file.
+      ValueError: It is damaged, has another format, holds no tensors or anything that
+        would have to be executed, asks for more memory or time than its bytes bear out,
+        is no regular file, or has more than 8 GiB; the message names the file.
       ImportError: The file is .safetensors, and that package is not installed.
     """
     if os.fspath(path).endswith(".safetensors"):
@@ -99,14 +101,14 @@ def _read_safetensors(path) -> dict[str, np.ndarray]:
                     name: _tensor(file, name, header.get_slice(name))
                     for name in header.offset_keys()
                 }
-        except (ValueError, SafetensorError) as error:
+        except (ValueError, SafetensorError, MemoryError) as error:
+            reason = one_line(str(error), 400) or "not enough memory"
             raise ValueError(
-                f"cannot read {quoted(os.fspath(path), 500)}: "
-                f"{one_line(str(error), 400)}"
+                f"cannot read {quoted(os.fspath(path), 500)}: {reason}"
             ) from error
 
 
-def _tensor(file: BinaryIO, name: str, entry: Any) -> np.ndarray:
+def _tensor(file: BufferedReader, name: str, entry: Any) -> np.ndarray:
     """The tensor at the file's position."""
     if entry.get_dtype() not in _SAFETENSORS_DTYPES:
         raise ValueError(f"{quoted(name)} has the element type {entry.get_dtype()}")
@@ -115,7 +117,7 @@ def _tensor(file: BinaryIO, name: str, entry: Any) -> np.ndarray:
     if len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"{quoted(name)} has {len(shape)} dimensions")
     data = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-    if file.readinto(data) != data.size:
+    if file.readinto(data.data) != data.size:
         raise ValueError(f"{quoted(name)} is cut short")
     data.flags.writeable = False
     return data.view(dtype).reshape(shape)
