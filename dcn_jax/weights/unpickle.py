@@ -104,7 +104,7 @@ def _run(data, constructors, persistent_load):
                 index = len(memo) if name == "MEMOIZE" else number
                 missing = index + 1 - len(memo)
                 if missing > 0:
-                    budget -= 8 * missing
+                    budget -= 16 * missing  # a list that grows is held twice
                     if budget < 0:
                         break
                     memo += [_MISSING] * missing
