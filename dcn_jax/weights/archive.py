@@ -15,9 +15,10 @@ _CHUNK = 1 << 20
 
 
 class Archive:
-    """The members of an archive, each read once at most.
+    """The members of an archive.
 
-    Together they are no larger than the file, whatever its directory claims.
+    What is read of them together is no more than the file has, whatever its directory
+    claims.
 
     Args:
       file: The archive, which stays open as long as it is read.
