@@ -11,6 +11,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from dcn_jax.quoting import one_line
 from train.config_dict import ConfigDict
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -79,6 +80,7 @@ def _fail(error: BaseException) -> NoReturn:
     while error.args and isinstance(error.args[0], BaseException):
         error = error.args[0]
     text = str(error.args[0] if isinstance(error, KeyError) else error)
-    text = " ".join(text.split()) or type(error).__name__
+    # It may hold a piece of somebody's file, control characters too.
+    text = one_line(text, 1500) or type(error).__name__
     print(f"error: {text}", file=sys.stderr)
     sys.exit(1)
