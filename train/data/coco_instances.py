@@ -97,8 +97,11 @@ class CocoInstancesConfig(PreparedConfig):
 
 def json_digest(path: Path) -> str:
     """Digest of an annotation file."""
+    digest = hashlib.sha256()
     with coco_annotations.open_instances(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def file_state(path: Path) -> list[int]:

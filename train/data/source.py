@@ -186,8 +186,8 @@ def make_source(
     if source.tagged and not upright:
         warnings.warn(
             f"{split}: images with an orientation tag (Exif), which is not applied:"
-            f" {source.tagged}. If the annotations mean the images as they are shown,"
-            " set `upright`",
+            f" {source.tagged} in {getattr(config, 'image_folder', name)}. If the"
+            " annotations mean the images as they are shown, set `upright`",
             OrientationWarning,
             stacklevel=2,
         )
