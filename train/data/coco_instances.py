@@ -191,8 +191,10 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
         config, name = self._config, image["file_name"]
         path = config.image_folder / name
         try:
+            # Before the content: what changes meanwhile differs from it later.
+            state = file_state(path) if path.exists() else []
             data = transforms.read_file(path, config.max_pixels)
-            config.read_images[name] = file_state(path)
+            config.read_images[name] = state
             header = read_header(data, str(path))
             expected = image["height"], image["width"]
             stored, shown = (header.height, header.width), turned_size(header)

@@ -118,7 +118,8 @@ def open_copy(
         # What is there can be read all the same.
         copy = store.open()
         if copy is None:
-            raise
+            text = f"{data_dir}: the data set cannot be prepared: {error.strerror}"
+            raise OSError(error.errno, text) from error
         return copy
 
 
