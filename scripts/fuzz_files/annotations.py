@@ -210,7 +210,7 @@ def _large_image(rng: np.random.Generator, content: Any) -> Any:
 def _odd_runs(rng: np.random.Generator, content: Any) -> Any:
     annotation = _annotations(rng, content)[0]
     annotation.pop("area", None)
-    mask = annotation.get("segmentation")
+    mask: Any = annotation.get("segmentation")
     if not isinstance(mask, dict):
         annotation["segmentation"] = mask = {"size": [5, 5]}
     length = int(10 ** rng.uniform(0, 5.5))

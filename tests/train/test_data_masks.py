@@ -4,6 +4,7 @@ import copy
 import json
 import resource
 import time
+from typing import Any
 
 import coco_folder
 import numpy as np
@@ -87,7 +88,7 @@ def test_what_the_detector_never_reads_refuses_nothing(
         {"size": [HEIGHT, WIDTH], "counts": [0, 5, 0, HEIGHT * WIDTH - 5]},
     ],
 )
-def test_odd_but_sound_masks_are_kept(tmp_path, content, segmentation):
+def test_odd_but_sound_masks_are_kept(tmp_path, content, segmentation: Any):
     annotation, bad = _read_with(tmp_path, content, segmentation, area=False)
     assert annotation["segmentation"] == segmentation and not bad
     rle = coco_mask.frPyObjects(segmentation, HEIGHT, WIDTH)
@@ -99,7 +100,7 @@ def test_odd_but_sound_masks_are_kept(tmp_path, content, segmentation):
 def test_area_of_many_polygons():
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 60, (500, 1, 2)) + rng.uniform(0, 9, (500, 4, 2))
-    polygons = corners.reshape(500, 8).tolist()
+    polygons: Any = corners.reshape(500, 8).tolist()
     merged = coco_mask.merge(coco_mask.frPyObjects(polygons, 70, 70))
     assert coco_masks.mask_area(polygons, 70, 70) == coco_mask.area(merged)
 
@@ -142,7 +143,7 @@ def test_compressed_runs_as_pycocotools_writes_them():
     rng = np.random.default_rng(0)
     for density in (0.0, 0.01, 0.3, 0.99, 1.0):
         mask = (rng.random((63, 70)) < density).astype(np.uint8, order="F")
-        counts = coco_mask.encode(mask)["counts"].decode()
-        runs = coco_masks.decode_counts(counts)
+        counts: Any = coco_mask.encode(mask)["counts"]
+        runs = coco_masks.decode_counts(counts.decode())
         assert runs is not None
         assert runs.tolist() == coco_folder.plain_runs(mask)

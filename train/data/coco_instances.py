@@ -212,8 +212,20 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
 
     def _refuse(self, errors: list[ValueError | OSError]) -> NoReturn:
         """Says what is wrong with the images."""
-        texts = [one_line(str(error), 700) for error in errors]
-        text = coco_annotations.listed(texts, len(texts), "broken images")
+        folder, json_path = self._config.image_folder, self._config.json_path
+        text = str(errors[0])
+        if len(errors) > 1:
+            texts = [
+                one_line(
+                    str(error)
+                    .replace(f"{folder}{os.sep}", "")
+                    .replace(str(json_path), json_path.name),
+                    250,
+                )
+                for error in errors[: coco_annotations.SHOWN]
+            ]
+            listed = coco_annotations.listed(texts, len(errors), "broken images")
+            text = f"{one_line(str(folder), 300)}: {listed}"
         if all(isinstance(error, FileNotFoundError) for error in errors):
             raise FileNotFoundError(text)
         raise ValueError(text)

@@ -58,13 +58,14 @@ class Copy:
 
     Attributes:
       builder: Its tfds builder.
+      folder: Where it lies.
     """
 
     def __init__(
         self, builder: tfds.core.DatasetBuilder, folder: Path, lease: "_Lease | None"
     ):
         self.builder = builder
-        self._folder, self._lease = folder, lease
+        self.folder, self._lease = folder, lease
 
     def __getstate__(self) -> dict[str, Any]:
         # In a worker process, the process that started it holds the lock.
@@ -81,11 +82,11 @@ class Copy:
         Returns:
           The exception to raise.
         """
-        text = f"{self._folder}: the prepared data set cannot be read:"
+        text = f"{self.folder}: the prepared data set cannot be read:"
         text += f" {one_line(str(error), 300)}"
         if "Corrupted" in str(error):
             with contextlib.suppress(OSError):
-                (self._folder / _MANIFEST).unlink()
+                (self.folder / _MANIFEST).unlink()
             text += " (it is prepared again when the run is started again)"
         return ValueError(text)
 
@@ -109,17 +110,20 @@ def open_copy(
       OSError: It cannot be read, or a copy cannot be written.
     """
     store = _Store(builder_class, config, data_dir)
-    try:
-        with store.locked():
-            return store.open() or store.prepare()
-    except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        # What is there can be read all the same.
-        copy = store.open()
-        if copy is None:
-            text = f"{data_dir}: the data set cannot be prepared: {error.strerror}"
-            raise OSError(error.errno, text) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(store.locked())
+        except OSError as error:
+            # On a disk that cannot be written, what is there can be read all the same.
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            copy = store.open()
+            if copy is None:
+                text = f"{data_dir}: the data set cannot be prepared: {error.strerror}"
+                raise OSError(error.errno, text) from error
+            return copy
+        copy = store.open() or store.prepare()
+        store.tidy(copy)
         return copy
 
 
@@ -193,16 +197,20 @@ class _Store:
             number = getattr(error, "errno", None)
             if isinstance(error, OSError) and number is None:
                 raise
-            reason = one_line(os.strerror(number) if number else str(error), 300)
+            reason = one_line(str(error), 300)
             text = f"{folder}: the data set cannot be prepared: {reason}"
             raise (OSError(number, text) if number else OSError(text)) from error
         except BaseException:
             self._remove_remains()
             raise
-        for other in self._copies():
-            if other != folder and not _in_use(other):
-                _remove(other)
         return Copy(builder, folder, _Lease(folder))
+
+    def tidy(self, current: Copy) -> None:
+        """Removes all but the current copy that nobody reads; the lock must be held."""
+        self._remove_remains()
+        for folder in self._copies():
+            if folder != current.folder and not _in_use(folder):
+                _remove(folder)
 
     def _copies(self) -> list[Path]:
         """The folders of this data set's copies, whole or not."""
