@@ -16,6 +16,7 @@ from absl import flags
 
 from train import cli, draw, sharding
 from train.data import transforms
+from train.data.image_headers import read_header
 from train.evaluate import load_variables, make_detect, original_boxes
 
 _log = logging.getLogger("train")
@@ -42,7 +43,10 @@ def main(arguments: list[str]) -> None:
     detect = make_detect(skeleton, mesh)
     records: list[dict[str, Any]] = []
     for number, path in enumerate(arguments):
-        image = transforms.read_image(path, data.max_pixels, upright=True)
+        file = transforms.read_file(path, data.max_pixels)
+        image = transforms.decode_image(file, path, data.max_pixels, upright=True)
+        if (tag := read_header(file, path).orientation) != 1:
+            _log.info("%s is turned as its orientation tag (%d) says", path, tag)
         canvas, size, scale = transforms.fit_image(
             image,
             canvases=data.canvases,

@@ -1,6 +1,7 @@
 """Runs one case in a process of its own and says whether it stayed within bounds."""
 
 import ctypes
+import math
 import os
 import resource
 import select
@@ -51,7 +52,8 @@ def run_case(
     Args:
       function: The case.
       bounds: What it may take. To protect the machine, it is stopped at ten times the
-        seconds (of wall time, as it may wait) and four times the memory (of addresses).
+        seconds, or two minutes more of wall time, as it may wait, and four times the
+        memory (of addresses).
       refusals: Exceptions with which it may say that the input is wrong. MemoryError
         and RecursionError are never right.
     """
@@ -63,6 +65,7 @@ def run_case(
         try:
             os.close(answer)
             _limit_addresses(4 * bounds.memory + (64 << 20))
+            _limit_seconds(10 * bounds.seconds)
             before = _own_pages()
             message = _attempt(function, refusals)
             # The parent knows the peak from the kernel, but not where it began.
@@ -73,10 +76,10 @@ def run_case(
             os._exit(status)
     os.close(end)
     with os.fdopen(answer, "rb", buffering=0) as pipe:
-        message, hung = _receive(pipe.fileno(), child, 10 * bounds.seconds)
+        message, hung = _receive(pipe.fileno(), child, 10 * bounds.seconds + 120)
     _, status, usage = os.wait4(child, 0)
     seconds = usage.ru_utime + usage.ru_stime
-    if hung:
+    if hung or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
         return Outcome("hung", "", seconds, 0)
     if not message:
         return Outcome("died", _ending(status), seconds, 0)
@@ -138,6 +141,12 @@ def _limit_addresses(more: int) -> None:
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
+
+
+def _limit_seconds(more: float) -> None:
+    limit = math.ceil(time.process_time() + more)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
 
 
 def _ending(status: int) -> str:
