@@ -16,6 +16,7 @@ from dcn_jax.types import Batch
 from train import inputs, sharding
 from train.checkpoint import Checkpoints, abstract
 from train.config_dict import ConfigDict
+from train.configs import _base
 from train.draw import save_curves
 from train.evaluate import Evaluator, write_evaluation
 from train.metrics import Clock, MetricWriter, log_line, read_metrics
@@ -42,12 +43,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
       ValueError: The configuration, the data or a checkpoint is at fault.
       OSError: A file or folder is missing or broken.
     """
-    for field in ("log.every", "checkpoint.every", "checkpoint.keep"):
-        section, name = field.split(".")
-        if config[section][name] < 1:
-            raise ValueError(
-                f"`{field}` is {config[section][name]}; expected at least 1."
-            )
+    _base.check(config)
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
     if config.compile_cache:

@@ -38,12 +38,6 @@ def test_schedule_without_warmup():
     assert float(rate(jnp.int32(0))) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("decay_at", [(0.8, 0.5), (0.0, 0.5), (0.5, 1.5)])
-def test_bad_decay_is_refused(decay_at):
-    with pytest.raises(ValueError, match="decay_at"):
-        learning_rate(optim(decay_at=decay_at), 100)
-
-
 def test_unknown_optimiser_is_refused():
     with pytest.raises(ValueError, match="'sgd' or 'adamw'"):
         make_optimizer(optim(name="lion"), PATHS)

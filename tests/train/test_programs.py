@@ -207,7 +207,7 @@ def test_frozen_norms_need_weights(tmp_path, monkeypatch):
 def test_counts_below_1_are_refused(tmp_path, field, value):
     config = digits.get_config()
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(ValueError, match=f"`{field}` is {value}; expected at least 1"):
+    with pytest.raises(ValueError, match=f"`{field}` is {value}; expected a 32-bit"):
         loop.train(config, tmp_path / "run")
 
 
