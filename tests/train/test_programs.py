@@ -66,6 +66,26 @@ def test_evaluate_repeats_the_evaluation_of_the_run(trained, command_line):
     assert again["bbox"] == pytest.approx(first["bbox"])
 
 
+def test_evaluate_says_of_what_and_writes_elsewhere(trained, command_line, tmp_path):
+    config, workdir = trained
+    config = config.copy_and_resolve_references()
+    config.data.eval_split = "train"
+    command_line(config, workdir)
+    written = (workdir / "evaluation.json").read_text()
+    output = tmp_path / "new" / "train"
+    with flagsaver.flagsaver(output=str(output)):
+        evaluate.main([])
+    assert (workdir / "evaluation.json").read_text() == written
+    assert json.loads(written)["data"]["split"] == "test"
+    assert json.loads((output / "evaluation.json").read_text())["data"] == {
+        "name": "deformed_digits",
+        "split": "train",
+        "options": config.data.options.to_dict(),
+        "images": 8,
+    }
+    assert (output / "detections.json").exists()
+
+
 def test_predict_draws_and_lists_in_pixels_of_the_file(command_line, tmp_path):
     paths = []
     for name, shape in (("wide.jpg", (90, 300, 3)), ("tall.png", (500, 40, 3))):
@@ -100,23 +120,87 @@ def test_predict_turns_a_photograph_upright(command_line, tmp_path):
     assert found[0]["bbox"] == pytest.approx([0, 0, 40, 80], rel=1e-3)
 
 
-def test_predict_refuses_bad_files(command_line, trained, tmp_path):
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with a good and a broken image, and files that are none."""
+    folder = tmp_path / "pictures"
+    (folder / "inner.jpg").mkdir(parents=True)
+    cv2.imwrite(str(folder / "good.PNG"), np.zeros((30, 30, 3), np.uint8))
+    encoded = cv2.imencode(".jpg", np.zeros((99, 99, 3)))[1].tobytes()
+    (folder / "broken.jpg").write_bytes(encoded[:200])
+    (folder / "notes.txt").touch()
+    (folder / "._good.jpg").touch()
+    return folder
+
+
+def test_a_broken_file_loses_nothing_that_was_found(command_line, pictures, tmp_path):
+    output = tmp_path / "out"
+    good, broken = str(pictures / "good.PNG"), str(pictures / "broken.jpg")
+    with (
+        flagsaver.flagsaver(output=str(output), score=0.0),
+        pytest.raises(ValueError, match=r"2 of 4 images .*broken\.jpg.* 1 more"),
+    ):
+        predict.main([good, broken, good, broken])
+    found = json.loads((output / "predictions.json").read_text())
+    assert [f["file_name"] for f in found] == [good] * 4
+    drawn = {path.name for path in output.glob("*.png")}
+    assert drawn == {"000_good.png", "002_good.png"}
+
+
+def test_a_picture_that_cannot_be_written_loses_nothing(
+    command_line, pictures, tmp_path
+):
+    output = tmp_path / "out"
+    (output / "000_good.png").mkdir(parents=True)
+    with (
+        flagsaver.flagsaver(output=str(output), score=0.0),
+        pytest.raises(ValueError, match=r"1 of 1 images failed: .*000_good\.png"),
+    ):
+        predict.main([str(pictures / "good.PNG")])
+    assert len(json.loads((output / "predictions.json").read_text())) == 2
+
+
+def test_a_folder_stands_for_its_images(pictures, tmp_path):
+    names = ["broken.jpg", "good.PNG"]
+    found = predict.image_files([str(pictures / "good.PNG"), str(pictures)])
+    assert found == [str(pictures / name) for name in ["good.PNG", *names]]
+    with pytest.raises(ValueError, match=r"inner\.jpg has no image file"):
+        predict.image_files([str(pictures / "inner.jpg")])
+
+
+def test_a_long_name_is_cut_in_the_picture(command_line, tmp_path):
+    path = tmp_path / ("ü" * 123 + ".jpg")
+    path.write_bytes(cv2.imencode(".jpg", np.zeros((30, 30, 3)))[1].tobytes())
+    with flagsaver.flagsaver(output=str(tmp_path), score=0.0):
+        predict.main([str(path)])
+    assert (tmp_path / f"000_{'ü' * 100}.png").exists()
+
+
+def test_predict_refuses_what_is_wrong_at_once(
+    command_line, trained, pictures, tmp_path
+):
     config, workdir = trained
-    good = tmp_path / "good.png"
-    cv2.imwrite(str(good), np.zeros((30, 30, 3), np.uint8))
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(cv2.imencode(".jpg", np.zeros((99, 99, 3)))[1].tobytes()[:200])
-    with pytest.raises(ValueError, match=r"broken\.jpg"):
-        predict.main([str(good), str(broken)])
+    good = str(pictures / "good.PNG")
     with pytest.raises(FileNotFoundError, match=r"nothing\.jpg"):
-        predict.main([str(tmp_path / "nothing.jpg")])
+        predict.main([good, str(tmp_path / "nothing.jpg")])
     with pytest.raises(ValueError, match="image files"):
         predict.main([])
+    for score in (50, float("nan")):
+        with (
+            flagsaver.flagsaver(score=score),
+            pytest.raises(
+                ValueError, match=f"`--score` is {score}; expected .* 0 to 1"
+            ),
+        ):
+            predict.main([good])
     small = config.copy_and_resolve_references()
     small.data.max_pixels = 800
     command_line(small, workdir)
-    with pytest.raises(ValueError, match=r"30 x 30 pixels; at most 800"):
-        predict.main([str(good)])
+    with (
+        flagsaver.flagsaver(output=str(tmp_path / "out")),
+        pytest.raises(ValueError, match=r"30 x 30 pixels; at most 800"),
+    ):
+        predict.main([good])
 
 
 def test_a_checkpoint_of_another_model_is_refused(command_line, trained):
