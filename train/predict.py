@@ -135,14 +135,14 @@ class _Detector:
         )
         found = jax.device_get(self._detect(self._variables, canvas[None], size[None]))
         best = found.valid[0] & (found.scores[0] >= _SCORE.value)
-        found = Detections(*(field[0][best] for field in found))
-        return image, found._replace(boxes=original_boxes(found.boxes, scale))
+        rows: list[Any] = [field[0][best] for field in found]
+        rows[0] = original_boxes(rows[0], scale)
+        return image, Detections(*rows)
 
     def picture(self, image: np.ndarray, found: Detections) -> np.ndarray:
         """Returns the image with what was found drawn on it."""
-        return draw.draw_detections(
-            image, found.boxes, found.scores, found.labels.tolist(), self._names
-        )
+        boxes, scores, labels, _ = map(np.asarray, found)
+        return draw.draw_detections(image, boxes, scores, labels.tolist(), self._names)
 
     def records(self, path: str, found: Detections) -> Iterator[dict[str, Any]]:
         """Yields the entries of predictions.json."""
