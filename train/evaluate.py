@@ -115,6 +115,11 @@ class Evaluator:
 
     def __init__(self, config: ConfigDict, skeleton: Skeleton, mesh: Mesh, source: Any):
         sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
+        if not source.num_boxes.any():
+            _log.warning(
+                "WARNING: the split %r has no box to find: its AP is no number",
+                config.data.eval_split,
+            )
         self._config, self._mesh, self._source = config, mesh, source
         self._detect = make_detect(skeleton, mesh)
 

@@ -37,6 +37,11 @@ def count_steps(config: ConfigDict, source: Source) -> int:
 def open_train_loader(config: ConfigDict, source: Source) -> Any:
     """Returns the endless iterator over training batches, at its start."""
     data = config.data
+    if not source.num_boxes.any():
+        raise ValueError(
+            f"The split {data.train_split!r} (`data.train_split`) has no box to train "
+            f"on in its {len(source)} images."
+        )
     return train_loader(
         source,
         batch_size=config.batch_size,

@@ -21,8 +21,14 @@ from train.draw import save_curves
 from train.evaluate import Evaluator, write_evaluation
 from train.metrics import Clock, MetricWriter, log_line, read_metrics
 from train.model import Skeleton, build_skeleton, describe, variables_of
-from train.optim import learning_rate, make_optimizer, trainable
-from train.step import Metrics, TrainState, init_state, make_train_step
+from train.optim import highest_rate, learning_rate, make_optimizer, trainable
+from train.step import (
+    Metrics,
+    SkippedInARow,
+    TrainState,
+    init_state,
+    make_train_step,
+)
 
 _log = logging.getLogger("train")
 
@@ -83,6 +89,7 @@ class _Run:
         self._loader = inputs.open_train_loader(config, source)
         self._steps = inputs.count_steps(config, source)
         self._description = describe(config, source.categories)
+        _say_low_rate(config, self._steps)
 
         frozen = tuple(
             f"backbone.{name}." for name in skeleton.abstract.backbone.frozen_names
@@ -123,6 +130,7 @@ class _Run:
             self._window = place["window"]
             _log.info("going on from the checkpoint of step %d", step)
         self._step = step
+        self._skipped = SkippedInARow(step, int(self._state.skipped))
         active = jax.process_index() == 0
         if active:
             text = json.dumps(self._description["config"], indent=2)
@@ -204,7 +212,9 @@ class _Run:
             self._step += 1
             self._window.append(metrics)
             # Bounds how many batches wait on the devices.
-            jax.block_until_ready(self._window[max(0, len(self._window) - 2)])
+            behind = min(len(self._window), 2) - 1
+            done = jax.block_until_ready(self._window[-1 - behind])
+            self._skipped.update(self._step - behind, int(done["skipped"]))
             if batch.images.shape in seen_shapes:
                 clock.step()
             else:
@@ -216,6 +226,7 @@ class _Run:
             if self._step % config.log.every == 0 or last:
                 self._report(batch, clock)
                 stop = sigterm.received_anywhere()
+            self._skipped.check(config.optim.lr)
             if self._step % config.checkpoint.every == 0 or last or stop:
                 self._save()
             if stop and not last:
@@ -227,7 +238,16 @@ class _Run:
 
     def _report(self, batch: Batch, clock: Clock) -> None:
         """Logs what happened since the last report."""
-        scalars = _mean(_floats(self._window))
+        window = _floats(self._window)
+        scalars = _mean(window)
+        self._skipped.update(self._step, int(scalars["skipped"]))
+        if self._skipped.count >= len(window):
+            _log.warning(
+                "WARNING: the last %d steps were all skipped, as loss or gradient was "
+                "not finite; %d of them end the run",
+                self._skipped.count,
+                SkippedInARow.LIMIT,
+            )
         self._window = []
         scalars["images/s"], left = clock.tick(self._step)
         log_line(self._step, self._steps, scalars, left)
@@ -287,6 +307,19 @@ class _SigTerm:
             return self.received
         answers = multihost_utils.process_allgather(np.asarray([self.received]))
         return bool(answers.any())
+
+
+def _say_low_rate(config: ConfigDict, steps: int) -> None:
+    """Logs where no step of the run has the rate that the configuration asks for."""
+    highest = highest_rate(config.optim, steps)
+    if highest < (1 - 1e-6) * config.optim.lr:
+        _log.warning(
+            "WARNING: the learning rate never reaches `optim.lr`, %g: in the %d steps "
+            "of the run it is %.3g at most (`optim.warmup_steps` is %d, "
+            "`optim.decay_at` %s)",
+            config.optim.lr, steps, highest, config.optim.warmup_steps,
+            tuple(config.optim.decay_at),
+        )  # fmt: skip
 
 
 def _floats(window: list[Metrics]) -> list[dict[str, float]]:

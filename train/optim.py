@@ -34,6 +34,16 @@ def learning_rate(optim: ConfigDict, steps: int) -> Schedule:
     return rate
 
 
+def highest_rate(optim: ConfigDict, steps: int) -> float:
+    """Returns the highest rate of a run of so many steps."""
+    rate = learning_rate(optim, steps)
+    # It rises, then drops: the highest is the last of the warm-up, or before a drop.
+    ends = [optim.warmup_steps, steps - 1]
+    ends += [round(fraction * steps) - 1 for fraction in optim.decay_at]
+    ends = {min(max(step, 0), steps - 1) for step in ends}
+    return max(float(rate(jnp.int32(step))) for step in ends)
+
+
 def multiplier(path: str, optim: ConfigDict) -> float:
     """Returns the factor on the rate of the parameter at `path`."""
     for pattern, factor in optim.lr_multipliers:

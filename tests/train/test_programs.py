@@ -1,16 +1,20 @@
 """What train.main, train.evaluate and train.predict do, called in this process."""
 
 import json
+import logging
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import flagsaver
 from coco_folder import write_coco_folder
 
 from tests.train import double
-from train import cli, evaluate, inputs, loop, model, predict
+from train import cli, evaluate, inputs, loop, model, predict, sharding
 from train.configs import coco_faster_rcnn, digits
+from train.metrics import read_metrics
+from train.step import SkippedInARow
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,13 @@ def command_line(trained, monkeypatch):
     return say
 
 
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """Returns what was logged, as one text."""
+    monkeypatch.setattr(logging.getLogger("train"), "propagate", True)
+    return lambda: "\n".join(r.getMessage() for r in caplog.records)
+
+
 def test_evaluate_repeats_the_evaluation_of_the_run(trained, command_line):
     _, workdir = trained
     written = (workdir / "evaluation.json").read_text()
@@ -64,6 +75,28 @@ def test_evaluate_repeats_the_evaluation_of_the_run(trained, command_line):
     first = json.loads(written)
     assert again["step"] == first["step"] == 4
     assert again["bbox"] == pytest.approx(first["bbox"])
+
+
+class Diverging(double.TinyDetector):
+    def losses(self, batch, key):
+        return {n: v * jnp.nan for n, v in super().losses(batch, key).items()}
+
+
+def test_a_run_that_only_skips_ends(trained, command_line, tmp_path, monkeypatch, said):
+    config = trained[0].copy_and_resolve_references()
+    config.steps = 50
+    monkeypatch.setattr(SkippedInARow, "LIMIT", 6)
+    monkeypatch.setattr(model, "build_detector", lambda c, n, r: Diverging(n, r))
+    with pytest.raises(ValueError, match=r"The last 6 steps, up to step 6, .*diverged"):
+        loop.train(config, tmp_path)
+    assert "WARNING: the last 4 steps were all skipped, as loss or gradient" in said()
+    # The warm-up of the demo's recipe is longer than this run.
+    assert (
+        "WARNING: the learning rate never reaches `optim.lr`, 0.001: in the 50 steps "
+        "of the run it is 0.000406 at most (`optim.warmup_steps` is 100, "
+    ) in said()
+    records = [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+    assert records == [2, 4, 6]
 
 
 def test_evaluate_says_of_what_and_writes_elsewhere(trained, command_line, tmp_path):
@@ -284,6 +317,24 @@ def test_frozen_norms_need_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "build_detector", _double)
     with pytest.raises(ValueError, match=r"'frozen_bn', .*expected `init_from` to"):
         loop.train(coco_config(tmp_path), tmp_path / "run")
+
+
+class Empty:
+    """A split without boxes."""
+
+    num_boxes = np.zeros(3, np.int64)
+
+    def __len__(self):
+        return 3
+
+
+def test_a_split_without_boxes_is_said(said):
+    config = coco_faster_rcnn.get_config()
+    with pytest.raises(ValueError, match=r"'train2017' .* no box to .* its 3 images"):
+        inputs.open_train_loader(config, Empty())
+    skeleton = model.Skeleton(lambda rngs: double.TinyDetector(3, rngs))
+    evaluate.Evaluator(config, skeleton, sharding.make_mesh(), Empty())
+    assert "WARNING: the split 'val2017' has no box to find" in said()
 
 
 @pytest.mark.parametrize("field", ["log.every", "checkpoint.every", "checkpoint.keep"])
