@@ -11,12 +11,13 @@ from dcn_jax.types import Batch
 from train import sharding
 from train.config_dict import ConfigDict
 from train.data.loader import eval_loader, train_loader
-from train.data.source import Source, make_source
+from train.data.source import Source, check_options, make_source
 
 
 def open_source(config: ConfigDict, split: str) -> Source:
     """Opens (and first prepares, where it is not yet) a split of the data set."""
     data = config.data
+    check_options(data.name, data.options)
     return make_source(
         data.name, split, data.data_dir, max_pixels=data.max_pixels, **data.options
     )

@@ -20,7 +20,7 @@ from train.configs import _base
 from train.draw import save_curves
 from train.evaluate import Evaluator, write_evaluation
 from train.metrics import Clock, MetricWriter, log_line, read_metrics
-from train.model import Skeleton, build_skeleton, describe, variables_of
+from train.model import Skeleton, build_skeleton, describe, read_weights
 from train.optim import highest_rate, learning_rate, make_optimizer, trainable
 from train.step import (
     Metrics,
@@ -52,6 +52,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
     _base.check(config)
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
+    sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
+    # All that a configuration says wrong of the detector shows in its constructors, and
+    # all that is wrong with the weights in reading them: before data are prepared.
+    trial = build_skeleton(config, num_classes=1)
+    started = any((workdir / "checkpoints").glob("[0-9]*"))
+    weights = None if started else read_weights(config, trial)
     if config.compile_cache:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache)
     source = inputs.open_source(config, config.data.train_split)
@@ -64,7 +70,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     skeleton = build_skeleton(config, len(source.categories))
     evaluator = Evaluator(config, skeleton, mesh, held_out)
     with _SigTerm() as sigterm:
-        run = _Run(config, workdir, mesh, skeleton, source, evaluator)
+        run = _Run(config, workdir, mesh, skeleton, source, evaluator, weights)
         try:
             if run.advance(sigterm):
                 run.finish()
@@ -83,6 +89,7 @@ class _Run:
         skeleton: Skeleton,
         source: Any,
         evaluator: Evaluator,
+        weights: dict[str, np.ndarray] | None,
     ):
         self._config, self._workdir, self._mesh = config, workdir, mesh
         self._skeleton, self._evaluator = skeleton, evaluator
@@ -118,7 +125,9 @@ class _Run:
             self._state = jax.jit(
                 init, out_shardings=shardings, compiler_options=_COMPILE_FAST
             )()
-            self._load_weights(shardings)
+            if weights is None:
+                weights = read_weights(config, skeleton)
+            self._load_weights(weights, shardings)
             step = 0
         else:
             self._checkpoints.check(step, self._description, skeleton.variables)
@@ -168,32 +177,21 @@ class _Run:
                 f"them to its end."
             )
 
-    def _load_weights(self, shardings: TrainState) -> None:
-        config = self._config
-        if not config.init_from:
-            if config.backbone.norm == "frozen_bn":
-                raise ValueError(
-                    "`backbone.norm` is 'frozen_bn', whose statistics come with "
-                    "pretrained weights; expected `init_from` to name their file, or "
-                    "'group_norm'."
-                )
-            return
-        from dcn_jax.weights import init_from
-
-        state = self._state
-        model = self._skeleton.model({**state.params, **state.frozen})
-        init_from(model.backbone, config.init_from)
+    def _load_weights(
+        self, weights: dict[str, np.ndarray], shardings: TrainState
+    ) -> None:
+        """Puts arrays by dotted path in the place of the fresh ones."""
 
         def loaded(own: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
-            values = {
+            return own | {
                 path: jax.make_array_from_callback(
-                    value.shape, place[path], np.asarray(value).__getitem__
+                    value.shape, place[path], value.__getitem__
                 )
-                for name, value in variables_of(model.backbone).items()
-                if (path := f"backbone.{name}") in own
+                for path, value in weights.items()
+                if path in own
             }
-            return own | values
 
+        state = self._state
         self._state = state._replace(
             params=loaded(state.params, shardings.params),
             frozen=loaded(state.frozen, shardings.frozen),

@@ -313,10 +313,39 @@ def coco_config(folder):
     return config
 
 
-def test_frozen_norms_need_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "build_detector", _double)
-    with pytest.raises(ValueError, match=r"'frozen_bn', .*expected `init_from` to"):
-        loop.train(coco_config(tmp_path), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, r"'frozen_bn', .*expected `init_from` to"),
+        ({"init_from": "nowhere.pth"}, r"nowhere\.pth"),
+        ({"init_from": __file__}, r"test_programs\.py"),
+        ({"batch_size": 7}, "`batch_size` is 7; expected a multiple of the 8 devices"),
+        ({"eval.batch_size": 9}, "`eval.batch_size` is 9; expected a multiple of the"),
+        ({"mesh.model": 3}, "`mesh.model` is 3; expected a divisor of the 8 devices"),
+        ({"optim.name": "lion"}, "`optim.name` is 'lion'; expected 'sgd' or 'adamw'"),
+        ({"dtype": "float16"}, "`dtype` is 'float16'; expected one of"),
+        ({"backbone.norm": "batch_norm"}, "`norm` is 'batch_norm'; expected one of"),
+        ({"backbone.depths": (1, 1, 1)}, r"`depths` is \(1, 1, 1\); expected 4 pos"),
+        ({"backbone.offset_groups": 3}, "`offset_groups` is 3; expected a divisor of"),
+        ({"detector.roi_pooling": "max"}, "`roi_pooling` is 'max'; expected one of"),
+        ({"data.name": "voc"}, "`name` is 'voc'; expected one of"),
+        ({"data.options.foldr": "x"}, "did you mean `data.options.folder`"),
+        ({"data.options.images": 3}, "`data.options.images` is 3; expected a string"),
+    ],
+)
+def test_what_can_be_known_is_said_before_data_are_prepared(tmp_path, fields, message):
+    config = coco_config(tmp_path)
+    config.backbone.depths = (1, 1, 1, 1)
+    with config.data.options.unlocked(), config.data.options.ignore_type():
+        config.data.options.foldr = config.data.options.images = "{split}"
+        if "data.options.foldr" not in fields:
+            del config.data.options.foldr
+        config.update_from_flattened_dict(fields)
+    if config.init_from == "" and fields:
+        config.backbone.norm = fields.get("backbone.norm", "group_norm")
+    with pytest.raises((ValueError, OSError), match=message):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "data").exists()
 
 
 class Empty:

@@ -1,7 +1,9 @@
 """Random access to a prepared data set: decoded images with their usable boxes."""
 
+import dataclasses
 import fcntl
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -11,11 +13,14 @@ import tensorflow_datasets as tfds
 from train.data import examples, transforms
 from train.data.coco_instances import CocoInstances, CocoInstancesConfig
 from train.data.deformed_digits import DeformedDigits, DeformedDigitsConfig
+from train.rules import check_fields, rule_of_type
 
 _BUILDERS = {
     "deformed_digits": (DeformedDigits, DeformedDigitsConfig),
     "coco_instances": (CocoInstances, CocoInstancesConfig),
 }
+# Fields of their configurations that are arguments of `make_source`.
+_OF_MAKE_SOURCE = {"split", "max_pixels"}
 
 
 class Example(NamedTuple):
@@ -114,6 +119,32 @@ class Source:
         }
 
 
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses options that a data set does not have, or of a wrong type.
+
+    Args:
+      name: As in `make_source`.
+      options: As in `make_source`.
+
+    Raises:
+      ValueError: One line that names what is wrong as a field of `data.options`.
+    """
+    inherited = {f.name for f in dataclasses.fields(tfds.core.BuilderConfig)}
+    rules = {
+        field.name: rule_of_type(field.type)
+        for field in dataclasses.fields(_classes(name)[1])
+        if field.name not in inherited | _OF_MAKE_SOURCE
+    }
+    check_fields("data.options", options, rules)
+
+
+def _classes(name: str) -> tuple[type, type]:
+    """Returns the builder of a data set, and its configuration."""
+    if name not in _BUILDERS:
+        raise ValueError(f"`name` is {name!r}; expected one of {', '.join(_BUILDERS)}")
+    return _BUILDERS[name]
+
+
 def make_source(
     name: str,
     split: str,
@@ -135,9 +166,7 @@ def make_source(
       ValueError: If a name, option, image or annotation is wrong.
       FileNotFoundError: If a folder or file of the user's data set is missing.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"`name` is {name!r}; expected one of {', '.join(_BUILDERS)}")
-    builder_class, config_class = _BUILDERS[name]
+    builder_class, config_class = _classes(name)
     if name == "coco_instances":
         options = {"split": split, "max_pixels": max_pixels, **options}
     try:
