@@ -1,5 +1,7 @@
 """From a configuration to data: sources, training batches, evaluation batches."""
 
+import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,23 +12,47 @@ from jax.sharding import Mesh
 from dcn_jax.types import Batch
 from train import sharding
 from train.config_dict import ConfigDict
+from train.data import report
 from train.data.loader import eval_loader, train_loader
-from train.data.source import Source, check_options, make_source
+from train.data.source import OrientationWarning, Source, check_options, make_source
+
+_log = logging.getLogger("train")
 
 
 def open_source(config: ConfigDict, split: str) -> Source:
-    """Opens (and first prepares, where it is not yet) a split of the data set."""
+    """Opens (and first prepares, where it is not yet) a split of the data set.
+
+    Logs one line about what of it is used.
+    """
     data = config.data
     check_options(data.name, data.options)
-    return make_source(
-        data.name, split, data.data_dir, max_pixels=data.max_pixels, **data.options
-    )
+    with warnings.catch_warnings():
+        # The line says it.
+        warnings.simplefilter("ignore", OrientationWarning)
+        source = make_source(
+            data.name,
+            split,
+            data.data_dir,
+            max_pixels=data.max_pixels,
+            upright=data.upright,
+            **data.options,
+        )
+    if split == data.train_split:
+        line = report.training_line(
+            source, split, max_boxes=data.max_boxes, skip_empty=data.skip_empty
+        )
+    else:
+        line = report.evaluation_line(source, split)
+    _log.info("%s", line)
+    return source
 
 
 def count_steps(config: ConfigDict, source: Source) -> int:
     """Returns the length of a run in steps: `steps`, or `epochs` over the images."""
-    usable = int((source.num_boxes > 0).sum())
-    steps = config.steps or round(config.epochs * usable / config.batch_size)
+    used = len(source)
+    if config.data.skip_empty:
+        used = int((source.num_boxes > 0).sum())
+    steps = config.steps or round(config.epochs * used / config.batch_size)
     if steps < 1:
         raise ValueError(
             f"The run has {steps} steps; expected `steps` of at least 1, or 0 and "
@@ -52,6 +78,7 @@ def open_train_loader(config: ConfigDict, source: Source) -> Any:
         flip=data.flip,
         max_boxes=data.max_boxes,
         seed=config.seed,
+        skip_empty=data.skip_empty,
     )
 
 

@@ -24,6 +24,7 @@ from dcn_jax.types import Detections
 from train import cli, draw, sharding
 from train.config_dict import ConfigDict
 from train.data import transforms
+from train.data.image_headers import read_header
 from train.evaluate import OUTPUT, load_variables, make_detect, original_boxes
 
 _log = logging.getLogger("train")
@@ -126,7 +127,10 @@ class _Detector:
           OSError: It cannot be read.
         """
         data = self._data
-        image = transforms.read_image(path, data.max_pixels, upright=True)
+        file = transforms.read_file(path, data.max_pixels)
+        image = transforms.decode_image(file, path, data.max_pixels, upright=True)
+        if (tag := read_header(file, path).orientation) != 1:
+            _log.info("%s is turned as its orientation tag (%d) says", path, tag)
         canvas, size, scale = transforms.fit_image(
             image,
             canvases=data.canvases,

@@ -139,7 +139,7 @@ def test_predict_draws_and_lists_in_pixels_of_the_file(command_line, tmp_path):
     assert cv2.imread(str(output / "001_tall.png")).shape == (2048, 164, 3)
 
 
-def test_predict_turns_a_photograph_upright(command_line, tmp_path):
+def test_predict_turns_a_photograph_upright(command_line, tmp_path, monkeypatch):
     """Exif orientation 6: the camera was held upright."""
     encoded = cv2.imencode(".jpg", np.zeros((40, 80, 3), np.uint8))[1].tobytes()
     tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
@@ -147,8 +147,12 @@ def test_predict_turns_a_photograph_upright(command_line, tmp_path):
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
     path = tmp_path / "photo.jpg"
     path.write_bytes(encoded[:2] + segment + encoded[2:])
+    lines = []
+    log = lambda text, *arguments: lines.append(text % arguments)  # noqa: E731
+    monkeypatch.setattr(predict._log, "info", log)
     with flagsaver.flagsaver(output=str(tmp_path), score=0.0):
         predict.main([str(path)])
+    assert f"{path} is turned as its orientation tag (6) says" in lines
     found = json.loads((tmp_path / "predictions.json").read_text())
     assert found[0]["bbox"] == pytest.approx([0, 0, 40, 80], rel=1e-3)
 

@@ -53,8 +53,14 @@ def get_config() -> ConfigDict:
     data.max_side = 1333
     # Mirror every other training image, by chance.
     data.flip = True
-    # Ground truth is padded to this many boxes an image.
+    # Ground truth is padded to this many boxes an image; of an image with more objects,
+    # the first are kept and the rest count as background.
     data.max_boxes = 100
+    # Leave images without a usable object out of training.
+    data.skip_empty = True
+    # Turn photographs as their orientation tag (Exif) says, because the annotations
+    # mean them as they are shown; COCO's mean the stored pixels.
+    data.upright = False
     # Larger image files are refused before they are decoded: width * height.
     data.max_pixels = 64_000_000
 

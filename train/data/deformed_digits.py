@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from pycocotools import mask as coco_mask
 
 from train.data import digit_scenes, examples
+from train.data.prepared import PreparedConfig
 
 IMAGE_SIDE = 256
 
@@ -29,10 +30,9 @@ _SPLITS = ("train", "test")
 
 
 @dataclasses.dataclass(kw_only=True)
-class DeformedDigitsConfig(tfds.core.BuilderConfig):
+class DeformedDigitsConfig(PreparedConfig):
     """How many images to make, and from which seed."""
 
-    name: str = ""
     train_images: int = 2400
     test_images: int = 600
     seed: int = 0
