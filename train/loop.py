@@ -60,13 +60,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     weights = None if started else read_weights(config, trial)
     if config.compile_cache:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache)
-    source = inputs.open_source(config, config.data.train_split)
-    held_out = inputs.open_source(config, config.data.eval_split)
-    if held_out.categories != source.categories:
-        raise ValueError(
-            f"The splits {config.data.train_split!r} and {config.data.eval_split!r} "
-            f"have different categories."
-        )
+    source, held_out = inputs.open_sources(config)
     skeleton = build_skeleton(config, len(source.categories))
     evaluator = Evaluator(config, skeleton, mesh, held_out)
     with _SigTerm() as sigterm:

@@ -254,14 +254,14 @@ def test_a_checkpoint_of_other_categories_is_refused(
     command_line, trained, monkeypatch, program
 ):
     config, workdir = trained
-    open_source = inputs.open_source
+    opened = inputs.DataSet.open
 
-    def swapped(config, split):
-        source = open_source(config, split)
+    def swapped(self):
+        source = opened(self)
         source.categories[0], source.categories[1] = source.categories[1::-1]
         return source
 
-    monkeypatch.setattr(inputs, "open_source", swapped)
+    monkeypatch.setattr(inputs.DataSet, "open", swapped)
     with pytest.raises(ValueError, match=r"\(id, name\) to differ was \(1, '0'\)"):
         if program == "evaluate":
             evaluate.main([])
@@ -352,6 +352,49 @@ def test_what_can_be_known_is_said_before_data_are_prepared(tmp_path, fields, me
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: c.pop(1),
+            "id 18 is 'square' in 'train2017' and missing in 'val2017'",
+        ),
+        (
+            lambda c: c[0].update(name="x" * 9**6),
+            "id 1 is 'disc' in 'train2017' and 'xx",
+        ),
+        (
+            lambda c: c.append({"id": 99, "name": "y"}),
+            "id 99 is missing in 'train2017'",
+        ),
+        (lambda c: c.clear(), "`categories` is empty"),
+    ],
+)
+def test_categories_of_both_splits_are_compared_first(tmp_path, change, message):
+    config = coco_config(tmp_path)
+    config.backbone.norm = "group_norm"
+    config.backbone.depths = (1, 1, 1, 1)
+    path = tmp_path / "coco" / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = []
+    change(content["categories"])
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as caught:
+        loop.train(config, tmp_path / "run")
+    assert len(str(caught.value)) < 500
+    assert not (tmp_path / "data" / "coco_instances").exists()
+
+
+def test_a_split_of_the_digits_is_known_before_they_are_made(tmp_path):
+    config = digits.get_config()
+    config.data.data_dir = str(tmp_path)
+    config.data.eval_split = "val"
+    config.eval.batch_size = 8
+    with pytest.raises(ValueError, match="`split` is 'val'; deformed_digits has test"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "deformed_digits").exists()
+
+
 class Empty:
     """A split without boxes."""
 
@@ -382,6 +425,7 @@ def test_counts_below_1_are_refused(tmp_path, field, value):
 def test_a_missing_folder_is_refused(tmp_path):
     config = coco_faster_rcnn.get_config()
     config.batch_size = 8
+    config.backbone.norm = "group_norm"
     config.data.data_dir = str(tmp_path)
     config.data.options.folder = str(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere"):

@@ -176,6 +176,62 @@ def _classes(name: str) -> tuple[type, type]:
     return _BUILDERS[name]
 
 
+class DataSet:
+    """A split of a data set that may be still to prepare.
+
+    Attributes:
+      categories: As those of the `Source`, known before an image is read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        data_dir: str | Path,
+        *,
+        max_pixels: int = transforms.MAX_PIXELS,
+        upright: bool = False,
+        **options: Any,
+    ):
+        """Looks for the split; see `make_source`."""
+        self._builder_class, config_class = _classes(name)
+        if name == "coco_instances":
+            fields = {"split": split, "max_pixels": max_pixels, "upright": upright}
+            options = {**fields, **options}
+        try:
+            self._config = config_class(**options)
+        except TypeError as error:
+            raise ValueError(f"options of {name}: {error}") from error
+        self._name, self._split = name, split
+        self._data_dir = Path(data_dir).expanduser().absolute()
+        self._max_pixels, self._upright = max_pixels, upright
+        self._copy = prepared.find_copy(
+            self._builder_class, self._config, self._data_dir
+        )
+        if self._copy is None:
+            self.categories = self._config.categories(split)
+        else:
+            metadata = cast(tfds.core.MetadataDict, self._copy.builder.info.metadata)
+            self.categories = list(metadata["categories"])
+
+    def open(self) -> Source:
+        """Opens the split, and prepares it first where it is not."""
+        copy = self._copy or prepared.open_copy(
+            self._builder_class, self._config, self._data_dir
+        )
+        source = Source(copy, self._split, self._max_pixels, upright=self._upright)
+        if source.tagged and not self._upright:
+            where = getattr(self._config, "image_folder", self._name)
+            warnings.warn(
+                f"{self._split}: images with an orientation tag (Exif), which is not"
+                f" applied: {source.tagged} in {where}. If the annotations mean the"
+                " images as they are shown, set `upright`",
+                OrientationWarning,
+                stacklevel=3,
+            )
+        return source
+
+
 def make_source(
     name: str,
     split: str,
@@ -201,23 +257,6 @@ def make_source(
       OSError: If a folder or file of the user's data set is missing, or a prepared one
         cannot be written.
     """
-    builder_class, config_class = _classes(name)
-    if name == "coco_instances":
-        fields = {"split": split, "max_pixels": max_pixels, "upright": upright}
-        options = {**fields, **options}
-    try:
-        config = config_class(**options)
-    except TypeError as error:
-        raise ValueError(f"options of {name}: {error}") from error
-    data_dir = Path(data_dir).expanduser().absolute()
-    copy = prepared.open_copy(builder_class, config, data_dir)
-    source = Source(copy, split, max_pixels, upright=upright)
-    if source.tagged and not upright:
-        warnings.warn(
-            f"{split}: images with an orientation tag (Exif), which is not applied:"
-            f" {source.tagged} in {getattr(config, 'image_folder', name)}. If the"
-            " annotations mean the images as they are shown, set `upright`",
-            OrientationWarning,
-            stacklevel=2,
-        )
-    return source
+    return DataSet(
+        name, split, data_dir, max_pixels=max_pixels, upright=upright, **options
+    ).open()
