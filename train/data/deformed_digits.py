@@ -46,9 +46,8 @@ class DeformedDigitsConfig(PreparedConfig):
     def categories(self, split: str) -> list[dict[str, Any]]:
         """The ten digits."""
         if split not in _SPLITS:
-            raise ValueError(
-                f"`split` is {split!r}; deformed_digits has {', '.join(sorted(_SPLITS))}"
-            )
+            known = ", ".join(sorted(_SPLITS))
+            raise ValueError(f"`split` is {split!r}; deformed_digits has {known}")
         return [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
 
 
