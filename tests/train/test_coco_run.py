@@ -173,7 +173,10 @@ def test_bad_input_gets_one_line(run, folder, tmp_path):
     weights = f"--config.init_from={folder / 'resnet.safetensors'}"
     cases = [
         (start(missing, data, new, weights), "missing': no such folder"),
-        (start(broken, data, new, weights), f"{image.name} is broken"),
+        (
+            start(broken, data, new, weights),
+            f"{image.name} is not a JPEG or PNG image, or its header is broken",
+        ),
         (start(unknown, data, new, weights), "annotation 1007: unknown category id 4"),
         (start(good, data, new, weights, cap), "at most 9000 are allowed"),
         (start(good, folder / "data", run[0], scale), "`backbone.mask_scale` was 1"),
