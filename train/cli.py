@@ -1,18 +1,40 @@
 """What the command lines share: flags, and one clear line for a user's mistake."""
 
+import ast
 import logging
 import os
+import re
+import reprlib
 import sys
+import traceback
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from dcn_jax.quoting import one_line
 from train.config_dict import ConfigDict
+from train.configs import _base
+
+
+class _ConfigFile(ConfigFileFlagParser):
+    """Loads a configuration; raises what ml_collections keeps back until it is read."""
+
+    def parse(self, path: str) -> ConfigDict:
+        config = super().parse(path)
+        if isinstance(config, ConfigDict):
+            return config
+        # Raises the OSError that stands in the place of a file that was not found.
+        getattr(config, "name", None)
+        raise ValueError(
+            f"`get_config` returned {type(config).__name__}; expected a ConfigDict."
+        )
+
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -20,6 +42,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "Experiment: FILE.py or FILE.py:ARG; --config.field=value overrides a field.",
     lock_config=True,
 )
+flags.FLAGS["config"].parser = _ConfigFile("config")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; default runs/<config.name>."
 )
@@ -68,11 +91,53 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
+        rest = flags.FLAGS(argv)
+        _check_tuples(argv)
+        _base.check(_CONFIG.value)
+        return rest
+    # The file of a configuration is a program of the user's: anything may happen.
+    except Exception as error:
         if "--traceback" in argv:
             raise
-        _fail(error)
+        _fail(_in_config_file(error, argv) or error)
+
+
+def _check_tuples(argv: list[str]) -> None:
+    """Refuses what ml_collections makes a tuple of: one value, several flags."""
+    given = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+    seen = set()
+    for argument, following in zip_longest(given, given[1:], fillvalue=""):
+        name, separator, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or name not in flags.FLAGS:
+            continue
+        if not isinstance(flags.FLAGS[name], flags.MultiFlag):
+            continue
+        if name in seen:
+            raise ValueError(f"--{name} is given twice.")
+        seen.add(name)
+        value = value if separator else following
+        try:
+            alone = not isinstance(ast.literal_eval(value), tuple | list)
+        except (ValueError, SyntaxError):
+            alone = True
+        if alone:
+            raise ValueError(
+                f"--{name} is {reprlib.repr(value)}; expected a tuple, such as (1, 2)."
+            )
+
+
+def _in_config_file(error: BaseException, argv: list[str]) -> ValueError | None:
+    """Says where in the file of the configuration an error was raised, if it was."""
+    given = re.search(r"^--?config[=\n]([^:\n]+)", "\n".join(argv), re.MULTILINE)
+    found = None
+    cause: BaseException | None = error
+    while cause is not None and given:
+        for frame in traceback.extract_tb(cause.__traceback__):
+            if frame.filename == given[1]:
+                text = str(cause) or type(cause).__name__
+                found = ValueError(f"{given[1]}, line {frame.lineno}: {text}")
+        cause = cause.__context__
+    return found
 
 
 def _fail(error: BaseException) -> NoReturn:

@@ -78,8 +78,8 @@ def save_picture(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
       OSError: It cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"Cannot write the picture {path}.")
+    encoded = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+    path.write_bytes(encoded.tobytes())
 
 
 def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

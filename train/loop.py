@@ -16,12 +16,19 @@ from dcn_jax.types import Batch
 from train import inputs, sharding
 from train.checkpoint import Checkpoints, abstract
 from train.config_dict import ConfigDict
+from train.configs import _base
 from train.draw import save_curves
 from train.evaluate import Evaluator, write_evaluation
 from train.metrics import Clock, MetricWriter, log_line, read_metrics
-from train.model import Skeleton, build_skeleton, describe, variables_of
-from train.optim import learning_rate, make_optimizer, trainable
-from train.step import Metrics, TrainState, init_state, make_train_step
+from train.model import Skeleton, build_skeleton, describe, read_weights
+from train.optim import highest_rate, learning_rate, make_optimizer, trainable
+from train.step import (
+    Metrics,
+    SkippedInARow,
+    TrainState,
+    init_state,
+    make_train_step,
+)
 
 _log = logging.getLogger("train")
 
@@ -42,27 +49,22 @@ def train(config: ConfigDict, workdir: Path) -> None:
       ValueError: The configuration, the data or a checkpoint is at fault.
       OSError: A file or folder is missing or broken.
     """
-    for field in ("log.every", "checkpoint.every", "checkpoint.keep"):
-        section, name = field.split(".")
-        if config[section][name] < 1:
-            raise ValueError(
-                f"`{field}` is {config[section][name]}; expected at least 1."
-            )
+    _base.check(config)
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
+    sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
+    # All that a configuration says wrong of the detector shows in its constructors, and
+    # all that is wrong with the weights in reading them: before data are prepared.
+    trial = build_skeleton(config, num_classes=1)
+    started = any((workdir / "checkpoints").glob("[0-9]*"))
+    weights = None if started else read_weights(config, trial)
     if config.compile_cache:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache)
-    source = inputs.open_source(config, config.data.train_split)
-    held_out = inputs.open_source(config, config.data.eval_split)
-    if held_out.categories != source.categories:
-        raise ValueError(
-            f"The splits {config.data.train_split!r} and {config.data.eval_split!r} "
-            f"have different categories."
-        )
+    source, held_out = inputs.open_sources(config)
     skeleton = build_skeleton(config, len(source.categories))
     evaluator = Evaluator(config, skeleton, mesh, held_out)
     with _SigTerm() as sigterm:
-        run = _Run(config, workdir, mesh, skeleton, source, evaluator)
+        run = _Run(config, workdir, mesh, skeleton, source, evaluator, weights)
         try:
             if run.advance(sigterm):
                 run.finish()
@@ -81,12 +83,14 @@ class _Run:
         skeleton: Skeleton,
         source: Any,
         evaluator: Evaluator,
+        weights: dict[str, np.ndarray] | None,
     ):
         self._config, self._workdir, self._mesh = config, workdir, mesh
         self._skeleton, self._evaluator = skeleton, evaluator
         self._loader = inputs.open_train_loader(config, source)
         self._steps = inputs.count_steps(config, source)
         self._description = describe(config, source.categories)
+        _say_low_rate(config, self._steps)
 
         frozen = tuple(
             f"backbone.{name}." for name in skeleton.abstract.backbone.frozen_names
@@ -115,7 +119,9 @@ class _Run:
             self._state = jax.jit(
                 init, out_shardings=shardings, compiler_options=_COMPILE_FAST
             )()
-            self._load_weights(shardings)
+            if weights is None:
+                weights = read_weights(config, skeleton)
+            self._load_weights(weights, shardings)
             step = 0
         else:
             self._checkpoints.check(step, self._description, skeleton.variables)
@@ -127,6 +133,7 @@ class _Run:
             self._window = place["window"]
             _log.info("going on from the checkpoint of step %d", step)
         self._step = step
+        self._skipped = SkippedInARow(step, int(self._state.skipped))
         active = jax.process_index() == 0
         if active:
             text = json.dumps(self._description["config"], indent=2)
@@ -164,32 +171,21 @@ class _Run:
                 f"them to its end."
             )
 
-    def _load_weights(self, shardings: TrainState) -> None:
-        config = self._config
-        if not config.init_from:
-            if config.backbone.norm == "frozen_bn":
-                raise ValueError(
-                    "`backbone.norm` is 'frozen_bn', whose statistics come with "
-                    "pretrained weights; expected `init_from` to name their file, or "
-                    "'group_norm'."
-                )
-            return
-        from dcn_jax.weights import init_from
-
-        state = self._state
-        model = self._skeleton.model({**state.params, **state.frozen})
-        init_from(model.backbone, config.init_from)
+    def _load_weights(
+        self, weights: dict[str, np.ndarray], shardings: TrainState
+    ) -> None:
+        """Puts arrays by dotted path in the place of the fresh ones."""
 
         def loaded(own: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
-            values = {
+            return own | {
                 path: jax.make_array_from_callback(
-                    value.shape, place[path], np.asarray(value).__getitem__
+                    value.shape, place[path], value.__getitem__
                 )
-                for name, value in variables_of(model.backbone).items()
-                if (path := f"backbone.{name}") in own
+                for path, value in weights.items()
+                if path in own
             }
-            return own | values
 
+        state = self._state
         self._state = state._replace(
             params=loaded(state.params, shardings.params),
             frozen=loaded(state.frozen, shardings.frozen),
@@ -208,7 +204,9 @@ class _Run:
             self._step += 1
             self._window.append(metrics)
             # Bounds how many batches wait on the devices.
-            jax.block_until_ready(self._window[max(0, len(self._window) - 2)])
+            behind = min(len(self._window), 2) - 1
+            done = jax.block_until_ready(self._window[-1 - behind])
+            self._skipped.update(self._step - behind, int(done["skipped"]))
             if batch.images.shape in seen_shapes:
                 clock.step()
             else:
@@ -220,6 +218,7 @@ class _Run:
             if self._step % config.log.every == 0 or last:
                 self._report(batch, clock)
                 stop = sigterm.received_anywhere()
+            self._skipped.check(config.optim.lr)
             if self._step % config.checkpoint.every == 0 or last or stop:
                 self._save()
             if stop and not last:
@@ -231,7 +230,16 @@ class _Run:
 
     def _report(self, batch: Batch, clock: Clock) -> None:
         """Logs what happened since the last report."""
-        scalars = _mean(_floats(self._window))
+        window = _floats(self._window)
+        scalars = _mean(window)
+        self._skipped.update(self._step, int(scalars["skipped"]))
+        if self._skipped.count >= len(window):
+            _log.warning(
+                "WARNING: the last %d steps were all skipped, as loss or gradient was "
+                "not finite; %d of them end the run",
+                self._skipped.count,
+                SkippedInARow.LIMIT,
+            )
         self._window = []
         scalars["images/s"], left = clock.tick(self._step)
         log_line(self._step, self._steps, scalars, left)
@@ -291,6 +299,19 @@ class _SigTerm:
             return self.received
         answers = multihost_utils.process_allgather(np.asarray([self.received]))
         return bool(answers.any())
+
+
+def _say_low_rate(config: ConfigDict, steps: int) -> None:
+    """Logs where no step of the run has the rate that the configuration asks for."""
+    highest = highest_rate(config.optim, steps)
+    if highest < (1 - 1e-6) * config.optim.lr:
+        _log.warning(
+            "WARNING: the learning rate never reaches `optim.lr`, %g: in the %d steps "
+            "of the run it is %.3g at most (`optim.warmup_steps` is %d, "
+            "`optim.decay_at` %s)",
+            config.optim.lr, steps, highest, config.optim.warmup_steps,
+            tuple(config.optim.decay_at),
+        )  # fmt: skip
 
 
 def _floats(window: list[Metrics]) -> list[dict[str, float]]:

@@ -170,11 +170,15 @@ def test_bad_input_gets_one_line(run, folder, tmp_path):
 
     missing, data, new = tmp_path / "missing", tmp_path / "data", tmp_path / "run"
     cap, scale = "--config.data.max_pixels=9000", "--config.backbone.mask_scale=2"
+    weights = f"--config.init_from={folder / 'resnet.safetensors'}"
     cases = [
-        (start(missing, data, new), "missing': no such folder"),
-        (start(broken, data, new), f"{image.name} is broken"),
-        (start(unknown, data, new), "annotation 1007: unknown category id 4"),
-        (start(good, data, new, cap), "at most 9000 are allowed"),
+        (start(missing, data, new, weights), "missing': no such folder"),
+        (
+            start(broken, data, new, weights),
+            f"{image.name} is not a JPEG or PNG image, or its header is broken",
+        ),
+        (start(unknown, data, new, weights), "annotation 1007: unknown category id 4"),
+        (start(good, data, new, weights, cap), "at most 9000 are allowed"),
         (start(good, folder / "data", run[0], scale), "`backbone.mask_scale` was 1"),
     ]
     for process, message in cases:

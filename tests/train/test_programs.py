@@ -1,16 +1,20 @@
 """What train.main, train.evaluate and train.predict do, called in this process."""
 
 import json
+import logging
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import flagsaver
 from coco_folder import write_coco_folder
 
 from tests.train import double
-from train import cli, evaluate, inputs, loop, model, predict
+from train import cli, evaluate, inputs, loop, model, predict, sharding
 from train.configs import coco_faster_rcnn, digits
+from train.metrics import read_metrics
+from train.step import SkippedInARow
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,13 @@ def command_line(trained, monkeypatch):
     return say
 
 
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """Returns what was logged, as one text."""
+    monkeypatch.setattr(logging.getLogger("train"), "propagate", True)
+    return lambda: "\n".join(r.getMessage() for r in caplog.records)
+
+
 def test_evaluate_repeats_the_evaluation_of_the_run(trained, command_line):
     _, workdir = trained
     written = (workdir / "evaluation.json").read_text()
@@ -64,6 +75,48 @@ def test_evaluate_repeats_the_evaluation_of_the_run(trained, command_line):
     first = json.loads(written)
     assert again["step"] == first["step"] == 4
     assert again["bbox"] == pytest.approx(first["bbox"])
+
+
+class Diverging(double.TinyDetector):
+    def losses(self, batch, key):
+        return {n: v * jnp.nan for n, v in super().losses(batch, key).items()}
+
+
+def test_a_run_that_only_skips_ends(trained, command_line, tmp_path, monkeypatch, said):
+    config = trained[0].copy_and_resolve_references()
+    config.steps = 50
+    monkeypatch.setattr(SkippedInARow, "LIMIT", 6)
+    monkeypatch.setattr(model, "build_detector", lambda c, n, r: Diverging(n, r))
+    with pytest.raises(ValueError, match=r"The last 6 steps, up to step 6, .*diverged"):
+        loop.train(config, tmp_path)
+    assert "WARNING: the last 4 steps were all skipped, as loss or gradient" in said()
+    # The warm-up of the demo's recipe is longer than this run.
+    assert (
+        "WARNING: the learning rate never reaches `optim.lr`, 0.001: in the 50 steps "
+        "of the run it is 0.000406 at most (`optim.warmup_steps` is 100, "
+    ) in said()
+    records = [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+    assert records == [2, 4, 6]
+
+
+def test_evaluate_says_of_what_and_writes_elsewhere(trained, command_line, tmp_path):
+    config, workdir = trained
+    config = config.copy_and_resolve_references()
+    config.data.eval_split = "train"
+    command_line(config, workdir)
+    written = (workdir / "evaluation.json").read_text()
+    output = tmp_path / "new" / "train"
+    with flagsaver.flagsaver(output=str(output)):
+        evaluate.main([])
+    assert (workdir / "evaluation.json").read_text() == written
+    assert json.loads(written)["data"]["split"] == "test"
+    assert json.loads((output / "evaluation.json").read_text())["data"] == {
+        "name": "deformed_digits",
+        "split": "train",
+        "options": config.data.options.to_dict(),
+        "images": 8,
+    }
+    assert (output / "detections.json").exists()
 
 
 def test_predict_draws_and_lists_in_pixels_of_the_file(command_line, tmp_path):
@@ -104,23 +157,87 @@ def test_predict_turns_a_photograph_upright(command_line, tmp_path, monkeypatch)
     assert found[0]["bbox"] == pytest.approx([0, 0, 40, 80], rel=1e-3)
 
 
-def test_predict_refuses_bad_files(command_line, trained, tmp_path):
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with a good and a broken image, and files that are none."""
+    folder = tmp_path / "pictures"
+    (folder / "inner.jpg").mkdir(parents=True)
+    cv2.imwrite(str(folder / "good.PNG"), np.zeros((30, 30, 3), np.uint8))
+    encoded = cv2.imencode(".jpg", np.zeros((99, 99, 3)))[1].tobytes()
+    (folder / "broken.jpg").write_bytes(encoded[:200])
+    (folder / "notes.txt").touch()
+    (folder / "._good.jpg").touch()
+    return folder
+
+
+def test_a_broken_file_loses_nothing_that_was_found(command_line, pictures, tmp_path):
+    output = tmp_path / "out"
+    good, broken = str(pictures / "good.PNG"), str(pictures / "broken.jpg")
+    with (
+        flagsaver.flagsaver(output=str(output), score=0.0),
+        pytest.raises(ValueError, match=r"2 of 4 images .*broken\.jpg.* 1 more"),
+    ):
+        predict.main([good, broken, good, broken])
+    found = json.loads((output / "predictions.json").read_text())
+    assert [f["file_name"] for f in found] == [good] * 4
+    drawn = {path.name for path in output.glob("*.png")}
+    assert drawn == {"000_good.png", "002_good.png"}
+
+
+def test_a_picture_that_cannot_be_written_loses_nothing(
+    command_line, pictures, tmp_path
+):
+    output = tmp_path / "out"
+    (output / "000_good.png").mkdir(parents=True)
+    with (
+        flagsaver.flagsaver(output=str(output), score=0.0),
+        pytest.raises(ValueError, match=r"1 of 1 images failed: .*000_good\.png"),
+    ):
+        predict.main([str(pictures / "good.PNG")])
+    assert len(json.loads((output / "predictions.json").read_text())) == 2
+
+
+def test_a_folder_stands_for_its_images(pictures, tmp_path):
+    names = ["broken.jpg", "good.PNG"]
+    found = predict.image_files([str(pictures / "good.PNG"), str(pictures)])
+    assert found == [str(pictures / name) for name in ["good.PNG", *names]]
+    with pytest.raises(ValueError, match=r"inner\.jpg has no image file"):
+        predict.image_files([str(pictures / "inner.jpg")])
+
+
+def test_a_long_name_is_cut_in_the_picture(command_line, tmp_path):
+    path = tmp_path / ("ü" * 123 + ".jpg")
+    path.write_bytes(cv2.imencode(".jpg", np.zeros((30, 30, 3)))[1].tobytes())
+    with flagsaver.flagsaver(output=str(tmp_path), score=0.0):
+        predict.main([str(path)])
+    assert (tmp_path / f"000_{'ü' * 100}.png").exists()
+
+
+def test_predict_refuses_what_is_wrong_at_once(
+    command_line, trained, pictures, tmp_path
+):
     config, workdir = trained
-    good = tmp_path / "good.png"
-    cv2.imwrite(str(good), np.zeros((30, 30, 3), np.uint8))
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(cv2.imencode(".jpg", np.zeros((99, 99, 3)))[1].tobytes()[:200])
-    with pytest.raises(ValueError, match=r"broken\.jpg"):
-        predict.main([str(good), str(broken)])
+    good = str(pictures / "good.PNG")
     with pytest.raises(FileNotFoundError, match=r"nothing\.jpg"):
-        predict.main([str(tmp_path / "nothing.jpg")])
+        predict.main([good, str(tmp_path / "nothing.jpg")])
     with pytest.raises(ValueError, match="image files"):
         predict.main([])
+    for score in (50, float("nan")):
+        with (
+            flagsaver.flagsaver(score=score),
+            pytest.raises(
+                ValueError, match=f"`--score` is {score}; expected .* 0 to 1"
+            ),
+        ):
+            predict.main([good])
     small = config.copy_and_resolve_references()
     small.data.max_pixels = 800
     command_line(small, workdir)
-    with pytest.raises(ValueError, match=r"30 x 30 pixels; at most 800"):
-        predict.main([str(good)])
+    with (
+        flagsaver.flagsaver(output=str(tmp_path / "out")),
+        pytest.raises(ValueError, match=r"30 x 30 pixels; at most 800"),
+    ):
+        predict.main([good])
 
 
 def test_a_checkpoint_of_another_model_is_refused(command_line, trained):
@@ -137,14 +254,14 @@ def test_a_checkpoint_of_other_categories_is_refused(
     command_line, trained, monkeypatch, program
 ):
     config, workdir = trained
-    open_source = inputs.open_source
+    opened = inputs.DataSet.open
 
-    def swapped(config, split):
-        source = open_source(config, split)
+    def swapped(self):
+        source = opened(self)
         source.categories[0], source.categories[1] = source.categories[1::-1]
         return source
 
-    monkeypatch.setattr(inputs, "open_source", swapped)
+    monkeypatch.setattr(inputs.DataSet, "open", swapped)
     with pytest.raises(ValueError, match=r"\(id, name\) to differ was \(1, '0'\)"):
         if program == "evaluate":
             evaluate.main([])
@@ -200,10 +317,100 @@ def coco_config(folder):
     return config
 
 
-def test_frozen_norms_need_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "build_detector", _double)
-    with pytest.raises(ValueError, match=r"'frozen_bn', .*expected `init_from` to"):
-        loop.train(coco_config(tmp_path), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, r"'frozen_bn', .*expected `init_from` to"),
+        ({"init_from": "nowhere.pth"}, r"nowhere\.pth"),
+        ({"init_from": __file__}, r"test_programs\.py"),
+        ({"batch_size": 7}, "`batch_size` is 7; expected a multiple of the 8 devices"),
+        ({"eval.batch_size": 9}, "`eval.batch_size` is 9; expected a multiple of the"),
+        ({"mesh.model": 3}, "`mesh.model` is 3; expected a divisor of the 8 devices"),
+        ({"optim.name": "lion"}, "`optim.name` is 'lion'; expected 'sgd' or 'adamw'"),
+        ({"dtype": "float16"}, "`dtype` is 'float16'; expected one of"),
+        ({"backbone.norm": "batch_norm"}, "`norm` is 'batch_norm'; expected one of"),
+        ({"backbone.depths": (1, 1, 1)}, r"`depths` is \(1, 1, 1\); expected 4 pos"),
+        ({"backbone.offset_groups": 3}, "`offset_groups` is 3; expected a divisor of"),
+        ({"detector.roi_pooling": "max"}, "`roi_pooling` is 'max'; expected one of"),
+        ({"data.name": "voc"}, "`name` is 'voc'; expected one of"),
+        ({"data.options.foldr": "x"}, "did you mean `data.options.folder`"),
+        ({"data.options.images": 3}, "`data.options.images` is 3; expected a string"),
+    ],
+)
+def test_what_can_be_known_is_said_before_data_are_prepared(tmp_path, fields, message):
+    config = coco_config(tmp_path)
+    config.backbone.depths = (1, 1, 1, 1)
+    with config.data.options.unlocked(), config.data.options.ignore_type():
+        config.data.options.foldr = config.data.options.images = "{split}"
+        if "data.options.foldr" not in fields:
+            del config.data.options.foldr
+        config.update_from_flattened_dict(fields)
+    if config.init_from == "" and fields:
+        config.backbone.norm = fields.get("backbone.norm", "group_norm")
+    with pytest.raises((ValueError, OSError), match=message):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: c.pop(1),
+            "id 18 is 'square' in 'train2017' and missing in 'val2017'",
+        ),
+        (
+            lambda c: c[0].update(name="x" * 9**6),
+            "id 1 is 'disc' in 'train2017' and 'xx",
+        ),
+        (
+            lambda c: c.append({"id": 99, "name": "y"}),
+            "id 99 is missing in 'train2017'",
+        ),
+        (lambda c: c.clear(), "`categories` is empty"),
+    ],
+)
+def test_categories_of_both_splits_are_compared_first(tmp_path, change, message):
+    config = coco_config(tmp_path)
+    config.backbone.norm = "group_norm"
+    config.backbone.depths = (1, 1, 1, 1)
+    path = tmp_path / "coco" / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = []
+    change(content["categories"])
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as caught:
+        loop.train(config, tmp_path / "run")
+    assert len(str(caught.value)) < 500
+    assert not (tmp_path / "data" / "coco_instances").exists()
+
+
+def test_a_split_of_the_digits_is_known_before_they_are_made(tmp_path):
+    config = digits.get_config()
+    config.data.data_dir = str(tmp_path)
+    config.data.eval_split = "val"
+    config.eval.batch_size = 8
+    with pytest.raises(ValueError, match="`split` is 'val'; deformed_digits has test"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "deformed_digits").exists()
+
+
+class Empty:
+    """A split without boxes."""
+
+    num_boxes = np.zeros(3, np.int64)
+
+    def __len__(self):
+        return 3
+
+
+def test_a_split_without_boxes_is_said(said):
+    config = coco_faster_rcnn.get_config()
+    with pytest.raises(ValueError, match=r"'train2017' .* no box to .* its 3 images"):
+        inputs.open_train_loader(config, Empty())
+    skeleton = model.Skeleton(lambda rngs: double.TinyDetector(3, rngs))
+    evaluate.Evaluator(config, skeleton, sharding.make_mesh(), Empty())
+    assert "WARNING: the split 'val2017' has no box to find" in said()
 
 
 @pytest.mark.parametrize("field", ["log.every", "checkpoint.every", "checkpoint.keep"])
@@ -211,13 +418,14 @@ def test_frozen_norms_need_weights(tmp_path, monkeypatch):
 def test_counts_below_1_are_refused(tmp_path, field, value):
     config = digits.get_config()
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(ValueError, match=f"`{field}` is {value}; expected at least 1"):
+    with pytest.raises(ValueError, match=f"`{field}` is {value}; expected a 32-bit"):
         loop.train(config, tmp_path / "run")
 
 
 def test_a_missing_folder_is_refused(tmp_path):
     config = coco_faster_rcnn.get_config()
     config.batch_size = 8
+    config.backbone.norm = "group_norm"
     config.data.data_dir = str(tmp_path)
     config.data.options.folder = str(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere"):

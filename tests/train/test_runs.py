@@ -137,7 +137,7 @@ MISTAKES = {
     "--config.steps=many": "--config.steps=many",
     "--config=train/configs/digits.py:wrong": "digits.py:wrong: expected",
     "--config=train/configs/none.py": "none.py",
-    "--config.batch_size=-1": "`batch_size` is -1; expected a multiple",
+    "--config.batch_size=-1": "`batch_size` is -1; expected an integer",
 }
 
 

@@ -73,6 +73,21 @@ class CocoInstancesConfig(PreparedConfig):
         # State of what was read: the JSON's digest, and by file name size and time.
         self.read_json = ""
         self.read_images: dict[str, list[int]] = {}
+        self._instances: coco_annotations.Instances | None = None
+
+    def categories(self, split: str) -> list[dict[str, Any]]:
+        """Those of the JSON, whose content is kept until it is prepared."""
+        del split
+        self._instances = self.read_instances()
+        return self._instances.categories
+
+    def read_instances(self) -> coco_annotations.Instances:
+        """Reads the JSON, or hands over what was read already."""
+        instances, self._instances = self._instances, None
+        if instances is None:
+            self.read_json = json_digest(self.json_path)
+            instances = coco_annotations.read_instances(self.json_path, self.max_pixels)
+        return instances
 
     @property
     def changes(self) -> bool:
@@ -88,11 +103,15 @@ class CocoInstancesConfig(PreparedConfig):
         try:
             images = origin["images"].items()
             same = origin["annotations"] == json_digest(self.json_path)
-            return same and all(
+            current = same and all(
                 file_state(self.image_folder / name) == state for name, state in images
             )
         except (OSError, KeyError, TypeError, AttributeError):
             return False
+        if current:
+            # Another process has prepared what this one was about to.
+            self._instances = None
+        return current
 
 
 def json_digest(path: Path) -> str:
@@ -134,8 +153,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         config = self._config
-        config.read_json = json_digest(config.json_path)
-        content = coco_annotations.read_instances(config.json_path, config.max_pixels)
+        content = config.read_instances()
         metadata = cast(tfds.core.MetadataDict, self.info.metadata)
         metadata.update(examples.metadata(content.categories))
         index = examples.start_index(self.info, config.split)

@@ -43,6 +43,13 @@ class DeformedDigitsConfig(PreparedConfig):
                 raise ValueError(f"`{field}` is {getattr(self, field)}; expected >= 1")
         self.name = f"{self.train_images}_{self.test_images}_seed{self.seed}"
 
+    def categories(self, split: str) -> list[dict[str, Any]]:
+        """The ten digits."""
+        if split not in _SPLITS:
+            known = ", ".join(sorted(_SPLITS))
+            raise ValueError(f"`split` is {split!r}; deformed_digits has {known}")
+        return [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+
 
 class DeformedDigits(tfds.core.GeneratorBasedBuilder):
     """256x256 RGB images with 2 to 4 digits each; categories 1..10 are "0".."9"."""
@@ -54,7 +61,7 @@ class DeformedDigits(tfds.core.GeneratorBasedBuilder):
         super().__init__(config=self._config, **options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+        categories = self._config.categories("train")
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,

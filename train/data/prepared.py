@@ -30,6 +30,8 @@ from dcn_jax.quoting import one_line
 _log = logging.getLogger("train")
 
 _MANIFEST = "prepared.json"
+# What a folder that cannot be written to answers.
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -46,6 +48,18 @@ class PreparedConfig(tfds.core.BuilderConfig):
         """Whether a copy with this `origin` is still what preparing would give."""
         del origin
         return True
+
+    def categories(self, split: str) -> list[dict[str, Any]]:
+        """`{"id", "name"}` of the categories, as they are before anything is prepared.
+
+        Args:
+          split: The split that is to be read.
+
+        Raises:
+          ValueError: There is no such split, or the data set is at fault.
+          OSError: It cannot be read.
+        """
+        raise NotImplementedError
 
     @property
     def changes(self) -> bool:
@@ -91,6 +105,23 @@ class Copy:
         return ValueError(text)
 
 
+def find_copy(
+    builder_class: type[tfds.core.GeneratorBasedBuilder],
+    config: PreparedConfig,
+    data_dir: Path,
+) -> Copy | None:
+    """Opens the current copy of a data set, if there is one; see `open_copy`."""
+    store = _Store(builder_class, config, data_dir)
+    try:
+        with store.locked():
+            return store.open()
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+        # What is there can be read all the same.
+        return store.open()
+
+
 def open_copy(
     builder_class: type[tfds.core.GeneratorBasedBuilder],
     config: PreparedConfig,
@@ -115,7 +146,7 @@ def open_copy(
             stack.enter_context(store.locked())
         except OSError as error:
             # On a disk that cannot be written, what is there can be read all the same.
-            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            if error.errno not in _READ_ONLY:
                 raise
             copy = store.open()
             if copy is None:

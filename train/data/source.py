@@ -1,7 +1,9 @@
 """Random access to a prepared data set: decoded images with their usable boxes."""
 
+import dataclasses
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -11,11 +13,14 @@ import tensorflow_datasets as tfds
 from train.data import examples, prepared, transforms
 from train.data.coco_instances import CocoInstances, CocoInstancesConfig
 from train.data.deformed_digits import DeformedDigits, DeformedDigitsConfig
+from train.rules import check_fields, rule_of_type
 
 _BUILDERS = {
     "deformed_digits": (DeformedDigits, DeformedDigitsConfig),
     "coco_instances": (CocoInstances, CocoInstancesConfig),
 }
+# Fields of their configurations that are arguments of `make_source`.
+_OF_MAKE_SOURCE = {"split", "max_pixels", "upright"}
 
 
 class Example(NamedTuple):
@@ -145,6 +150,88 @@ class OrientationWarning(UserWarning):
     """Photographs have an orientation tag that is not applied."""
 
 
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses options that a data set does not have, or of a wrong type.
+
+    Args:
+      name: As in `make_source`.
+      options: As in `make_source`.
+
+    Raises:
+      ValueError: One line that names what is wrong as a field of `data.options`.
+    """
+    inherited = {f.name for f in dataclasses.fields(tfds.core.BuilderConfig)}
+    rules = {
+        field.name: rule_of_type(field.type)
+        for field in dataclasses.fields(_classes(name)[1])
+        if field.name not in inherited | _OF_MAKE_SOURCE
+    }
+    check_fields("data.options", options, rules)
+
+
+def _classes(name: str) -> tuple[type, type]:
+    """Returns the builder of a data set, and its configuration."""
+    if name not in _BUILDERS:
+        raise ValueError(f"`name` is {name!r}; expected one of {', '.join(_BUILDERS)}")
+    return _BUILDERS[name]
+
+
+class DataSet:
+    """A split of a data set that may be still to prepare.
+
+    Attributes:
+      categories: As those of the `Source`, known before an image is read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        data_dir: str | Path,
+        *,
+        max_pixels: int = transforms.MAX_PIXELS,
+        upright: bool = False,
+        **options: Any,
+    ):
+        """Looks for the split; see `make_source`."""
+        self._builder_class, config_class = _classes(name)
+        if name == "coco_instances":
+            fields = {"split": split, "max_pixels": max_pixels, "upright": upright}
+            options = {**fields, **options}
+        try:
+            self._config = config_class(**options)
+        except TypeError as error:
+            raise ValueError(f"options of {name}: {error}") from error
+        self._name, self._split = name, split
+        self._data_dir = Path(data_dir).expanduser().absolute()
+        self._max_pixels, self._upright = max_pixels, upright
+        self._copy = prepared.find_copy(
+            self._builder_class, self._config, self._data_dir
+        )
+        if self._copy is None:
+            self.categories = self._config.categories(split)
+        else:
+            metadata = cast(tfds.core.MetadataDict, self._copy.builder.info.metadata)
+            self.categories = list(metadata["categories"])
+
+    def open(self) -> Source:
+        """Opens the split, and prepares it first where it is not."""
+        copy = self._copy or prepared.open_copy(
+            self._builder_class, self._config, self._data_dir
+        )
+        source = Source(copy, self._split, self._max_pixels, upright=self._upright)
+        if source.tagged and not self._upright:
+            where = getattr(self._config, "image_folder", self._name)
+            warnings.warn(
+                f"{self._split}: images with an orientation tag (Exif), which is not"
+                f" applied: {source.tagged} in {where}. If the annotations mean the"
+                " images as they are shown, set `upright`",
+                OrientationWarning,
+                stacklevel=3,
+            )
+        return source
+
+
 def make_source(
     name: str,
     split: str,
@@ -170,25 +257,6 @@ def make_source(
       OSError: If a folder or file of the user's data set is missing, or a prepared one
         cannot be written.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"`name` is {name!r}; expected one of {', '.join(_BUILDERS)}")
-    builder_class, config_class = _BUILDERS[name]
-    if name == "coco_instances":
-        fields = {"split": split, "max_pixels": max_pixels, "upright": upright}
-        options = {**fields, **options}
-    try:
-        config = config_class(**options)
-    except TypeError as error:
-        raise ValueError(f"options of {name}: {error}") from error
-    data_dir = Path(data_dir).expanduser().absolute()
-    copy = prepared.open_copy(builder_class, config, data_dir)
-    source = Source(copy, split, max_pixels, upright=upright)
-    if source.tagged and not upright:
-        warnings.warn(
-            f"{split}: images with an orientation tag (Exif), which is not applied:"
-            f" {source.tagged} in {getattr(config, 'image_folder', name)}. If the"
-            " annotations mean the images as they are shown, set `upright`",
-            OrientationWarning,
-            stacklevel=2,
-        )
-    return source
+    return DataSet(
+        name, split, data_dir, max_pixels=max_pixels, upright=upright, **options
+    ).open()
