@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -34,18 +34,20 @@ def config() -> ConfigDict:
 
 def workdir() -> Path:
     """Returns the folder of the run."""
-    return Path(_WORKDIR.value or Path("runs") / config().name)
+    return Path(_WORKDIR.value or Path("runs") / config().name).expanduser()
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Parses the flags and calls `main` with the remaining arguments.
 
     Mistakes that a user can mend (ValueError, TypeError, OSError) end the program
-    with status 1 and one line on stderr; other exceptions show their traceback.
+    with status 1 and one line on stderr; Ctrl-C ends it without one; other exceptions
+    show their traceback.
     """
     # A user reads the run's lines, not those of every library beneath it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    # What they log as errors they also raise.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log = logging.getLogger("train")
@@ -62,7 +64,14 @@ def run(main: Callable[[list[str]], None]) -> None:
                 raise
             _fail(error)
 
+    sys.excepthook = _show
     app.run(guarded, flags_parser=_parse)
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    # Python ends by the signal itself, so a shell's loop over runs ends too.
+    if _TRACEBACK.value or not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _parse(argv: list[str]) -> list[str]:

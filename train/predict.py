@@ -6,6 +6,11 @@ predictions.json: a list of {"file_name", "label", "category_id", "bbox", "score
 boxes as x, y, width, height in pixels of the image as it is shown (upright).
 """
 
+if __name__ == "__main__":
+    from train import interrupt
+
+    interrupt.end_at_once()
+
 import json
 import logging
 from pathlib import Path
@@ -14,7 +19,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from train import cli, draw, sharding
+from train import cli, draw, interrupt, sharding
 from train.data import transforms
 from train.evaluate import load_variables, make_detect, original_boxes
 
@@ -24,19 +29,19 @@ _OUTPUT = flags.DEFINE_string("output", "predictions", "Folder for what is found
 _SCORE = flags.DEFINE_float("score", 0.5, "Lowest score of what is drawn and listed.")
 
 
+@interrupt.interruptible
 def main(arguments: list[str]) -> None:
     """Writes pictures and predictions.json for the images named as arguments."""
     if not arguments:
         raise ValueError("Expected image files as arguments.")
-    config, output = cli.config(), Path(_OUTPUT.value)
+    config, output = cli.config(), Path(_OUTPUT.value).expanduser()
     data = config.data
     # Before the model is loaded: mistakes show at once.
     for path in arguments:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such image file")
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    step, skeleton, variables, description = load_variables(config, cli.workdir(), mesh)
-    _log.info("using the checkpoint of step %d", step)
+    _, skeleton, variables, description = load_variables(config, cli.workdir(), mesh)
     categories = description["categories"]
     names = [category["name"] for category in categories]
     detect = make_detect(skeleton, mesh)
