@@ -65,7 +65,13 @@ def run(main: Callable[[list[str]], None]) -> None:
             _fail(error)
 
     sys.excepthook = _show
-    app.run(guarded, flags_parser=_parse)
+    # Shells expand the `~` of an argument, but not behind `--config=`.
+    argv = [
+        f"{flag}={Path(value).expanduser()}" if flag.lstrip("-") == "config" else given
+        for given in sys.argv
+        for flag, _, value in [given.partition("=")]
+    ]
+    app.run(guarded, argv=argv, flags_parser=_parse)
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -1,5 +1,6 @@
 """From a configuration to data: sources, training batches, evaluation batches."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,8 +18,13 @@ from train.data.source import Source, make_source
 def open_source(config: ConfigDict, split: str) -> Source:
     """Opens (and first prepares, where it is not yet) a split of the data set."""
     data = config.data
+    # Options may be paths, which a shell does not expand within --config.FIELD=...
+    options = {
+        name: os.path.expanduser(value) if isinstance(value, str) else value
+        for name, value in data.options.items()
+    }
     return make_source(
-        data.name, split, data.data_dir, max_pixels=data.max_pixels, **data.options
+        data.name, split, data.data_dir, max_pixels=data.max_pixels, **options
     )
 
 

@@ -115,9 +115,9 @@ class Interrupts:
     def _answer(self, reader: int) -> None:
         count = 0
         while number := os.read(reader, 1):
-            count += number[0] == signal.SIGINT
-            if number[0] == signal.SIGINT and count == 1:
-                first = "saving after this step" if self._held else "ending"
-                _log.info("Ctrl-C: %s; once more ends at once", first)
-            elif count > 1:
+            if number[0] != signal.SIGINT:
+                continue
+            count += 1
+            if count > 1:
                 os._exit(128 + signal.SIGINT)
+            _log.info("Ctrl-C: ending as soon as it can; once more ends at once")

@@ -23,6 +23,7 @@ from train.interrupt import Interrupts
 from train.metrics import Clock, MetricWriter, log_line, read_metrics
 from train.model import Skeleton, build_skeleton, describe, variables_of
 from train.optim import learning_rate, make_optimizer, trainable
+from train.resume import say_changes
 from train.step import Metrics, TrainState, init_state, make_train_step
 
 _log = logging.getLogger("train")
@@ -60,7 +61,8 @@ def _train(config: ConfigDict, workdir: Path, interrupts: Interrupts) -> None:
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
     if config.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+        folder = Path(config.compile_cache).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     source = inputs.open_source(config, config.data.train_split)
     held_out = inputs.open_source(config, config.data.eval_split)
     if held_out.categories != source.categories:
@@ -135,6 +137,19 @@ class _Run:
             self._loader.set_state(place["data"])
             self._window = place["window"]
             _log.info("going on from the checkpoint of step %d", step)
+            say_changes(
+                self._checkpoints.description(step)["config"],
+                self._description["config"],
+                steps_were=place.get("steps", self._steps),
+                steps=self._steps,
+            )
+            if step > self._steps:
+                _log.warning(
+                    "WARNING: the checkpoint of step %d is beyond the run's %d steps; "
+                    "no step is left",
+                    step,
+                    self._steps,
+                )
         self._step = step
         active = jax.process_index() == 0
         if active:
@@ -187,7 +202,7 @@ class _Run:
 
         state = self._state
         model = self._skeleton.model({**state.params, **state.frozen})
-        init_from(model.backbone, config.init_from)
+        init_from(model.backbone, Path(config.init_from).expanduser())
 
         def loaded(own: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
             values = {
@@ -264,7 +279,11 @@ class _Run:
         self._checkpoints.close()
 
     def _save(self) -> None:
-        place = {"data": self._loader.get_state(), "window": _floats(self._window)}
+        place = {
+            "data": self._loader.get_state(),
+            "window": _floats(self._window),
+            "steps": self._steps,
+        }
         self._checkpoints.save(self._state, place, self._description)
 
     def _say_saved(self, interrupts: Interrupts) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,27 +56,58 @@ class MetricWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a metrics.jsonl, without a last one cut short."""
-    records = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return records
+    """Returns the records of a metrics.jsonl, without lines that are none."""
+    return [r for r in map(_record, _lines(path)) if r is not None]
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Returns the lines of a file, without a last one cut short; none without one."""
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    return lines if _record(last) is None else [*lines, last]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Returns the record that `MetricWriter.write` wrote as this line, or None."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    # What is drawn as a curve must be a number; a bool is an int to Python.
+    largest = sys.float_info.max
+    numbers = [value for value in record.values() if value is not None]
+    fine = all(type(n) in (int, float) and -largest <= n <= largest for n in numbers)
+    return record if fine and record["step"] >= 0 else None
 
 
 def cut_after(path: Path, step: int) -> None:
     """Drops what a metrics.jsonl says of steps after `step`, and of its evaluation.
 
-    The evaluation of a step comes after its checkpoint, and is made again.
+    The evaluation of a step comes after its checkpoint, and is made again. Lines that
+    are no records, as of an editor or a failing disk, are dropped, and this is logged.
     """
+    records = [_record(line) for line in _lines(path)]
+    odd = [number for number, record in enumerate(records, 1) if record is None]
+    if odd:
+        _log.warning(
+            "WARNING: dropped %d lines of %s that are no records of a step; the first "
+            "was line %d",
+            len(odd),
+            path,
+            odd[0],
+        )
     kept = [
         record
-        for record in read_metrics(path)
-        if record["step"] < step
-        or (record["step"] == step and not any(k.startswith("bbox/") for k in record))
+        for record in records
+        if record is not None
+        and (
+            record["step"] < step
+            or (
+                record["step"] == step
+                and not any(k.startswith("bbox/") for k in record)
+            )
+        )
     ]
     # A file that is replaced whole is never found half written.
     temporary = path.with_suffix(".tmp")

@@ -65,3 +65,36 @@ def test_clock_leaves_compilation_and_saving_out(monkeypatch):
     speed, left = clock.tick(20)
     assert speed == pytest.approx(4 / 3)
     assert left == pytest.approx(80 * 2.0)
+
+
+ODD = (
+    b"7",
+    b"null",
+    b"[]",
+    b"{}",
+    b"\xff\xfe\x00\x81",
+    b'{"step": "10", "loss": 1.0}',
+    b'{"step": true}',
+    b'{"step": -3}',
+    b'{"step": 10, "loss": "low"}',
+    b'{"step": 10, "loss": 1' + b"0" * 400 + b"}",
+    b"[" * 100_000,
+    b"9" * 5000,
+    b'{"step": 10, "lo',
+)
+
+
+def test_odd_lines_are_dropped_and_said(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    kept = [{"step": 10, "loss": 1.0}, {"step": 20, "loss": None}]
+    first, second = (json.dumps(record).encode() for record in kept)
+    path.write_bytes(b"\n".join([first, *ODD, second]))
+    with caplog.at_level("WARNING", logger="train"):
+        MetricWriter(tmp_path, step=20, active=True).close()
+    assert read_metrics(path) == kept
+    assert f"dropped {len(ODD)} lines of {path}" in caplog.text
+    assert "the first was line 2" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="train"):
+        MetricWriter(tmp_path, step=20, active=True).close()
+    assert not caplog.text
