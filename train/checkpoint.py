@@ -9,6 +9,7 @@ files are no longer what was written is named <step>.damaged by the run that fin
 
 import json
 import logging
+import os
 import shutil
 from itertools import zip_longest
 from pathlib import Path
@@ -146,7 +147,7 @@ class Checkpoints:
 
     def _free_name(self, name: str) -> Path:
         path, count = self.folder / name, 1
-        while path.exists():
+        while os.path.lexists(path):
             count += 1
             path = self.folder / f"{name}-{count}"
         return path

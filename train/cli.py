@@ -65,6 +65,8 @@ def run(main: Callable[[list[str]], None]) -> None:
             _fail(error)
 
     sys.excepthook = _show
+    # As of a library's thread that outlives its event loop after a full disk.
+    sys.unraisablehook = _show_unraisable
     # Shells expand the `~` of an argument, but not behind `--config=`.
     argv = [
         f"{flag}={Path(value).expanduser()}" if flag.lstrip("-") == "config" else given
@@ -78,6 +80,11 @@ def _show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     # Python ends by the signal itself, so a shell's loop over runs ends too.
     if _TRACEBACK.value or not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
+
+
+def _show_unraisable(unraisable: Any) -> None:
+    if _TRACEBACK.value:
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """What train.main, train.evaluate and train.predict do, called in this process."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -10,7 +11,10 @@ from coco_folder import write_coco_folder
 
 from tests.train import double
 from train import cli, evaluate, inputs, loop, model, predict
+from train.checkpoint import read_arrays
 from train.configs import coco_faster_rcnn, digits
+from train.metrics import read_metrics
+from train.workdir import claim
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +32,7 @@ def trained(tmp_path_factory):
             "data.options.test_images": 8,
             "log.every": 2,
             "log.offset_health_every": 0,
+            "checkpoint.every": 2,
             "eval.batch_size": 8,
             "eval.pictures": 0,
         }
@@ -164,6 +169,90 @@ def test_a_run_goes_on_with_the_same_optimiser(
     other.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=message):
         loop.train(other, workdir)
+
+
+def flip_a_byte(workdir, step):
+    """Damages the newest checkpoint where only its digests tell."""
+    path = workdir / "checkpoints" / str(step) / "place" / "metadata"
+    text = path.read_bytes()
+    path.write_bytes(text.replace(b"4", b"5", 1))
+    assert path.read_bytes() != text
+
+
+def test_a_run_goes_on_from_the_newest_sound_checkpoint(
+    trained, command_line, tmp_path, caplog
+):
+    config, straight = trained
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    flip_a_byte(workdir, 4)
+    damaged = r"checkpoints/4 is damaged: 'place/metadata' has other bytes.* step 2 is"
+    command_line(config, workdir)
+    for program in (evaluate.main, predict.main):
+        with pytest.raises(ValueError, match=damaged):
+            program([str(straight / "curves.png")] * (program is predict.main))
+    with caplog.at_level("INFO", logger="train"):
+        loop.train(config, workdir)
+    assert "the checkpoint of step 4 is damaged" in caplog.text
+    assert "going on from the checkpoint of step 2" in caplog.text
+    kept = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert kept == {"2", "4", "4.damaged"}
+    first, again = (
+        read_arrays(folder / "checkpoints" / "4") for folder in (straight, workdir)
+    )
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="train"):
+        evaluate.main([])
+    assert "using the checkpoint of step 4" in caplog.text
+
+
+def test_a_changed_run_goes_on_and_says_so(trained, command_line, tmp_path, caplog):
+    config, straight = trained
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict(
+        {
+            "steps": 5,
+            "batch_size": 16,
+            "data.canvases": ((64, 64),),
+            "data.short_sides": (48,),
+            "data.eval_short_side": 64,
+            "optim.lr": 0.002,
+        }
+    )
+    with caplog.at_level("INFO", logger="train"):
+        loop.train(other, workdir)
+    said = [m for m in caplog.messages if "not as in the checkpoint" in m]
+    assert len(said) == 1
+    for change in (
+        "the run had 4 steps, has 5",
+        f"`batch_size` was {config.batch_size}, is 16",
+        "`data.canvases` was [[",
+        "is [[64, 64]]",
+        f"`optim.lr` was {config.optim.lr}, is 0.002",
+        "`steps` was 4, is 5",
+    ):
+        assert change in said[0]
+    steps = [r["step"] for r in read_metrics(workdir / "metrics.jsonl")]
+    assert steps == [2, 4, 5, 5]
+    # Nothing is said of a run that goes on as it was, and nothing is left to do.
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="train"):
+        loop.train(other, workdir)
+    assert not caplog.messages
+    other.steps = 3
+    with caplog.at_level("WARNING", logger="train"):
+        loop.train(other, workdir)
+    assert "step 5 is beyond the run's 3 steps" in caplog.text
+
+
+def test_a_folder_in_use_is_refused(trained):
+    config, straight = trained
+    with claim(straight), pytest.raises(ValueError, match="in use by another run"):
+        loop.train(config, straight)
 
 
 def test_evaluate_refuses_arguments(command_line):
