@@ -47,11 +47,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
       OSError: A file or folder is missing or broken.
       KeyboardInterrupt: Ctrl-C was pressed; the state was saved, if there was any.
     """
-    with Interrupts() as interrupts, workdir_lock.claim(workdir):
-        _train(config, workdir, interrupts)
-
-
-def _train(config: ConfigDict, workdir: Path, interrupts: Interrupts) -> None:
     for field in ("log.every", "checkpoint.every", "checkpoint.keep"):
         section, name = field.split(".")
         if config[section][name] < 1:
@@ -63,6 +58,13 @@ def _train(config: ConfigDict, workdir: Path, interrupts: Interrupts) -> None:
     if config.compile_cache:
         folder = Path(config.compile_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    with Interrupts() as interrupts, workdir_lock.claim(workdir):
+        _train(config, workdir, mesh, interrupts)
+
+
+def _train(
+    config: ConfigDict, workdir: Path, mesh: Mesh, interrupts: Interrupts
+) -> None:
     source = inputs.open_source(config, config.data.train_split)
     held_out = inputs.open_source(config, config.data.eval_split)
     if held_out.categories != source.categories:
@@ -72,13 +74,13 @@ def _train(config: ConfigDict, workdir: Path, interrupts: Interrupts) -> None:
         )
     skeleton = build_skeleton(config, len(source.categories))
     evaluator = Evaluator(config, skeleton, mesh, held_out)
-    run = _Run(config, workdir, mesh, skeleton, source, evaluator)
-    try:
-        with interrupts.held():
+    with interrupts.held():
+        run = _Run(config, workdir, mesh, skeleton, source, evaluator)
+        try:
             if run.advance(interrupts):
                 run.finish()
-    finally:
-        run.close()
+        finally:
+            run.close()
 
 
 class _Run:
@@ -223,6 +225,9 @@ class _Run:
         """Steps to the end; returns False where a signal ended it before."""
         # A run that was stopped while it evaluated does so again.
         if not self._evaluate_if_due(interrupts):
+            return False
+        if _stopped(interrupts):
+            # It came before the first step: there is nothing new to save.
             return False
         config = self._config
         clock = Clock(config.batch_size, self._steps)

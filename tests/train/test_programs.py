@@ -4,6 +4,7 @@ import json
 import shutil
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -71,14 +72,17 @@ def test_evaluate_repeats_the_evaluation_of_the_run(trained, command_line):
     assert again["bbox"] == pytest.approx(first["bbox"])
 
 
-def test_predict_draws_and_lists_in_pixels_of_the_file(command_line, tmp_path):
+def test_predict_draws_and_lists_in_pixels_of_the_file(
+    command_line, tmp_path, monkeypatch
+):
     paths = []
     for name, shape in (("wide.jpg", (90, 300, 3)), ("tall.png", (500, 40, 3))):
         path = tmp_path / name
         cv2.imwrite(str(path), np.full(shape, 90, np.uint8))
         paths.append(str(path))
     output = tmp_path / "out"
-    with flagsaver.flagsaver(output=str(output), score=0.0):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with flagsaver.flagsaver(output="~/out", score=0.0):
         predict.main(paths)
     found = json.loads((output / "predictions.json").read_text())
     # The double finds two things in every image, each as large as the image.
@@ -284,6 +288,32 @@ def test_frozen_norms_need_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "build_detector", _double)
     with pytest.raises(ValueError, match=r"'frozen_bn', .*expected `init_from` to"):
         loop.train(coco_config(tmp_path), tmp_path / "run")
+
+
+def test_paths_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with flagsaver.flagsaver(workdir="~/runs/a"):
+        assert cli.workdir() == tmp_path / "runs" / "a"
+    config = coco_config(tmp_path)
+    (tmp_path / "photos").symlink_to(tmp_path / "coco")
+    (tmp_path / "weights.pth").write_bytes(b"x")
+    config.update_from_flattened_dict(
+        {
+            "init_from": "~/weights.pth",
+            "compile_cache": "~/programs",
+            "data.data_dir": "~/prepared",
+            "data.options.folder": "~/coco",
+        }
+    )
+    config.data.options.images = "~/photos/{split}"
+    monkeypatch.setattr(model, "build_detector", _double)
+    try:
+        with pytest.raises(ValueError, match=f"'{tmp_path}/weights.pth': it is not a"):
+            loop.train(config, tmp_path / "run")
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "programs")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+    assert (tmp_path / "prepared").is_dir()
 
 
 @pytest.mark.parametrize("field", ["log.every", "checkpoint.every", "checkpoint.keep"])

@@ -122,6 +122,14 @@ def test_ctrl_c_keeps_what_sigterm_keeps(terminal, data, tmp_path):
     saved = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
     assert 6 < saved < 24
 
+    process = launch.start(f"{DOUBLE} train.evaluate", data=data, workdir=tmp_path)
+    assert process.stderr is not None
+    while "using the checkpoint" not in (line := process.stderr.readline()):
+        assert line, launch.finish(process)
+    process.send_signal(signal.SIGINT)
+    status, errors = launch.finish(process)
+    assert status == -signal.SIGINT and "Traceback" not in errors, errors
+
 
 @pytest.mark.parametrize("program", ["main", "evaluate", "predict"])
 def test_ctrl_c_while_libraries_load(terminal, data, tmp_path, program):
@@ -183,6 +191,7 @@ MISTAKES = {
     "--config.steps=many": "--config.steps=many",
     "--config=train/configs/digits.py:wrong": "digits.py:wrong: expected",
     "--config=train/configs/none.py": "none.py",
+    "--config=~/nobody/none.py": str(Path.home() / "nobody" / "none.py"),
     "--config.batch_size=-1": "`batch_size` is -1; expected a multiple",
 }
 
