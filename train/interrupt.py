@@ -3,7 +3,7 @@
 Nobody should see a traceback, or wait for a library, because they wanted to stop. So
 Ctrl-C ends the process while libraries load (`end_at_once`), raises KeyboardInterrupt
 in a program (`interruptible`), and waits for the step of a run (`Interrupts.held`).
-Pressed again it always ends the process, whatever that is doing.
+Pressed again it ends the process, whatever that is doing.
 
 This module imports nothing that takes time: programs import it before all else.
 """
@@ -55,8 +55,12 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         self._stack = contextlib.ExitStack()
-        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            self._handle(signal.SIGINT)
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before != signal.SIG_IGN:
+            self._stack.callback(signal.signal, signal.SIGINT, self._before)
+            signal.signal(signal.SIGINT, self._receive)
+        # A notebook, say, would not like to be ended by the watch.
+        if self._before == signal.SIG_DFL:
             self._watch()
         return self
 
@@ -85,13 +89,10 @@ class Interrupts:
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
 
-    def _handle(self, number: signal.Signals) -> None:
-        previous = signal.signal(number, self._receive)
-        self._stack.callback(signal.signal, number, previous)
-
     def _receive(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            # The second does what the first would have done.
+            signal.signal(signal.SIGINT, self._before)
         self.received = self.received or signal.Signals(number)
         if not self._held:
             raise KeyboardInterrupt

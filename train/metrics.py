@@ -1,11 +1,12 @@
 """What a run writes about itself: log lines, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import json
 import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +24,63 @@ class MetricWriter:
         self._file = None
         self._board: Any = None
         self._wandb = wandb
+        self._workdir = workdir
         if not active:
             return
         # Slow to import, and of no use to the other processes.
-        from tensorboardX import SummaryWriter
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
 
         path = workdir / "metrics.jsonl"
         cut_after(path, step)
         self._file = path.open("a")
-        purge = step + 1 if step else None
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+        folder = workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        # Its SummaryWriter writes from a thread, which a full disk kills without a
+        # word; whoever hands it the next scalars waits for ever.
+        self._board = event_file_writer.EventsWriter(str(folder / "events"))
+        self._event, self._scalar = event_pb2.Event, summary.scalar
+        if step:
+            # TensorBoard hides what a former process wrote from this step on.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._board.write_event(self._event(step=step + 1, session_log=start))
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Names the folder in an error of a file that is open, which Python does not."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"Cannot write the metrics in {self._workdir}: {error.strerror}."
+            ) from error
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends the scalars of a step; non-finite numbers become null."""
+        """Appends the scalars of a step; non-finite numbers become null.
+
+        Raises:
+          OSError: The disk is full.
+        """
         if self._file is None:
             return
         finite = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        with self._named():
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.flush()
+            for name, value in scalars.items():
+                summary = self._scalar(name, value)
+                event = self._event(wall_time=time.time(), step=step, summary=summary)
+                self._board.write_event(event)
+            self._board.flush()
         if self._wandb is not None:
             self._wandb.log(dict(scalars), step=step)
 
     def close(self) -> None:
         """Flushes and closes the files."""
         if self._file is not None:
-            self._file.close()
-            self._board.close()
+            with self._named():
+                self._file.close()
+                self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
 

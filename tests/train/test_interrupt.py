@@ -16,6 +16,7 @@ import hashlib, logging, signal, sys, time
 from train import interrupt
 # As in a terminal, wherever the tests run.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+interrupt.end_at_once()
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 def wait():
@@ -51,7 +52,6 @@ def finish(process):
 
 def test_nothing_swallows_it_while_libraries_load():
     process = start("""
-interrupt.end_at_once()
 ready()
 while True:
     try:
@@ -151,7 +151,8 @@ with interrupt.Interrupts() as interrupts, interrupts.held():
     time.sleep(0.1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert finish(process)[0] in (-signal.SIGINT, 128 + signal.SIGINT)
+    status, _, errors = finish(process)
+    assert status in (-signal.SIGINT, 128 + signal.SIGINT) and not errors
 
 
 def test_what_was_there_before_is_put_back():

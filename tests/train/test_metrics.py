@@ -1,6 +1,8 @@
 import json
+import resource
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from train.metrics import Clock, MetricWriter, read_metrics
 
@@ -43,6 +45,43 @@ def test_only_the_first_process_writes(tmp_path):
     writer.write(1, {"loss": 1.0})
     writer.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_an_error(tmp_path):
+    """Here no file may grow beyond some bytes, which the system refuses alike."""
+    writer = MetricWriter(tmp_path, step=0, active=True)
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(OSError, match=rf"the metrics in {tmp_path}: File too"):
+            for step in range(1, 1000):
+                # TensorBoard's file grows faster than ours.
+                writer.write(step, {name: 1.0 for name in "abcdefgh"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert step < 100 and len(read_metrics(tmp_path / "metrics.jsonl")) == step
+    writer.close()
+
+
+def test_tensorboard_reads_the_scalars(tmp_path):
+    for step in (0, 1):
+        (tmp_path / str(step)).mkdir()
+        writer = MetricWriter(tmp_path / str(step), step=step, active=True)
+        writer.write(step + 1, {"loss/a": 0.5, "lr": float("nan")})
+        writer.close()
+        (path,) = (tmp_path / str(step) / "tensorboard").iterdir()
+        events, text = [], path.read_bytes()
+        while text:
+            # Length, its checksum, event, its checksum.
+            length = int.from_bytes(text[:8], "little")
+            events.append(Event.FromString(text[12 : 12 + length]))
+            text = text[16 + length :]
+        assert events[0].file_version == "brain.Event:2"
+        assert [e.step for e in events if e.HasField("session_log")] == [2] * step
+        values = {e.summary.value[0].tag: e for e in events if e.HasField("summary")}
+        assert values.keys() == {"loss/a", "lr"}
+        assert values["loss/a"].summary.value[0].simple_value == 0.5
+        assert values["loss/a"].step == step + 1
 
 
 def test_clock_leaves_compilation_and_saving_out(monkeypatch):

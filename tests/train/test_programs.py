@@ -296,7 +296,6 @@ def test_paths_may_begin_at_home(tmp_path, monkeypatch):
         assert cli.workdir() == tmp_path / "runs" / "a"
     config = coco_config(tmp_path)
     (tmp_path / "photos").symlink_to(tmp_path / "coco")
-    (tmp_path / "weights.pth").write_bytes(b"x")
     config.update_from_flattened_dict(
         {
             "init_from": "~/weights.pth",
@@ -306,9 +305,14 @@ def test_paths_may_begin_at_home(tmp_path, monkeypatch):
         }
     )
     config.data.options.images = "~/photos/{split}"
+
+    def init_from(module, path):
+        raise ValueError(path)
+
+    monkeypatch.setattr("dcn_jax.weights.init_from", init_from)
     monkeypatch.setattr(model, "build_detector", _double)
     try:
-        with pytest.raises(ValueError, match=f"'{tmp_path}/weights.pth': it is not a"):
+        with pytest.raises(ValueError, match=f"^{tmp_path}/weights.pth$"):
             loop.train(config, tmp_path / "run")
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "programs")
     finally:
