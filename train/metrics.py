@@ -47,7 +47,7 @@ class MetricWriter:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """Names the folder in an error of a file that is open, which Python does not."""
+        """Names the folder in an error of an open file, which Python does not."""
         try:
             yield
         except OSError as error:
