@@ -39,10 +39,12 @@ class MetricWriter:
         # Its SummaryWriter writes from a thread, which a full disk kills without a
         # word; whoever hands it the next scalars waits for ever.
         self._board = event_file_writer.EventsWriter(str(folder / "events"))
-        self._event, self._scalar = event_pb2.Event, summary.scalar
+        # Made at import, where no type checker sees it.
+        proto: Any = event_pb2
+        self._event, self._scalar = proto.Event, summary.scalar
         if step:
             # TensorBoard hides what a former process wrote from this step on.
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            start = proto.SessionLog(status=proto.SessionLog.START)
             self._board.write_event(self._event(step=step + 1, session_log=start))
 
     @contextlib.contextmanager
