@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,9 +70,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     sys.unraisablehook = _show_unraisable
     # Shells expand the `~` of an argument, but not behind `--config=`.
     argv = [
-        f"{flag}={Path(value).expanduser()}" if flag.lstrip("-") == "config" else given
+        re.sub(r"(?<=^--config=)~.*", lambda path: os.path.expanduser(path[0]), given)
         for given in sys.argv
-        for flag, _, value in [given.partition("=")]
     ]
     app.run(guarded, argv=argv, flags_parser=_parse)
 

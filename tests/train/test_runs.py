@@ -192,13 +192,14 @@ MISTAKES = {
     "--config=train/configs/digits.py:wrong": "digits.py:wrong: expected",
     "--config=train/configs/none.py": "none.py",
     "--config=~/nobody/none.py": str(Path.home() / "nobody" / "none.py"),
+    "--config train/configs/none.py": "none.py",
     "--config.batch_size=-1": "`batch_size` is -1; expected a multiple",
 }
 
 
 def test_a_mistake_gets_one_line(data, tmp_path):
     processes = {
-        flag: launch.start("train.main", flag, data=data, workdir=tmp_path)
+        flag: launch.start("train.main", *flag.split(), data=data, workdir=tmp_path)
         for flag in MISTAKES
     }
     for flag, process in processes.items():
