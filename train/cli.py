@@ -4,20 +4,19 @@ import ast
 import logging
 import os
 import re
-import reprlib
 import sys
 import traceback
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from dcn_jax.quoting import one_line
+from dcn_jax.quoting import one_line, quoted
 from train.config_dict import ConfigDict
 from train.configs import _base
 
@@ -58,18 +57,20 @@ def config() -> ConfigDict:
 
 def workdir() -> Path:
     """Returns the folder of the run."""
-    return Path(_WORKDIR.value or Path("runs") / config().name)
+    return Path(_WORKDIR.value or Path("runs") / config().name).expanduser()
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Parses the flags and calls `main` with the remaining arguments.
 
     Mistakes that a user can mend (ValueError, TypeError, OSError) end the program
-    with status 1 and one line on stderr; other exceptions show their traceback.
+    with status 1 and one line on stderr; Ctrl-C ends it without one; other exceptions
+    show their traceback.
     """
     # A user reads the run's lines, not those of every library beneath it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    # What they log as errors they also raise.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log = logging.getLogger("train")
@@ -86,7 +87,26 @@ def run(main: Callable[[list[str]], None]) -> None:
                 raise
             _fail(error)
 
-    app.run(guarded, flags_parser=_parse)
+    sys.excepthook = _show
+    # As of a library's thread that outlives its event loop after a full disk.
+    sys.unraisablehook = _show_unraisable
+    # Shells expand the `~` of an argument, but not behind `--config=`.
+    argv = [
+        re.sub("^(--?config=)(~.*)", lambda m: m[1] + os.path.expanduser(m[2]), given)
+        for given in sys.argv
+    ]
+    app.run(guarded, argv=argv, flags_parser=_parse)
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    # Python ends by the signal itself, so a shell's loop over runs ends too.
+    if _TRACEBACK.value or not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _show_unraisable(unraisable: Any) -> None:
+    if _TRACEBACK.value:
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -122,7 +142,7 @@ def _check_tuples(argv: list[str]) -> None:
             alone = True
         if alone:
             raise ValueError(
-                f"--{name} is {reprlib.repr(value)}; expected a tuple, such as (1, 2)."
+                f"--{name} is {quoted(value)}; expected a tuple, such as (1, 2)."
             )
 
 

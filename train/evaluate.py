@@ -5,12 +5,17 @@ evaluates the newest checkpoint of a run and writes evaluation.json, detections.
 pictures into DIR, or else into the run's folder, in place of those that lie there.
 """
 
+if __name__ == "__main__":
+    from train import interrupt
+
+    interrupt.end_at_once()
+
 import contextlib
 import io
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +28,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dcn_jax.types import Detections
-from train import cli, draw, inputs, sharding
+from train import cli, draw, inputs, interrupt, sharding
 from train.checkpoint import Checkpoints, abstract
 from train.config_dict import ConfigDict
 from train.model import Skeleton, Variables, build_skeleton, describe
@@ -123,12 +128,21 @@ class Evaluator:
         self._config, self._mesh, self._source = config, mesh, source
         self._detect = make_detect(skeleton, mesh)
 
-    def __call__(self, variables: Variables) -> Evaluation:
-        """Evaluates; every process takes its share of the images and has the result."""
+    def __call__(
+        self, variables: Variables, stop: Callable[[], bool] = lambda: False
+    ) -> Evaluation | None:
+        """Evaluates; every process takes its share of the images and has the result.
+
+        Args:
+          variables: The model's.
+          stop: Asked before every batch; where it says yes, the result is None.
+        """
         config, source = self._config, self._source
         names = [category["name"] for category in source.categories]
         results, pictures = [], []
         for batch in inputs.open_eval_loader(config, source):
+            if stop():
+                return None
             arrays = {name: batch[name] for name in ("images", "sizes")}
             found = local_rows(
                 self._detect(variables, **sharding.to_devices(arrays, self._mesh))
@@ -280,7 +294,7 @@ def load_variables(
 
     Raises:
       FileNotFoundError: There is no checkpoint.
-      ValueError: It is of another model, or of other categories.
+      ValueError: It is damaged, of another model, or of other categories.
     """
     folder = workdir / "checkpoints"
     if not folder.is_dir():
@@ -297,9 +311,11 @@ def load_variables(
     like = abstract(skeleton.variables, shardings)
     variables = checkpoints.restore_variables(step, like)
     checkpoints.close()
+    _log.info("using the checkpoint of step %d", step)
     return step, skeleton, variables, description
 
 
+@interrupt.interruptible
 def main(arguments: list[str]) -> None:
     """Evaluates the newest checkpoint of a run."""
     if arguments:
@@ -311,6 +327,7 @@ def main(arguments: list[str]) -> None:
         config, workdir, mesh, source.categories
     )
     evaluation = Evaluator(config, skeleton, mesh, source)(variables)
+    assert evaluation is not None
     output = Path(OUTPUT.value).expanduser() if OUTPUT.value else workdir
     write_evaluation(output, step, evaluation)
 

@@ -1,6 +1,7 @@
 """From a configuration to data: sources, training batches, evaluation batches."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -62,13 +63,18 @@ def open_sources(config: ConfigDict) -> tuple[Source, Source]:
 def _data_set(config: ConfigDict, split: str) -> DataSet:
     data = config.data
     check_options(data.name, data.options)
+    # Options may be paths, which a shell does not expand within --config.FIELD=...
+    options = {
+        name: os.path.expanduser(value) if isinstance(value, str) else value
+        for name, value in data.options.items()
+    }
     return DataSet(
         data.name,
         split,
         data.data_dir,
         max_pixels=data.max_pixels,
         upright=data.upright,
-        **data.options,
+        **options,
     )
 
 

@@ -14,14 +14,17 @@ from jax.sharding import Mesh
 
 from dcn_jax.types import Batch
 from train import inputs, sharding
+from train import workdir as workdir_lock
 from train.checkpoint import Checkpoints, abstract
 from train.config_dict import ConfigDict
 from train.configs import _base
 from train.draw import save_curves
 from train.evaluate import Evaluator, write_evaluation
+from train.interrupt import Interrupts
 from train.metrics import Clock, MetricWriter, log_line, read_metrics
 from train.model import Skeleton, build_skeleton, describe, read_weights
 from train.optim import highest_rate, learning_rate, make_optimizer, trainable
+from train.resume import say_changes
 from train.step import (
     Metrics,
     SkippedInARow,
@@ -46,8 +49,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     the state was saved.
 
     Raises:
-      ValueError: The configuration, the data or a checkpoint is at fault.
+      ValueError: The configuration, the data or a checkpoint is at fault, or another
+        run uses the folder.
       OSError: A file or folder is missing or broken.
+      KeyboardInterrupt: Ctrl-C was pressed; the state was saved, if there was any.
     """
     _base.check(config)
     mesh = sharding.make_mesh(config.mesh.model)
@@ -59,14 +64,26 @@ def train(config: ConfigDict, workdir: Path) -> None:
     started = any((workdir / "checkpoints").glob("[0-9]*"))
     weights = None if started else read_weights(config, trial)
     if config.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+        folder = Path(config.compile_cache).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    with Interrupts() as interrupts, workdir_lock.claim(workdir):
+        _train(config, workdir, mesh, weights, interrupts)
+
+
+def _train(
+    config: ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    weights: dict[str, np.ndarray] | None,
+    interrupts: Interrupts,
+) -> None:
     source, held_out = inputs.open_sources(config)
     skeleton = build_skeleton(config, len(source.categories))
     evaluator = Evaluator(config, skeleton, mesh, held_out)
-    with _SigTerm() as sigterm:
+    with interrupts.held():
         run = _Run(config, workdir, mesh, skeleton, source, evaluator, weights)
         try:
-            if run.advance(sigterm):
+            if run.advance(interrupts):
                 run.finish()
         finally:
             run.close()
@@ -114,7 +131,7 @@ class _Run:
         self._checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         # The metrics of the steps since the last log line.
         self._window: list[Metrics] = []
-        step = self._checkpoints.latest()
+        step = self._checkpoints.recover()
         if step is None:
             self._state = jax.jit(
                 init, out_shardings=shardings, compiler_options=_COMPILE_FAST
@@ -132,6 +149,19 @@ class _Run:
             self._loader.set_state(place["data"])
             self._window = place["window"]
             _log.info("going on from the checkpoint of step %d", step)
+            say_changes(
+                self._checkpoints.description(step)["config"],
+                self._description["config"],
+                steps_were=place.get("steps", self._steps),
+                steps=self._steps,
+            )
+            if step > self._steps:
+                _log.warning(
+                    "WARNING: the checkpoint of step %d is beyond the run's %d steps; "
+                    "no step is left",
+                    step,
+                    self._steps,
+                )
         self._step = step
         self._skipped = SkippedInARow(step, int(self._state.skipped))
         active = jax.process_index() == 0
@@ -191,10 +221,14 @@ class _Run:
             frozen=loaded(state.frozen, shardings.frozen),
         )
 
-    def advance(self, sigterm: "_SigTerm") -> bool:
-        """Steps to the end; returns False where SIGTERM ended it before."""
-        # A run that was killed while it evaluated does so again.
-        self._evaluate_if_due()
+    def advance(self, interrupts: Interrupts) -> bool:
+        """Steps to the end; returns False where a signal ended it before."""
+        # A run that was stopped while it evaluated does so again.
+        if not self._evaluate_if_due(interrupts):
+            return False
+        if _stopped(interrupts):
+            # It came before the first step: there is nothing new to save.
+            return False
         config = self._config
         clock = Clock(config.batch_size, self._steps)
         seen_shapes = set()
@@ -214,17 +248,18 @@ class _Run:
                 jax.block_until_ready(metrics)
             last = self._step == self._steps
             # Alone, a process may stop anywhere; several agree at log steps.
-            stop = sigterm.received and jax.process_count() == 1
+            stop = _stopped(interrupts)
             if self._step % config.log.every == 0 or last:
                 self._report(batch, clock)
-                stop = sigterm.received_anywhere()
+                stop = _stopped_anywhere(interrupts)
             self._skipped.check(config.optim.lr)
             if self._step % config.checkpoint.every == 0 or last or stop:
                 self._save()
             if stop and not last:
-                _log.info("SIGTERM: saved step %d", self._step)
+                self._say_saved(interrupts)
                 return False
-            self._evaluate_if_due()
+            if not self._evaluate_if_due(interrupts):
+                return False
             clock.skip()
         return True
 
@@ -261,15 +296,29 @@ class _Run:
         self._checkpoints.close()
 
     def _save(self) -> None:
-        place = {"data": self._loader.get_state(), "window": _floats(self._window)}
+        place = {
+            "data": self._loader.get_state(),
+            "window": _floats(self._window),
+            "steps": self._steps,
+        }
         self._checkpoints.save(self._state, place, self._description)
 
-    def _evaluate_if_due(self) -> bool:
+    def _say_saved(self, interrupts: Interrupts) -> None:
+        name = (interrupts.received or signal.SIGTERM).name
+        _log.info("%s: saved step %d", name, self._step)
+
+    def _evaluate_if_due(self, interrupts: Interrupts) -> bool:
+        """Evaluates when it is time; returns False where a signal ended it before."""
         every = self._config.eval.every
         inside = every and self._step and self._step % every == 0
         if not (inside or self._step >= self._steps):
+            return True
+        variables = {**self._state.params, **self._state.frozen}
+        result = self._evaluator(variables, stop=lambda: _stopped(interrupts))
+        if result is None:
+            self._save()
+            self._say_saved(interrupts)
             return False
-        result = self._evaluator({**self._state.params, **self._state.frozen})
         if jax.process_index() == 0:
             write_evaluation(self._workdir, self._step, result)
         known = {f"bbox/{k}": v for k, v in result.bbox.items() if v is not None}
@@ -277,28 +326,17 @@ class _Run:
         return True
 
 
-class _SigTerm:
-    """Whether SIGTERM came; the step under way is finished, and saved, first."""
+def _stopped(interrupts: Interrupts) -> bool:
+    """Returns whether a process that is alone should save and end."""
+    return interrupts.received is not None and jax.process_count() == 1
 
-    def __init__(self):
-        self.received = False
 
-    def __enter__(self) -> "_SigTerm":
-        self._previous = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
-
-    def _receive(self, number: int, frame: Any) -> None:
-        self.received = True
-
-    def received_anywhere(self) -> bool:
-        """Returns whether any process got it; all processes ask at the same step."""
-        if jax.process_count() == 1:
-            return self.received
-        answers = multihost_utils.process_allgather(np.asarray([self.received]))
-        return bool(answers.any())
+def _stopped_anywhere(interrupts: Interrupts) -> bool:
+    """Returns whether any process got a signal; all of them ask at the same step."""
+    received = interrupts.received is not None
+    if jax.process_count() == 1:
+        return received
+    return bool(multihost_utils.process_allgather(np.asarray([received])).any())
 
 
 def _say_low_rate(config: ConfigDict, steps: int) -> None:

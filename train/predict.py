@@ -10,6 +10,11 @@ An image that cannot be read is told and left out. The program then ends with st
 when it has done the rest.
 """
 
+if __name__ == "__main__":
+    from train import interrupt
+
+    interrupt.end_at_once()
+
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -21,7 +26,7 @@ import numpy as np
 from absl import flags
 
 from dcn_jax.types import Detections
-from train import cli, draw, sharding
+from train import cli, draw, interrupt, sharding
 from train.config_dict import ConfigDict
 from train.data import transforms
 from train.data.image_headers import read_header
@@ -36,6 +41,7 @@ _ENDINGS = (".jpg", ".jpeg", ".png")
 _NAME_BYTES = 200
 
 
+@interrupt.interruptible
 def main(arguments: list[str]) -> None:
     """Writes pictures and predictions.json for the images named as arguments."""
     # Before the model is loaded: mistakes show at once.
@@ -111,10 +117,9 @@ class _Detector:
     def __init__(self, config: ConfigDict, workdir: Path):
         self._data = config.data
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
-        step, skeleton, self._variables, description = load_variables(
+        _, skeleton, self._variables, description = load_variables(
             config, workdir, mesh
         )
-        _log.info("using the checkpoint of step %d", step)
         self._categories = description["categories"]
         self._names = [category["name"] for category in self._categories]
         self._detect = make_detect(skeleton, mesh)

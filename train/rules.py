@@ -7,7 +7,6 @@ range or a shape; any other field takes the type of its default.
 import difflib
 import math
 import re
-import reprlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from itertools import pairwise
 from operator import getitem
 from typing import Any, Protocol
 
+from dcn_jax.quoting import one_line, quoted
 from train.config_dict import ConfigDict
 
 # Counters, indices and sizes are 32-bit integers in the compiled programs.
@@ -23,9 +23,6 @@ _LARGEST = 2**31 - 1
 _HUGE = sys.float_info.max
 # So many faults are told at once.
 _SHOWN = 5
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 80
 
 
 class Rule(Protocol):
@@ -257,14 +254,7 @@ def _raise(faults: Sequence[str]) -> None:
 
 
 def _shown(value: Any) -> str:
-    """Returns a value as a line shows it, whatever it is."""
-    if isinstance(value, ConfigDict):
-        return "a section"
-    try:
-        text = _short.repr(value)
-    except ValueError:  # an integer of more digits than Python writes
-        text = hex(value)[:20] + "..."
-    return "".join(c if c.isprintable() else " " for c in text)
+    return "a section" if isinstance(value, ConfigDict) else quoted(value)
 
 
 def _paths(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -318,7 +308,7 @@ def _no_field(path: str, beside: Sequence[str], paths: Sequence[str]) -> str:
     else:
         names = [p.rpartition(".")[2] for p in beside]
         hint = f"its section has {', '.join(names) or 'none'}"
-    return f"there is no field `{_shown(path)[1:-1]}` ({hint})"
+    return f"there is no field `{one_line(path, 100)}` ({hint})"
 
 
 def _rule_of(default: Any) -> Rule:

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import shutil
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from coco_folder import write_coco_folder
 
 from tests.train import double
 from train import cli, evaluate, inputs, loop, model, predict, sharding
+from train.checkpoint import read_arrays
 from train.configs import coco_faster_rcnn, digits
 from train.metrics import read_metrics
 from train.step import SkippedInARow
+from train.workdir import claim
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,7 @@ def trained(tmp_path_factory):
             "data.options.test_images": 8,
             "log.every": 2,
             "log.offset_health_every": 0,
+            "checkpoint.every": 2,
             "eval.batch_size": 8,
             "eval.pictures": 0,
         }
@@ -119,14 +124,17 @@ def test_evaluate_says_of_what_and_writes_elsewhere(trained, command_line, tmp_p
     assert (output / "detections.json").exists()
 
 
-def test_predict_draws_and_lists_in_pixels_of_the_file(command_line, tmp_path):
+def test_predict_draws_and_lists_in_pixels_of_the_file(
+    command_line, tmp_path, monkeypatch
+):
     paths = []
     for name, shape in (("wide.jpg", (90, 300, 3)), ("tall.png", (500, 40, 3))):
         path = tmp_path / name
         cv2.imwrite(str(path), np.full(shape, 90, np.uint8))
         paths.append(str(path))
     output = tmp_path / "out"
-    with flagsaver.flagsaver(output=str(output), score=0.0):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with flagsaver.flagsaver(output="~/out", score=0.0):
         predict.main(paths)
     found = json.loads((output / "predictions.json").read_text())
     # The double finds two things in every image, each as large as the image.
@@ -287,6 +295,85 @@ def test_a_run_goes_on_with_the_same_optimiser(
         loop.train(other, workdir)
 
 
+def flip_a_byte(workdir, step):
+    """Damages the newest checkpoint where only its digests tell."""
+    path = workdir / "checkpoints" / str(step) / "place" / "metadata"
+    text = path.read_bytes()
+    path.write_bytes(text.replace(b"4", b"5", 1))
+    assert path.read_bytes() != text
+
+
+def test_a_run_goes_on_from_the_newest_sound_checkpoint(
+    trained, command_line, tmp_path, caplog
+):
+    config, straight = trained
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    flip_a_byte(workdir, 4)
+    damaged = r"checkpoints/4 is damaged: 'place/metadata' has other bytes.* step 2 is"
+    command_line(config, workdir)
+    for program in (evaluate.main, predict.main):
+        with pytest.raises(ValueError, match=damaged):
+            program([str(straight / "curves.png")] * (program is predict.main))
+    with caplog.at_level("INFO", logger="train"):
+        loop.train(config, workdir)
+    assert "the checkpoint of step 4 is damaged" in caplog.text
+    assert "going on from the checkpoint of step 2" in caplog.text
+    kept = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert kept == {"2", "4", "4.damaged"}
+    first, again = (
+        read_arrays(folder / "checkpoints" / "4") for folder in (straight, workdir)
+    )
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="train"):
+        evaluate.main([])
+    assert "using the checkpoint of step 4" in caplog.text
+
+
+def test_a_changed_run_goes_on_and_says_so(trained, command_line, tmp_path, caplog):
+    config, straight = trained
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict(
+        {
+            "steps": 5,
+            "batch_size": 16,
+            "data.canvases": ((64, 64),),
+            "data.short_sides": (48,),
+            "data.eval_short_side": 64,
+            "optim.lr": 0.002,
+        }
+    )
+    with caplog.at_level("INFO", logger="train"):
+        loop.train(other, workdir)
+    said = [m for m in caplog.messages if "not as in the checkpoint" in m]
+    assert len(said) == 1
+    for change in (
+        "the run had 4 steps, has 5",
+        f"`batch_size` was {config.batch_size}, is 16",
+        "`data.canvases` was [[",
+        "is [[64, 64]]",
+        f"`optim.lr` was {config.optim.lr}, is 0.002",
+        "`steps` was 4, is 5",
+    ):
+        assert change in said[0]
+    steps = [r["step"] for r in read_metrics(workdir / "metrics.jsonl")]
+    assert steps == [2, 4, 5, 5]
+    other.steps = 3
+    with caplog.at_level("WARNING", logger="train"):
+        loop.train(other, workdir)
+    assert "step 5 is beyond the run's 3 steps" in caplog.text
+
+
+def test_a_folder_in_use_is_refused(trained):
+    config, straight = trained
+    with claim(straight), pytest.raises(ValueError, match="in use by another run"):
+        loop.train(config, straight)
+
+
 def test_evaluate_refuses_arguments(command_line):
     with pytest.raises(ValueError, match=r"Unexpected arguments: a\.jpg"):
         evaluate.main(["a.jpg"])
@@ -411,6 +498,47 @@ def test_a_split_without_boxes_is_said(said):
     skeleton = model.Skeleton(lambda rngs: double.TinyDetector(3, rngs))
     evaluate.Evaluator(config, skeleton, sharding.make_mesh(), Empty())
     assert "WARNING: the split 'val2017' has no box to find" in said()
+
+
+def test_paths_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with flagsaver.flagsaver(workdir="~/runs/a"):
+        assert cli.workdir() == tmp_path / "runs" / "a"
+    config = coco_config(tmp_path)
+    (tmp_path / "photos").symlink_to(tmp_path / "coco")
+    config.update_from_flattened_dict(
+        {
+            "init_from": "~/weights.pth",
+            "compile_cache": "~/programs",
+            "data.data_dir": "~/prepared",
+            "data.options.folder": "~/coco",
+        }
+    )
+    config.data.options.images = "~/photos/{split}"
+
+    def init_from(module, path):
+        raise ValueError(path)
+
+    monkeypatch.setattr("dcn_jax.weights.init_from", init_from)
+    monkeypatch.setattr(model, "build_detector", _double)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/weights.pth$"):
+        loop.train(config, tmp_path / "run")
+
+    class Prepared(Exception):
+        pass
+
+    def evaluator(*_):
+        raise Prepared
+
+    monkeypatch.setattr(loop, "Evaluator", evaluator)
+    config.init_from, config.backbone.norm = "", "group_norm"
+    try:
+        with pytest.raises(Prepared):
+            loop.train(config, tmp_path / "run")
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "programs")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+    assert (tmp_path / "prepared").is_dir()
 
 
 @pytest.mark.parametrize("field", ["log.every", "checkpoint.every", "checkpoint.keep"])
