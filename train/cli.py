@@ -57,7 +57,7 @@ def config() -> ConfigDict:
 
 def workdir() -> Path:
     """Returns the folder of the run."""
-    return Path(_WORKDIR.value or Path("runs") / config().name).expanduser()
+    return Path(os.path.expanduser(_WORKDIR.value or f"runs/{config().name}"))
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from train import cli, draw, inputs, interrupt, sharding
 from train.checkpoint import Checkpoints, abstract
 from train.config_dict import ConfigDict
 from train.model import Skeleton, Variables, build_skeleton, describe
+from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
 
@@ -119,7 +121,6 @@ class Evaluator:
     """Runs a detector over a data set; the compiled program is kept between calls."""
 
     def __init__(self, config: ConfigDict, skeleton: Skeleton, mesh: Mesh, source: Any):
-        sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
         if not source.num_boxes.any():
             _log.warning(
                 "WARNING: the split %r has no box to find: its AP is no number",
@@ -261,8 +262,8 @@ def write_evaluation(folder: Path, step: int, evaluation: Evaluation) -> None:
         for stale in pictures.glob("*.png"):
             if re.fullmatch(r"\d{3,}|grid", stale.stem, re.ASCII):
                 stale.unlink()
-    (folder / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
-    (folder / "detections.json").write_text(json.dumps(evaluation.detections))
+    write_whole(folder / "detections.json", json.dumps(evaluation.detections))
+    write_whole(folder / "evaluation.json", json.dumps(record, indent=2) + "\n")
     for i, picture in enumerate(evaluation.pictures):
         draw.save_picture(pictures / f"{i:03}.png", picture)
     if evaluation.pictures:
@@ -322,13 +323,14 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"Unexpected arguments: {' '.join(arguments)}")
     config, workdir = cli.config(), cli.workdir()
     mesh = sharding.make_mesh(config.mesh.model)
+    sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
     source = inputs.open_source(config, config.data.eval_split)
     step, skeleton, variables, _ = load_variables(
         config, workdir, mesh, source.categories
     )
     evaluation = Evaluator(config, skeleton, mesh, source)(variables)
     assert evaluation is not None
-    output = Path(OUTPUT.value).expanduser() if OUTPUT.value else workdir
+    output = Path(os.path.expanduser(OUTPUT.value or workdir))
     write_evaluation(output, step, evaluation)
 
 

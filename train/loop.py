@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from train.step import (
     init_state,
     make_train_step,
 )
+from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
 
@@ -64,8 +66,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     started = any((workdir / "checkpoints").glob("[0-9]*"))
     weights = None if started else read_weights(config, trial)
     if config.compile_cache:
-        folder = Path(config.compile_cache).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        folder = os.path.expanduser(config.compile_cache)
+        jax.config.update("jax_compilation_cache_dir", folder)
     with Interrupts() as interrupts, workdir_lock.claim(workdir):
         _train(config, workdir, mesh, weights, interrupts)
 
@@ -167,7 +169,7 @@ class _Run:
         active = jax.process_index() == 0
         if active:
             text = json.dumps(self._description["config"], indent=2)
-            (workdir / "config.json").write_text(text + "\n")
+            write_whole(workdir / "config.json", text + "\n")
         self._writer = MetricWriter(
             workdir, step=step, active=active, wandb=_wandb(config, workdir, active)
         )
@@ -252,7 +254,7 @@ class _Run:
             if self._step % config.log.every == 0 or last:
                 self._report(batch, clock)
                 stop = _stopped_anywhere(interrupts)
-            self._skipped.check(config.optim.lr)
+            self._skipped.check(config.optim.lr, last=last)
             if self._step % config.checkpoint.every == 0 or last or stop:
                 self._save()
             if stop and not last:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from train.whole_file import write_whole
+
 _log = logging.getLogger("train")
 
 
@@ -141,10 +143,7 @@ def cut_after(path: Path, step: int) -> None:
             )
         )
     ]
-    # A file that is replaced whole is never found half written.
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    temporary.replace(path)
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 class Clock:

@@ -1,5 +1,6 @@
 """From a configuration to a detector, and between a module and its named arrays."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def read_weights(config: ConfigDict, skeleton: "Skeleton") -> dict[str, np.ndarr
     from dcn_jax.weights import init_from
 
     model = skeleton.model(skeleton.variables)
-    init_from(model.backbone, Path(config.init_from).expanduser())
+    init_from(model.backbone, Path(os.path.expanduser(config.init_from)))
     return {
         f"backbone.{name}": np.asarray(value)
         for name, value in variables_of(model.backbone).items()

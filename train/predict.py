@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,20 @@ import jax
 import numpy as np
 from absl import flags
 
+from dcn_jax.quoting import one_line
 from dcn_jax.types import Detections
 from train import cli, draw, interrupt, sharding
 from train.config_dict import ConfigDict
 from train.data import transforms
 from train.data.image_headers import read_header
 from train.evaluate import OUTPUT, load_variables, make_detect, original_boxes
+from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
 
 _SCORE = flags.DEFINE_float("score", 0.5, "Lowest score of what is drawn and listed.")
 # Of the files of a folder, those that are taken for images.
-_ENDINGS = (".jpg", ".jpeg", ".png")
+_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
 # Bytes of a picture's name that are taken from the image's: file systems have 255.
 _NAME_BYTES = 200
 
@@ -48,7 +51,7 @@ def main(arguments: list[str]) -> None:
     if not 0 <= _SCORE.value <= 1:
         raise ValueError(f"`--score` is {_SCORE.value}; expected a number from 0 to 1.")
     paths = image_files(arguments)
-    output = Path(OUTPUT.value or "predictions").expanduser()
+    output = Path(os.path.expanduser(OUTPUT.value or "predictions"))
     output.mkdir(parents=True, exist_ok=True)
     detector = _Detector(cli.config(), cli.workdir())
     records: list[dict[str, Any]] = []
@@ -62,10 +65,10 @@ def main(arguments: list[str]) -> None:
                 draw.save_picture(output / name, detector.picture(image, found))
             except (ValueError, OSError) as error:
                 failures.append(error)
-                _log.warning("%s", error)
+                _log.warning("%s", one_line(str(error)))
     finally:
         text = json.dumps(records, indent=2) + "\n"
-        (output / "predictions.json").write_text(text)
+        write_whole(output / "predictions.json", text)
     done = len(paths) - len(failures)
     _log.info("%d objects in %d images: see %s", len(records), done, output)
     if failures:
@@ -83,15 +86,9 @@ def image_files(arguments: Sequence[str]) -> list[str]:
       ValueError: There is no image.
     """
     paths: list[str] = []
-    for argument in arguments:
+    for argument in map(os.path.expanduser, arguments):
         if Path(argument).is_dir():
-            inside = sorted(p for p in Path(argument).iterdir() if _is_image(p))
-            if not inside:
-                raise ValueError(
-                    f"The folder {argument} has no image file; expected some of "
-                    f"{', '.join(_ENDINGS)}."
-                )
-            paths += map(str, inside)
+            paths += _images_in(Path(argument))
         elif Path(argument).is_file():
             paths.append(argument)
         else:
@@ -101,10 +98,29 @@ def image_files(arguments: Sequence[str]) -> list[str]:
     return paths
 
 
-def _is_image(path: Path) -> bool:
+def _images_in(folder: Path) -> list[str]:
+    """Returns the images in a folder; logs what else is there."""
     # Names that begin with a dot are what systems and editors leave beside files.
-    hidden = path.name.startswith(".")
-    return path.suffix.lower() in _ENDINGS and not hidden and path.is_file()
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".")
+    )
+    images = [str(path) for path in files if path.suffix.lower() in _ENDINGS]
+    others = [path.name for path in files if path.suffix.lower() not in _ENDINGS]
+    if not images:
+        raise ValueError(
+            f"The folder {folder} has no image file; expected some of "
+            f"{', '.join(_ENDINGS)}."
+        )
+    if others:
+        _log.info(
+            "%s: left out %d files that are no JPEG or PNG by their names, such as %s",
+            one_line(str(folder), 300),
+            len(others),
+            one_line(others[0], 300),
+        )
+    return images
 
 
 def _beginning(name: str) -> str:
@@ -135,7 +151,8 @@ class _Detector:
         file = transforms.read_file(path, data.max_pixels)
         image = transforms.decode_image(file, path, data.max_pixels, upright=True)
         if (tag := read_header(file, path).orientation) != 1:
-            _log.info("%s is turned as its orientation tag (%d) says", path, tag)
+            shown = one_line(path, 300)
+            _log.info("%s is turned as its orientation tag (%d) says", shown, tag)
         canvas, size, scale = transforms.fit_image(
             image,
             canvases=data.canvases,

@@ -61,7 +61,7 @@ class SkippedInARow:
 
     def __init__(self, step: int, skipped: int):
         self._step, self._skipped = step, skipped
-        self.count = 0
+        self.count = step if skipped == step else 0
 
     def update(self, step: int, skipped: int) -> None:
         """Takes note of the counters `step` and `skipped` after a later step."""
@@ -69,16 +69,18 @@ class SkippedInARow:
         self.count = self.count + new if new_skipped == new else 0
         self._step, self._skipped = step, skipped
 
-    def check(self, lr: float) -> None:
+    def check(self, lr: float, *, last: bool) -> None:
         """Ends a run that goes nowhere.
 
         Args:
           lr: The field `optim.lr`, which is the first to look at.
+          last: Whether the run's last step was done.
 
         Raises:
-          ValueError: The last `LIMIT` steps were all skipped.
+          ValueError: The last `LIMIT` steps were all skipped, or, of a shorter run, all
+            that it has.
         """
-        if self.count >= self.LIMIT:
+        if self.count >= self.LIMIT or (last and self.count == self._step):
             raise ValueError(
                 f"The last {self.count} steps, up to step {self._step}, were skipped, "
                 f"as their loss or gradient was not finite: the run has diverged. "

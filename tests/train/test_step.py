@@ -175,7 +175,19 @@ def test_steps_skipped_in_a_row_end_a_run_that_goes_nowhere():
         skipped.update(step, number)
         assert skipped.count == count
     skipped.update(18 + skipped.LIMIT - 4, 9 + skipped.LIMIT - 4)
-    skipped.check(1.0)
+    skipped.check(1.0, last=True)
     skipped.update(18 + skipped.LIMIT - 3, 9 + skipped.LIMIT - 3)
     with pytest.raises(ValueError, match=r"last 50 steps.* Lower `optim\.lr`, .* 1,"):
-        skipped.check(1.0)
+        skipped.check(1.0, last=False)
+
+
+@pytest.mark.parametrize(("skipped_before", "all_of_them"), [(2, True), (1, False)])
+def test_a_short_run_of_skipped_steps_alone_ends_too(skipped_before, all_of_them):
+    skipped = SkippedInARow(2, skipped_before)
+    skipped.update(4, skipped_before + 2)
+    skipped.check(1.0, last=False)
+    if not all_of_them:
+        skipped.check(1.0, last=True)
+        return
+    with pytest.raises(ValueError, match="last 4 steps, up to step 4, were skipped"):
+        skipped.check(1.0, last=True)

@@ -58,7 +58,7 @@ class CocoInstancesConfig(PreparedConfig):
             raise ValueError(
                 f"`split` is {self.split!r}; expected letters, digits and underscores"
             )
-        folder = Path(self.folder).expanduser()
+        folder = Path(os.path.expanduser(self.folder))
         if not self.folder or not folder.is_dir():
             raise FileNotFoundError(f"`folder` {self.folder!r}: no such folder")
         self.image_folder = folder / self.images.replace("{split}", self.split)

@@ -26,6 +26,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from dcn_jax.quoting import one_line
+from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
 
@@ -111,15 +112,7 @@ def find_copy(
     data_dir: Path,
 ) -> Copy | None:
     """Opens the current copy of a data set, if there is one; see `open_copy`."""
-    store = _Store(builder_class, config, data_dir)
-    try:
-        with store.locked():
-            return store.open()
-    except OSError as error:
-        if error.errno not in _READ_ONLY:
-            raise
-        # What is there can be read all the same.
-        return store.open()
+    return _find_copy(_Store(builder_class, config, data_dir), prepare=False)
 
 
 def open_copy(
@@ -140,7 +133,12 @@ def open_copy(
       ValueError: The data set is at fault.
       OSError: It cannot be read, or a copy cannot be written.
     """
-    store = _Store(builder_class, config, data_dir)
+    copy = _find_copy(_Store(builder_class, config, data_dir), prepare=True)
+    assert copy is not None
+    return copy
+
+
+def _find_copy(store: "_Store", *, prepare: bool) -> Copy | None:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(store.locked())
@@ -149,12 +147,16 @@ def open_copy(
             if error.errno not in _READ_ONLY:
                 raise
             copy = store.open()
-            if copy is None:
-                text = f"{data_dir}: the data set cannot be prepared: {error.strerror}"
+            if copy is None and prepare:
+                folder = store.data_dir
+                text = f"{folder}: the data set cannot be prepared: {error.strerror}"
                 raise OSError(error.errno, text) from error
             return copy
-        copy = store.open() or store.prepare()
-        store.tidy(copy)
+        copy = store.open()
+        if copy is None and prepare:
+            copy = store.prepare()
+        if copy is not None:
+            store.tidy(copy)
         return copy
 
 
@@ -167,15 +169,16 @@ class _Store:
         config: PreparedConfig,
         data_dir: Path,
     ):
+        self.data_dir = data_dir
         self._builder_class, self._config = builder_class, config
-        self._data_dir, self._base = data_dir, config.name
+        self._base = config.name
         self._root = data_dir / builder_class.name
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Several processes of a run may come at once: one prepares, the rest wait."""
-        self._data_dir.mkdir(parents=True, exist_ok=True)
-        path = self._data_dir / f".{self._builder_class.name}.lock"
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        path = self.data_dir / f".{self._builder_class.name}.lock"
         with path.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -218,10 +221,7 @@ class _Store:
             builder = self._builder(name)
             builder.download_and_prepare()
             manifest = {"origin": self._config.origin(), "files": _files(folder)}
-            # Under its name it is whole, or not there.
-            partial = folder / f"{_MANIFEST}.partial"
-            partial.write_text(json.dumps(manifest))
-            partial.rename(folder / _MANIFEST)
+            write_whole(folder / _MANIFEST, json.dumps(manifest))
         except (RuntimeError, OSError) as error:
             self._remove_remains()
             # Without a number: what is wrong with the user's files, said already.
@@ -255,7 +255,7 @@ class _Store:
     def _builder(self, name: str) -> tfds.core.GeneratorBasedBuilder:
         self._config.name = name
         return self._builder_class(
-            data_dir=str(self._data_dir),
+            data_dir=str(self.data_dir),
             config=self._config,
             file_format="array_record",
         )

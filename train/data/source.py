@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -203,7 +204,7 @@ class DataSet:
         except TypeError as error:
             raise ValueError(f"options of {name}: {error}") from error
         self._name, self._split = name, split
-        self._data_dir = Path(data_dir).expanduser().absolute()
+        self._data_dir = Path(os.path.expanduser(data_dir)).absolute()
         self._max_pixels, self._upright = max_pixels, upright
         self._copy = prepared.find_copy(
             self._builder_class, self._config, self._data_dir
