@@ -2,10 +2,15 @@
 
 A checkpoint is a folder <workdir>/checkpoints/<step> with the items `model` (variables
 under dotted paths), `train` (optimiser, counters), `place` (of the data iterator and
-the log) and `description` (configuration, categories). An unfinished one is ignored.
+the log) and `description` (configuration, categories), and the digests of all files.
+It gets its name when it is whole: one that is still written ends in "tmp". One whose
+files are no longer what was written is named <step>.damaged by the run that finds it.
 """
 
 import json
+import logging
+import os
+import shutil
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,8 +18,16 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
+from dcn_jax.quoting import one_line
+from train.digests import find_damage, has_digests, write_digests
 from train.step import TrainState
+
+_log = logging.getLogger("train")
+
+# What stands for a step where there is none.
+_NONE, _NONE_SOUND = -1, -2
 
 
 class Checkpoints:
@@ -22,59 +35,205 @@ class Checkpoints:
 
     Saving is synchronous: when `save` returns, the checkpoint is committed, and
     a failure is raised there and then. State is small beside the time between saves.
+
+    Args:
+      workdir: The work folder.
+      keep: How many of the newest checkpoints stay; None only reads.
     """
 
     def __init__(self, workdir: str | Path, *, keep: int | None = None):
         self.folder = Path(workdir).absolute() / "checkpoints"
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                enable_async_checkpointing=False,
-                create=keep is not None,
-                read_only=keep is None,
-            ),
+        self._keep = keep
+        # The step that this process saved, or goes on from.
+        self._saved: int | None = None
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        if keep is not None and jax.process_index() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._drop_unfinished()
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the finished checkpoints, from the oldest on."""
+        if not self.folder.is_dir():
+            return []
+        names = (path.name for path in self.folder.iterdir())
+        # Only the names that `save` gives.
+        return sorted(
+            int(n) for n in names if n.isascii() and n.isdecimal() and n == str(int(n))
         )
 
     def latest(self) -> int | None:
-        """Returns the newest finished step, or None."""
-        return self._manager.latest_step()
+        """Returns the newest finished step, unless it is damaged; None without one.
+
+        Raises:
+          ValueError: It is damaged. Says how, and which step is sound.
+        """
+        while steps := self.steps():
+            damage = self._damage(steps[-1])
+            if damage is None:
+                return steps[-1]
+            path = self.folder / str(steps[-1])
+            # A run that goes on meanwhile drops its old checkpoints.
+            if path.exists():
+                sound = next((s for s in steps[-2::-1] if not self._damage(s)), None)
+                rest = "No other is sound."
+                if sound is not None:
+                    rest = f"Without that folder, step {sound} is the newest."
+                raise ValueError(f"The checkpoint {path} is damaged: {damage}. {rest}")
+        return None
+
+    def recover(self) -> int | None:
+        """Returns the newest sound step for a run to go on from; None without any.
+
+        Damaged checkpoints that are newer are put aside, and this is logged.
+
+        Raises:
+          ValueError: There are checkpoints, and none is sound.
+        """
+        step, problem = self._recover() if jax.process_index() == 0 else (0, "")
+        if jax.process_count() > 1:
+            # The processes of a run must not come to different answers.
+            step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        if step == _NONE_SOUND:
+            raise ValueError(problem or f"No checkpoint in {self.folder} is sound.")
+        self._saved = None if step == _NONE else step
+        return self._saved
+
+    def _recover(self) -> tuple[int, str]:
+        """Returns a step or _NONE; or _NONE_SOUND and what is wrong with each."""
+        damaged: list[tuple[int, str]] = []
+        for step in reversed(self.steps()):
+            damage = self._damage(step)
+            if damage is None:
+                break
+            damaged.append((step, damage))
+        else:
+            if not damaged:
+                return _NONE, ""
+            listed = "; ".join(f"step {s}: {damage}" for s, damage in damaged[:3])
+            return _NONE_SOUND, (
+                f"None of the {len(damaged)} checkpoints in {self.folder} is sound "
+                f"({listed}). Without that folder the run starts anew."
+            )
+        for newer, damage in damaged:
+            aside = self._free_name(f"{newer}.damaged")
+            (self.folder / str(newer)).rename(aside)
+            _log.warning(
+                "WARNING: the checkpoint of step %d is damaged (%s) and now called %s; "
+                "going on from step %d instead",
+                newer, damage, aside.name, step,
+            )  # fmt: skip
+        if not has_digests(self.folder / str(step)):
+            _log.warning(
+                "WARNING: the checkpoint of step %d has no digests, as it was written "
+                "by an older version: damage would not be noticed",
+                step,
+            )
+        return step, ""
+
+    def _damage(self, step: int) -> str | None:
+        """Returns what is wrong with the files of a checkpoint, or None."""
+        path = self.folder / str(step)
+        if not has_digests(path):
+            try:
+                text = (path / "description" / "metadata").read_bytes()
+                description = json.loads(text)
+                if description["model"] and not description.get("digests"):
+                    return None
+            except (OSError, ValueError, RecursionError, LookupError, TypeError):
+                pass
+        try:
+            return find_damage(path) if any(path.iterdir()) else "it is empty"
+        except OSError:
+            return "it is no folder that can be read"
+
+    def _free_name(self, name: str) -> Path:
+        path, count = self.folder / name, 1
+        while os.path.lexists(path):
+            count += 1
+            path = self.folder / f"{name}-{count}"
+        return path
 
     def save(self, state: TrainState, place: dict, description: dict) -> None:
-        """Writes a checkpoint of `state.step`, if there is none yet.
+        """Writes a checkpoint of `state.step`, unless it was the last that was saved.
 
         Args:
           state: What to save.
           place: State of the data iterator and the log, as JSON holds it.
           description: Configuration, categories: what `check` compares.
+
+        Raises:
+          OSError: It cannot be written, as on a full disk; the older ones stay.
         """
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step == self._saved:
             return
         variables = {**state.params, **state.frozen}
         arrays = {path: list(value.shape) for path, value in variables.items()}
-        description = {**description, "arrays": arrays}
+        description = {**description, "arrays": arrays, "digests": "sha256"}
         items = {
             "model": ocp.args.StandardSave(variables),
             "train": ocp.args.StandardSave(_counters(state)),
             "place": ocp.args.JsonSave(place),
             "description": ocp.args.JsonSave(description),
         }
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        unfinished = self.folder / f"{step}.tmp"
+        try:
+            self._orbax.save(unfinished, args=ocp.args.Composite(**items))
+            if jax.process_index() == 0:
+                write_digests(unfinished)
+                unfinished.rename(self.folder / str(step))
+                self._drop_old()
+        # Tensorstore says ValueError where there is no space.
+        except (OSError, ValueError, RuntimeError) as error:
+            if jax.process_index() == 0:
+                self._drop_unfinished()
+            raise OSError(
+                f"Cannot save the checkpoint of step {step} in {self.folder}: "
+                f"{_reason(error)}. Kept: the checkpoints of steps {self.steps()}."
+            ) from error
+        # Nobody may see the folder as it was before.
+        multihost_utils.sync_global_devices(f"saved {step}")
+        self._saved = step
+
+    def _drop_old(self) -> None:
+        assert self._keep is not None
+        for step in self.steps()[: -self._keep]:
+            # Under this name a half deleted one is no checkpoint.
+            going = self.folder / f"{step}.old.tmp"
+            (self.folder / str(step)).rename(going)
+            shutil.rmtree(going)
+
+    def _drop_unfinished(self) -> None:
+        """Deletes what a killed process, or a failure, left half written."""
+        for path in self.folder.glob("[0-9]*.*tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _read(self, step: int, **items: Any) -> Any:
+        path = self.folder / str(step)
+        try:
+            return self._orbax.restore(path, args=ocp.args.Composite(**items))
+        # What orbax raises depends on what it stumbles over.
+        except Exception as error:
+            raise ValueError(
+                f"The checkpoint {path} cannot be read: {_reason(error)}"
+            ) from error
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
         """Returns the state and the place saved at `step`.
 
         Args:
-          step: A step that `latest` returned.
+          step: A step that `latest` or `recover` returned.
           like: Shapes, types and placement (`jax.ShapeDtypeStruct` with sharding).
+
+        Raises:
+          ValueError: It cannot be read.
         """
-        args = ocp.args.Composite(
+        saved = self._read(
+            step,
             model=ocp.args.StandardRestore({**like.params, **like.frozen}),
             train=ocp.args.StandardRestore(_counters(like)),
             place=ocp.args.JsonRestore(),
         )
-        saved: Any = self._manager.restore(step, args=args)
         state = TrainState(
             params={path: saved.model[path] for path in like.params},
             frozen={path: saved.model[path] for path in like.frozen},
@@ -84,21 +243,17 @@ class Checkpoints:
 
     def restore_variables(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Returns only the model's variables saved at `step`."""
-        args = ocp.args.Composite(model=ocp.args.StandardRestore(like))
-        saved: Any = self._manager.restore(step, args=args)
-        return saved.model
+        return self._read(step, model=ocp.args.StandardRestore(like)).model
 
     def description(self, step: int) -> dict:
         """Returns what was written beside the state at `step`."""
-        args = ocp.args.Composite(description=ocp.args.JsonRestore())
-        saved: Any = self._manager.restore(step, args=args)
-        return saved.description
+        return self._read(step, description=ocp.args.JsonRestore()).description
 
     def check(self, step: int, description: dict, variables: dict[str, Any]) -> None:
         """Refuses a checkpoint whose model is not the configured one.
 
         Args:
-          step: A step that `latest` returned.
+          step: A step that `latest` or `recover` returned.
           description: What `train.model.describe` says of the configured model.
           variables: Its variables, or their shapes.
 
@@ -135,8 +290,8 @@ class Checkpoints:
                 )
 
     def close(self) -> None:
-        """Releases the manager's threads."""
-        self._manager.close()
+        """Releases orbax's threads."""
+        self._orbax.close()
 
 
 def read_arrays(folder: Path) -> dict[str, np.ndarray]:
@@ -158,6 +313,14 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
             for key, leaf in leaves:
                 arrays[item + jax.tree_util.keystr(key)] = np.asarray(leaf)
     return arrays
+
+
+def _reason(error: BaseException) -> str:
+    """Returns what an error of orbax says, in at most a line or two."""
+    full = "No space left on device"
+    if full in str(error):
+        return full
+    return one_line(str(error), 300) or type(error).__name__
 
 
 def _counters(state: TrainState) -> dict[str, Any]:

@@ -1,17 +1,39 @@
 """What the command lines share: flags, and one clear line for a user's mistake."""
 
+import ast
 import logging
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+from dcn_jax.quoting import one_line, quoted
 from train.config_dict import ConfigDict
+from train.configs import _base
+
+
+class _ConfigFile(ConfigFileFlagParser):
+    """Loads a configuration; raises what ml_collections keeps back until it is read."""
+
+    def parse(self, path: str) -> ConfigDict:
+        config = super().parse(path)
+        if isinstance(config, ConfigDict):
+            return config
+        # Raises the OSError that stands in the place of a file that was not found.
+        getattr(config, "name", None)
+        raise ValueError(
+            f"`get_config` returned {type(config).__name__}; expected a ConfigDict."
+        )
+
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -19,6 +41,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "Experiment: FILE.py or FILE.py:ARG; --config.field=value overrides a field.",
     lock_config=True,
 )
+flags.FLAGS["config"].parser = _ConfigFile("config")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; default runs/<config.name>."
 )
@@ -34,18 +57,20 @@ def config() -> ConfigDict:
 
 def workdir() -> Path:
     """Returns the folder of the run."""
-    return Path(_WORKDIR.value or Path("runs") / config().name)
+    return Path(os.path.expanduser(_WORKDIR.value or f"runs/{config().name}"))
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Parses the flags and calls `main` with the remaining arguments.
 
     Mistakes that a user can mend (ValueError, TypeError, OSError) end the program
-    with status 1 and one line on stderr; other exceptions show their traceback.
+    with status 1 and one line on stderr; Ctrl-C ends it without one; other exceptions
+    show their traceback.
     """
     # A user reads the run's lines, not those of every library beneath it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    # What they log as errors they also raise.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log = logging.getLogger("train")
@@ -62,16 +87,77 @@ def run(main: Callable[[list[str]], None]) -> None:
                 raise
             _fail(error)
 
-    app.run(guarded, flags_parser=_parse)
+    sys.excepthook = _show
+    # As of a library's thread that outlives its event loop after a full disk.
+    sys.unraisablehook = _show_unraisable
+    # Shells expand the `~` of an argument, but not behind `--config=`.
+    argv = [
+        re.sub("^(--?config=)(~.*)", lambda m: m[1] + os.path.expanduser(m[2]), given)
+        for given in sys.argv
+    ]
+    app.run(guarded, argv=argv, flags_parser=_parse)
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    # Python ends by the signal itself, so a shell's loop over runs ends too.
+    if _TRACEBACK.value or not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _show_unraisable(unraisable: Any) -> None:
+    if _TRACEBACK.value:
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
+        rest = flags.FLAGS(argv)
+        _check_tuples(argv)
+        _base.check(_CONFIG.value)
+        return rest
+    # The file of a configuration is a program of the user's: anything may happen.
+    except Exception as error:
         if "--traceback" in argv:
             raise
-        _fail(error)
+        _fail(_in_config_file(error, argv) or error)
+
+
+def _check_tuples(argv: list[str]) -> None:
+    """Refuses what ml_collections makes a tuple of: one value, several flags."""
+    given = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+    seen = set()
+    for argument, following in zip_longest(given, given[1:], fillvalue=""):
+        name, separator, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or name not in flags.FLAGS:
+            continue
+        if not isinstance(flags.FLAGS[name], flags.MultiFlag):
+            continue
+        if name in seen:
+            raise ValueError(f"--{name} is given twice.")
+        seen.add(name)
+        value = value if separator else following
+        try:
+            alone = not isinstance(ast.literal_eval(value), tuple | list)
+        except (ValueError, SyntaxError):
+            alone = True
+        if alone:
+            raise ValueError(
+                f"--{name} is {quoted(value)}; expected a tuple, such as (1, 2)."
+            )
+
+
+def _in_config_file(error: BaseException, argv: list[str]) -> ValueError | None:
+    """Says where in the file of the configuration an error was raised, if it was."""
+    given = re.search(r"^--?config[=\n]([^:\n]+)", "\n".join(argv), re.MULTILINE)
+    found = None
+    cause: BaseException | None = error
+    while cause is not None and given:
+        for frame in traceback.extract_tb(cause.__traceback__):
+            if frame.filename == given[1]:
+                text = str(cause) or type(cause).__name__
+                found = ValueError(f"{given[1]}, line {frame.lineno}: {text}")
+        cause = cause.__context__
+    return found
 
 
 def _fail(error: BaseException) -> NoReturn:
@@ -79,6 +165,7 @@ def _fail(error: BaseException) -> NoReturn:
     while error.args and isinstance(error.args[0], BaseException):
         error = error.args[0]
     text = str(error.args[0] if isinstance(error, KeyError) else error)
-    text = " ".join(text.split()) or type(error).__name__
+    # It may hold a piece of somebody's file, control characters too.
+    text = one_line(text, 1500) or type(error).__name__
     print(f"error: {text}", file=sys.stderr)
     sys.exit(1)

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from train.whole_file import write_whole
+
 # Small images are enlarged before labels are written on them: to this short side, where
 # the long one does not exceed the other.
 _SHORT_SIDE, _LONG_SIDE = 512, 2048
@@ -78,8 +80,8 @@ def save_picture(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
       OSError: It cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"Cannot write the picture {path}.")
+    encoded = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+    write_whole(path, encoded.tobytes())
 
 
 def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -1,32 +1,48 @@
 """COCO average precision of a model on held-out images.
 
-As a program, `python -m train.evaluate --config=... [--workdir=...]`, it evaluates the
-newest checkpoint of a run and writes evaluation.json, detections.json and pictures
-into its folder.
+As a program, `python -m train.evaluate --config=... [--workdir=...] [--output=DIR]`, it
+evaluates the newest checkpoint of a run and writes evaluation.json, detections.json and
+pictures into DIR, or else into the run's folder, in place of those that lie there.
 """
+
+if __name__ == "__main__":
+    from train import interrupt
+
+    interrupt.end_at_once()
 
 import contextlib
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dcn_jax.types import Detections
-from train import cli, draw, inputs, sharding
+from train import cli, draw, inputs, interrupt, sharding
 from train.checkpoint import Checkpoints, abstract
 from train.config_dict import ConfigDict
 from train.model import Skeleton, Variables, build_skeleton, describe
+from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
+
+OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Folder for what is written; default: that of the run (train.evaluate), or "
+    "predictions (train.predict).",
+)
 
 # Names of COCOeval's twelve summary numbers, in its order.
 SUMMARY = (
@@ -46,6 +62,8 @@ class Evaluation(NamedTuple):
     detections: list[dict[str, Any]]
     # The first images, with their detections drawn.
     pictures: list[np.ndarray]
+    # Of what: name, split, options and number of images of the data set.
+    data: dict[str, Any]
 
 
 def average_precision(
@@ -103,16 +121,29 @@ class Evaluator:
     """Runs a detector over a data set; the compiled program is kept between calls."""
 
     def __init__(self, config: ConfigDict, skeleton: Skeleton, mesh: Mesh, source: Any):
-        sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
+        if not source.num_boxes.any():
+            _log.warning(
+                "WARNING: the split %r has no box to find: its AP is no number",
+                config.data.eval_split,
+            )
         self._config, self._mesh, self._source = config, mesh, source
         self._detect = make_detect(skeleton, mesh)
 
-    def __call__(self, variables: Variables) -> Evaluation:
-        """Evaluates; every process takes its share of the images and has the result."""
+    def __call__(
+        self, variables: Variables, stop: Callable[[], bool] = lambda: False
+    ) -> Evaluation | None:
+        """Evaluates; every process takes its share of the images and has the result.
+
+        Args:
+          variables: The model's.
+          stop: Asked before every batch; where it says yes, the result is None.
+        """
         config, source = self._config, self._source
         names = [category["name"] for category in source.categories]
         results, pictures = [], []
         for batch in inputs.open_eval_loader(config, source):
+            if stop():
+                return None
             arrays = {name: batch[name] for name in ("images", "sizes")}
             found = local_rows(
                 self._detect(variables, **sharding.to_devices(arrays, self._mesh))
@@ -135,7 +166,13 @@ class Evaluator:
                     pictures.append(picture)
         results = _gather(results)
         summary, per_class = average_precision(source.ground_truth(), results)
-        return Evaluation(summary, per_class, results, pictures)
+        data = {
+            "name": config.data.name,
+            "split": config.data.eval_split,
+            "options": config.data.options.to_dict(),
+            "images": len(source),
+        }
+        return Evaluation(summary, per_class, results, pictures, data)
 
 
 def make_detect(skeleton: Skeleton, mesh: Mesh):
@@ -210,27 +247,33 @@ def _gather(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def write_evaluation(workdir: Path, step: int, evaluation: Evaluation) -> None:
+def write_evaluation(folder: Path, step: int, evaluation: Evaluation) -> None:
     """Writes evaluation.json, detections.json and the pictures; logs the AP."""
     record = {
         "step": step,
+        "data": evaluation.data,
         "bbox": evaluation.bbox,
         "bbox_per_class": evaluation.per_class,
     }
-    (workdir / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n")
-    (workdir / "detections.json").write_text(json.dumps(evaluation.detections))
-    for stale in (workdir / "pictures").glob("*.png"):
-        stale.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = folder / "pictures"
+    # Those of the evaluation that lay here; any other picture is somebody's own.
+    if (folder / "evaluation.json").exists():
+        for stale in pictures.glob("*.png"):
+            if re.fullmatch(r"\d{3,}|grid", stale.stem, re.ASCII):
+                stale.unlink()
+    write_whole(folder / "detections.json", json.dumps(evaluation.detections))
+    write_whole(folder / "evaluation.json", json.dumps(record, indent=2) + "\n")
     for i, picture in enumerate(evaluation.pictures):
-        draw.save_picture(workdir / "pictures" / f"{i:03}.png", picture)
+        draw.save_picture(pictures / f"{i:03}.png", picture)
     if evaluation.pictures:
-        sheet = draw.grid(evaluation.pictures)
-        draw.save_picture(workdir / "pictures" / "grid.png", sheet)
+        draw.save_picture(pictures / "grid.png", draw.grid(evaluation.pictures))
     shown = " ".join(
         f"{name} {'-' if value is None else f'{value:.3f}'}"
         for name, value in evaluation.bbox.items()
     )
-    _log.info("evaluation of step %d: %s", step, shown)
+    split = evaluation.data["split"]
+    _log.info("evaluation of step %d on %s: %s", step, split, shown)
 
 
 def load_variables(
@@ -252,7 +295,7 @@ def load_variables(
 
     Raises:
       FileNotFoundError: There is no checkpoint.
-      ValueError: It is of another model, or of other categories.
+      ValueError: It is damaged, of another model, or of other categories.
     """
     folder = workdir / "checkpoints"
     if not folder.is_dir():
@@ -269,21 +312,26 @@ def load_variables(
     like = abstract(skeleton.variables, shardings)
     variables = checkpoints.restore_variables(step, like)
     checkpoints.close()
+    _log.info("using the checkpoint of step %d", step)
     return step, skeleton, variables, description
 
 
+@interrupt.interruptible
 def main(arguments: list[str]) -> None:
     """Evaluates the newest checkpoint of a run."""
     if arguments:
         raise ValueError(f"Unexpected arguments: {' '.join(arguments)}")
     config, workdir = cli.config(), cli.workdir()
     mesh = sharding.make_mesh(config.mesh.model)
+    sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
     source = inputs.open_source(config, config.data.eval_split)
     step, skeleton, variables, _ = load_variables(
         config, workdir, mesh, source.categories
     )
     evaluation = Evaluator(config, skeleton, mesh, source)(variables)
-    write_evaluation(workdir, step, evaluation)
+    assert evaluation is not None
+    output = Path(os.path.expanduser(OUTPUT.value or workdir))
+    write_evaluation(output, step, evaluation)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """From a configuration to data: sources, training batches, evaluation batches."""
 
+import logging
+import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,25 +10,96 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dcn_jax.quoting import quoted
 from dcn_jax.types import Batch
 from train import sharding
 from train.config_dict import ConfigDict
+from train.data import report
 from train.data.loader import eval_loader, train_loader
-from train.data.source import Source, make_source
+from train.data.source import DataSet, OrientationWarning, Source, check_options
+
+_log = logging.getLogger("train")
 
 
 def open_source(config: ConfigDict, split: str) -> Source:
-    """Opens (and first prepares, where it is not yet) a split of the data set."""
-    data = config.data
-    return make_source(
-        data.name, split, data.data_dir, max_pixels=data.max_pixels, **data.options
+    """Opens (and first prepares, where it is not yet) a split of the data set.
+
+    Logs one line about what of it is used.
+    """
+    return _opened(config, split, _data_set(config, split))
+
+
+def open_sources(config: ConfigDict) -> tuple[Source, Source]:
+    """Opens the splits for training and evaluation, as `open_source` does.
+
+    What is wrong with the annotations or the categories of the one is told before the
+    other is prepared.
+
+    Raises:
+      ValueError: The splits have different categories, or as `make_source`.
+      OSError: As `make_source`.
+    """
+    splits = config.data.train_split, config.data.eval_split
+    sets = [_data_set(config, split) for split in splits]
+    ours, theirs = ({c["id"]: c["name"] for c in s.categories} for s in sets)
+    for number in sorted(ours.keys() | theirs.keys()):
+        if ours.get(number) != theirs.get(number):
+            shown = [
+                f"{quoted(names[number])} in {split!r}"
+                if number in names
+                else f"missing in {split!r}"
+                for split, names in zip(splits, (ours, theirs), strict=True)
+            ]
+            raise ValueError(
+                f"The splits have different categories: the one with id {number} is "
+                f"{shown[0]} and {shown[1]}."
+            )
+    train, held_out = (
+        _opened(config, *pair) for pair in zip(splits, sets, strict=True)
     )
+    return train, held_out
+
+
+def _data_set(config: ConfigDict, split: str) -> DataSet:
+    data = config.data
+    check_options(data.name, data.options)
+    # Options may be paths, which a shell does not expand within --config.FIELD=...
+    options = {
+        name: os.path.expanduser(value) if isinstance(value, str) else value
+        for name, value in data.options.items()
+    }
+    return DataSet(
+        data.name,
+        split,
+        data.data_dir,
+        max_pixels=data.max_pixels,
+        upright=data.upright,
+        **options,
+    )
+
+
+def _opened(config: ConfigDict, split: str, data_set: DataSet) -> Source:
+    data = config.data
+    with warnings.catch_warnings():
+        # The line says it.
+        warnings.simplefilter("ignore", OrientationWarning)
+        source = data_set.open()
+    if split == data.train_split:
+        line = report.training_line(
+            source, split, max_boxes=data.max_boxes, skip_empty=data.skip_empty
+        )
+    else:
+        line = report.evaluation_line(source, split)
+    _log.info("%s", line)
+    return source
 
 
 def count_steps(config: ConfigDict, source: Source) -> int:
     """Returns the length of a run in steps: `steps`, or `epochs` over the images."""
-    usable = int((source.num_boxes > 0).sum())
-    steps = config.steps or round(config.epochs * usable / config.batch_size)
+    used = len(source)
+    if config.data.skip_empty:
+        used = int((source.num_boxes > 0).sum())
+    steps = config.steps or round(config.epochs * used / config.batch_size)
     if steps < 1:
         raise ValueError(
             f"The run has {steps} steps; expected `steps` of at least 1, or 0 and "
@@ -37,6 +111,11 @@ def count_steps(config: ConfigDict, source: Source) -> int:
 def open_train_loader(config: ConfigDict, source: Source) -> Any:
     """Returns the endless iterator over training batches, at its start."""
     data = config.data
+    if not source.num_boxes.any():
+        raise ValueError(
+            f"The split {data.train_split!r} (`data.train_split`) has no box to train "
+            f"on in its {len(source)} images."
+        )
     return train_loader(
         source,
         batch_size=config.batch_size,
@@ -46,6 +125,7 @@ def open_train_loader(config: ConfigDict, source: Source) -> Any:
         flip=data.flip,
         max_boxes=data.max_boxes,
         seed=config.seed,
+        skip_empty=data.skip_empty,
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,25 @@ from jax.sharding import Mesh
 
 from dcn_jax.types import Batch
 from train import inputs, sharding
+from train import workdir as workdir_lock
 from train.checkpoint import Checkpoints, abstract
 from train.config_dict import ConfigDict
+from train.configs import _base
 from train.draw import save_curves
 from train.evaluate import Evaluator, write_evaluation
+from train.interrupt import Interrupts
 from train.metrics import Clock, MetricWriter, log_line, read_metrics
-from train.model import Skeleton, build_skeleton, describe, variables_of
-from train.optim import learning_rate, make_optimizer, trainable
-from train.step import Metrics, TrainState, init_state, make_train_step
+from train.model import Skeleton, build_skeleton, describe, read_weights
+from train.optim import highest_rate, learning_rate, make_optimizer, trainable
+from train.resume import say_changes
+from train.step import (
+    Metrics,
+    SkippedInARow,
+    TrainState,
+    init_state,
+    make_train_step,
+)
+from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
 
@@ -39,32 +51,41 @@ def train(config: ConfigDict, workdir: Path) -> None:
     the state was saved.
 
     Raises:
-      ValueError: The configuration, the data or a checkpoint is at fault.
+      ValueError: The configuration, the data or a checkpoint is at fault, or another
+        run uses the folder.
       OSError: A file or folder is missing or broken.
+      KeyboardInterrupt: Ctrl-C was pressed; the state was saved, if there was any.
     """
-    for field in ("log.every", "checkpoint.every", "checkpoint.keep"):
-        section, name = field.split(".")
-        if config[section][name] < 1:
-            raise ValueError(
-                f"`{field}` is {config[section][name]}; expected at least 1."
-            )
+    _base.check(config)
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
+    sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
+    # All that a configuration says wrong of the detector shows in its constructors, and
+    # all that is wrong with the weights in reading them: before data are prepared.
+    trial = build_skeleton(config, num_classes=1)
+    started = any((workdir / "checkpoints").glob("[0-9]*"))
+    weights = None if started else read_weights(config, trial)
     if config.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", config.compile_cache)
-    source = inputs.open_source(config, config.data.train_split)
-    held_out = inputs.open_source(config, config.data.eval_split)
-    if held_out.categories != source.categories:
-        raise ValueError(
-            f"The splits {config.data.train_split!r} and {config.data.eval_split!r} "
-            f"have different categories."
-        )
+        folder = os.path.expanduser(config.compile_cache)
+        jax.config.update("jax_compilation_cache_dir", folder)
+    with Interrupts() as interrupts, workdir_lock.claim(workdir):
+        _train(config, workdir, mesh, weights, interrupts)
+
+
+def _train(
+    config: ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    weights: dict[str, np.ndarray] | None,
+    interrupts: Interrupts,
+) -> None:
+    source, held_out = inputs.open_sources(config)
     skeleton = build_skeleton(config, len(source.categories))
     evaluator = Evaluator(config, skeleton, mesh, held_out)
-    with _SigTerm() as sigterm:
-        run = _Run(config, workdir, mesh, skeleton, source, evaluator)
+    with interrupts.held():
+        run = _Run(config, workdir, mesh, skeleton, source, evaluator, weights)
         try:
-            if run.advance(sigterm):
+            if run.advance(interrupts):
                 run.finish()
         finally:
             run.close()
@@ -81,12 +102,14 @@ class _Run:
         skeleton: Skeleton,
         source: Any,
         evaluator: Evaluator,
+        weights: dict[str, np.ndarray] | None,
     ):
         self._config, self._workdir, self._mesh = config, workdir, mesh
         self._skeleton, self._evaluator = skeleton, evaluator
         self._loader = inputs.open_train_loader(config, source)
         self._steps = inputs.count_steps(config, source)
         self._description = describe(config, source.categories)
+        _say_low_rate(config, self._steps)
 
         frozen = tuple(
             f"backbone.{name}." for name in skeleton.abstract.backbone.frozen_names
@@ -110,12 +133,14 @@ class _Run:
         self._checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         # The metrics of the steps since the last log line.
         self._window: list[Metrics] = []
-        step = self._checkpoints.latest()
+        step = self._checkpoints.recover()
         if step is None:
             self._state = jax.jit(
                 init, out_shardings=shardings, compiler_options=_COMPILE_FAST
             )()
-            self._load_weights(shardings)
+            if weights is None:
+                weights = read_weights(config, skeleton)
+            self._load_weights(weights, shardings)
             step = 0
         else:
             self._checkpoints.check(step, self._description, skeleton.variables)
@@ -126,11 +151,25 @@ class _Run:
             self._loader.set_state(place["data"])
             self._window = place["window"]
             _log.info("going on from the checkpoint of step %d", step)
+            say_changes(
+                self._checkpoints.description(step)["config"],
+                self._description["config"],
+                steps_were=place.get("steps", self._steps),
+                steps=self._steps,
+            )
+            if step > self._steps:
+                _log.warning(
+                    "WARNING: the checkpoint of step %d is beyond the run's %d steps; "
+                    "no step is left",
+                    step,
+                    self._steps,
+                )
         self._step = step
+        self._skipped = SkippedInARow(step, int(self._state.skipped))
         active = jax.process_index() == 0
         if active:
             text = json.dumps(self._description["config"], indent=2)
-            (workdir / "config.json").write_text(text + "\n")
+            write_whole(workdir / "config.json", text + "\n")
         self._writer = MetricWriter(
             workdir, step=step, active=active, wandb=_wandb(config, workdir, active)
         )
@@ -164,41 +203,34 @@ class _Run:
                 f"them to its end."
             )
 
-    def _load_weights(self, shardings: TrainState) -> None:
-        config = self._config
-        if not config.init_from:
-            if config.backbone.norm == "frozen_bn":
-                raise ValueError(
-                    "`backbone.norm` is 'frozen_bn', whose statistics come with "
-                    "pretrained weights; expected `init_from` to name their file, or "
-                    "'group_norm'."
-                )
-            return
-        from dcn_jax.weights import init_from
-
-        state = self._state
-        model = self._skeleton.model({**state.params, **state.frozen})
-        init_from(model.backbone, config.init_from)
+    def _load_weights(
+        self, weights: dict[str, np.ndarray], shardings: TrainState
+    ) -> None:
+        """Puts arrays by dotted path in the place of the fresh ones."""
 
         def loaded(own: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
-            values = {
+            return own | {
                 path: jax.make_array_from_callback(
-                    value.shape, place[path], np.asarray(value).__getitem__
+                    value.shape, place[path], value.__getitem__
                 )
-                for name, value in variables_of(model.backbone).items()
-                if (path := f"backbone.{name}") in own
+                for path, value in weights.items()
+                if path in own
             }
-            return own | values
 
+        state = self._state
         self._state = state._replace(
             params=loaded(state.params, shardings.params),
             frozen=loaded(state.frozen, shardings.frozen),
         )
 
-    def advance(self, sigterm: "_SigTerm") -> bool:
-        """Steps to the end; returns False where SIGTERM ended it before."""
-        # A run that was killed while it evaluated does so again.
-        self._evaluate_if_due()
+    def advance(self, interrupts: Interrupts) -> bool:
+        """Steps to the end; returns False where a signal ended it before."""
+        # A run that was stopped while it evaluated does so again.
+        if not self._evaluate_if_due(interrupts):
+            return False
+        if _stopped(interrupts):
+            # It came before the first step: there is nothing new to save.
+            return False
         config = self._config
         clock = Clock(config.batch_size, self._steps)
         seen_shapes = set()
@@ -208,7 +240,9 @@ class _Run:
             self._step += 1
             self._window.append(metrics)
             # Bounds how many batches wait on the devices.
-            jax.block_until_ready(self._window[max(0, len(self._window) - 2)])
+            behind = min(len(self._window), 2) - 1
+            done = jax.block_until_ready(self._window[-1 - behind])
+            self._skipped.update(self._step - behind, int(done["skipped"]))
             if batch.images.shape in seen_shapes:
                 clock.step()
             else:
@@ -216,22 +250,33 @@ class _Run:
                 jax.block_until_ready(metrics)
             last = self._step == self._steps
             # Alone, a process may stop anywhere; several agree at log steps.
-            stop = sigterm.received and jax.process_count() == 1
+            stop = _stopped(interrupts)
             if self._step % config.log.every == 0 or last:
                 self._report(batch, clock)
-                stop = sigterm.received_anywhere()
+                stop = _stopped_anywhere(interrupts)
+            self._skipped.check(config.optim.lr, last=last)
             if self._step % config.checkpoint.every == 0 or last or stop:
                 self._save()
             if stop and not last:
-                _log.info("SIGTERM: saved step %d", self._step)
+                self._say_saved(interrupts)
                 return False
-            self._evaluate_if_due()
+            if not self._evaluate_if_due(interrupts):
+                return False
             clock.skip()
         return True
 
     def _report(self, batch: Batch, clock: Clock) -> None:
         """Logs what happened since the last report."""
-        scalars = _mean(_floats(self._window))
+        window = _floats(self._window)
+        scalars = _mean(window)
+        self._skipped.update(self._step, int(scalars["skipped"]))
+        if self._skipped.count >= len(window):
+            _log.warning(
+                "WARNING: the last %d steps were all skipped, as loss or gradient was "
+                "not finite; %d of them end the run",
+                self._skipped.count,
+                SkippedInARow.LIMIT,
+            )
         self._window = []
         scalars["images/s"], left = clock.tick(self._step)
         log_line(self._step, self._steps, scalars, left)
@@ -253,15 +298,29 @@ class _Run:
         self._checkpoints.close()
 
     def _save(self) -> None:
-        place = {"data": self._loader.get_state(), "window": _floats(self._window)}
+        place = {
+            "data": self._loader.get_state(),
+            "window": _floats(self._window),
+            "steps": self._steps,
+        }
         self._checkpoints.save(self._state, place, self._description)
 
-    def _evaluate_if_due(self) -> bool:
+    def _say_saved(self, interrupts: Interrupts) -> None:
+        name = (interrupts.received or signal.SIGTERM).name
+        _log.info("%s: saved step %d", name, self._step)
+
+    def _evaluate_if_due(self, interrupts: Interrupts) -> bool:
+        """Evaluates when it is time; returns False where a signal ended it before."""
         every = self._config.eval.every
         inside = every and self._step and self._step % every == 0
         if not (inside or self._step >= self._steps):
+            return True
+        variables = {**self._state.params, **self._state.frozen}
+        result = self._evaluator(variables, stop=lambda: _stopped(interrupts))
+        if result is None:
+            self._save()
+            self._say_saved(interrupts)
             return False
-        result = self._evaluator({**self._state.params, **self._state.frozen})
         if jax.process_index() == 0:
             write_evaluation(self._workdir, self._step, result)
         known = {f"bbox/{k}": v for k, v in result.bbox.items() if v is not None}
@@ -269,28 +328,30 @@ class _Run:
         return True
 
 
-class _SigTerm:
-    """Whether SIGTERM came; the step under way is finished, and saved, first."""
+def _stopped(interrupts: Interrupts) -> bool:
+    """Returns whether a process that is alone should save and end."""
+    return interrupts.received is not None and jax.process_count() == 1
 
-    def __init__(self):
-        self.received = False
 
-    def __enter__(self) -> "_SigTerm":
-        self._previous = signal.signal(signal.SIGTERM, self._receive)
-        return self
+def _stopped_anywhere(interrupts: Interrupts) -> bool:
+    """Returns whether any process got a signal; all of them ask at the same step."""
+    received = interrupts.received is not None
+    if jax.process_count() == 1:
+        return received
+    return bool(multihost_utils.process_allgather(np.asarray([received])).any())
 
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
 
-    def _receive(self, number: int, frame: Any) -> None:
-        self.received = True
-
-    def received_anywhere(self) -> bool:
-        """Returns whether any process got it; all processes ask at the same step."""
-        if jax.process_count() == 1:
-            return self.received
-        answers = multihost_utils.process_allgather(np.asarray([self.received]))
-        return bool(answers.any())
+def _say_low_rate(config: ConfigDict, steps: int) -> None:
+    """Logs where no step of the run has the rate that the configuration asks for."""
+    highest = highest_rate(config.optim, steps)
+    if highest < (1 - 1e-6) * config.optim.lr:
+        _log.warning(
+            "WARNING: the learning rate never reaches `optim.lr`, %g: in the %d steps "
+            "of the run it is %.3g at most (`optim.warmup_steps` is %d, "
+            "`optim.decay_at` %s)",
+            config.optim.lr, steps, highest, config.optim.warmup_steps,
+            tuple(config.optim.decay_at),
+        )  # fmt: skip
 
 
 def _floats(window: list[Metrics]) -> list[dict[str, float]]:

@@ -1,5 +1,10 @@
 """Trains a detector: `python -m train.main --config=train/configs/FILE.py[:ARG]`."""
 
+if __name__ == "__main__":
+    from train import interrupt
+
+    interrupt.end_at_once()
+
 from absl import flags
 
 from train import cli

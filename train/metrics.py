@@ -1,12 +1,16 @@
 """What a run writes about itself: log lines, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import json
 import logging
 import math
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
 
@@ -22,65 +26,124 @@ class MetricWriter:
         self._file = None
         self._board: Any = None
         self._wandb = wandb
+        self._workdir = workdir
         if not active:
             return
         # Slow to import, and of no use to the other processes.
-        from tensorboardX import SummaryWriter
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
 
         path = workdir / "metrics.jsonl"
         cut_after(path, step)
         self._file = path.open("a")
-        purge = step + 1 if step else None
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+        folder = workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        # Its SummaryWriter writes from a thread, which a full disk kills without a
+        # word; whoever hands it the next scalars waits for ever.
+        self._board = event_file_writer.EventsWriter(str(folder / "events"))
+        # Made at import, where no type checker sees it.
+        proto: Any = event_pb2
+        self._event, self._scalar = proto.Event, summary.scalar
+        if step:
+            # TensorBoard hides what a former process wrote from this step on.
+            start = proto.SessionLog(status=proto.SessionLog.START)
+            self._board.write_event(self._event(step=step + 1, session_log=start))
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Names the folder in an error of an open file, which Python does not."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"Cannot write the metrics in {self._workdir}: {error.strerror}."
+            ) from error
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends the scalars of a step; non-finite numbers become null."""
+        """Appends the scalars of a step; non-finite numbers become null.
+
+        Raises:
+          OSError: The disk is full.
+        """
         if self._file is None:
             return
         finite = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        with self._named():
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.flush()
+            for name, value in scalars.items():
+                summary = self._scalar(name, value)
+                event = self._event(wall_time=time.time(), step=step, summary=summary)
+                self._board.write_event(event)
+            self._board.flush()
         if self._wandb is not None:
             self._wandb.log(dict(scalars), step=step)
 
     def close(self) -> None:
         """Flushes and closes the files."""
         if self._file is not None:
-            self._file.close()
-            self._board.close()
+            with self._named():
+                self._file.close()
+                self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a metrics.jsonl, without a last one cut short."""
-    records = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return records
+    """Returns the records of a metrics.jsonl, without lines that are none."""
+    return [r for r in map(_record, _lines(path)) if r is not None]
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Returns the lines of a file, without a last one cut short; none without one."""
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    return lines if _record(last) is None else [*lines, last]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Returns the record that `MetricWriter.write` wrote as this line, or None."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    # What is drawn as a curve must be a number; a bool is an int to Python.
+    largest = sys.float_info.max
+    numbers = [value for value in record.values() if value is not None]
+    fine = all(type(n) in (int, float) and -largest <= n <= largest for n in numbers)
+    return record if fine and record["step"] >= 0 else None
 
 
 def cut_after(path: Path, step: int) -> None:
     """Drops what a metrics.jsonl says of steps after `step`, and of its evaluation.
 
-    The evaluation of a step comes after its checkpoint, and is made again.
+    The evaluation of a step comes after its checkpoint, and is made again. Lines that
+    are no records, as of an editor or a failing disk, are dropped, and this is logged.
     """
+    records = [_record(line) for line in _lines(path)]
+    odd = [number for number, record in enumerate(records, 1) if record is None]
+    if odd:
+        _log.warning(
+            "WARNING: dropped %d lines of %s that are no records of a step; the first "
+            "was line %d",
+            len(odd),
+            path,
+            odd[0],
+        )
     kept = [
         record
-        for record in read_metrics(path)
-        if record["step"] < step
-        or (record["step"] == step and not any(k.startswith("bbox/") for k in record))
+        for record in records
+        if record is not None
+        and (
+            record["step"] < step
+            or (
+                record["step"] == step
+                and not any(k.startswith("bbox/") for k in record)
+            )
+        )
     ]
-    # A file that is replaced whole is never found half written.
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    temporary.replace(path)
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 class Clock:

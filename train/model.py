@@ -1,10 +1,13 @@
 """From a configuration to a detector, and between a module and its named arrays."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from dcn_jax.backbones import ResNet
@@ -40,6 +43,39 @@ def build_detector(config: ConfigDict, num_classes: int, rngs: nnx.Rngs) -> Fast
 def build_skeleton(config: ConfigDict, num_classes: int) -> "Skeleton":
     """Returns the configured detector without its arrays."""
     return Skeleton(lambda rngs: build_detector(config, num_classes, rngs))
+
+
+def read_weights(config: ConfigDict, skeleton: "Skeleton") -> dict[str, np.ndarray]:
+    """Reads the weights that a run starts from.
+
+    Args:
+      config: Its `init_from` names the file; "" is for none.
+      skeleton: The configured detector, with any number of classes.
+
+    Returns:
+      Dotted path -> array, for the variables that the file has.
+
+    Raises:
+      OSError: The file cannot be opened.
+      ValueError: It is of another network, or missing where it is needed.
+    """
+    if not config.init_from:
+        if config.backbone.norm == "frozen_bn":
+            raise ValueError(
+                "`backbone.norm` is 'frozen_bn', whose statistics come with pretrained "
+                "weights; expected `init_from` to name their file, or 'group_norm'."
+            )
+        return {}
+    from dcn_jax.weights import init_from
+
+    model = skeleton.model(skeleton.variables)
+    init_from(model.backbone, Path(os.path.expanduser(config.init_from)))
+    return {
+        f"backbone.{name}": np.asarray(value)
+        for name, value in variables_of(model.backbone).items()
+        # The others are shapes still.
+        if isinstance(value, jax.Array)
+    }
 
 
 def describe(config: ConfigDict, categories: Sequence[Mapping[str, Any]]) -> dict:

@@ -19,20 +19,8 @@ Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 def learning_rate(optim: ConfigDict, steps: int) -> Schedule:
-    """Returns the rate at a step: linear warm-up, then drops at fractions of the run.
-
-    Raises:
-      ValueError: `optim.decay_at` does not rise within (0, 1].
-    """
-    fractions = tuple(optim.decay_at)
-    if list(fractions) != sorted(set(fractions)) or not all(
-        0 < f <= 1 for f in fractions
-    ):
-        raise ValueError(
-            f"`optim.decay_at` is {fractions}; expected rising fractions of the run, "
-            f"each above 0 and at most 1."
-        )
-    drops = [round(fraction * steps) for fraction in fractions]
+    """Returns the rate at a step: linear warm-up, drops at fractions of the run."""
+    drops = [round(fraction * steps) for fraction in optim.decay_at]
 
     def rate(step: Int[Array, ""]) -> Float[Array, ""]:
         value = jnp.asarray(optim.lr, jnp.float32)
@@ -44,6 +32,16 @@ def learning_rate(optim: ConfigDict, steps: int) -> Schedule:
         return value
 
     return rate
+
+
+def highest_rate(optim: ConfigDict, steps: int) -> float:
+    """Returns the highest rate of a run of so many steps."""
+    rate = learning_rate(optim, steps)
+    # It rises, then drops: the highest is the last of the warm-up, or before a drop.
+    ends = [optim.warmup_steps, steps - 1]
+    ends += [round(fraction * steps) - 1 for fraction in optim.decay_at]
+    ends = {min(max(step, 0), steps - 1) for step in ends}
+    return max(float(rate(jnp.int32(step))) for step in ends)
 
 
 def multiplier(path: str, optim: ConfigDict) -> float:

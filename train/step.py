@@ -46,6 +46,49 @@ def init_state(
     )
 
 
+class SkippedInARow:
+    """Counts the steps that were skipped since the last that was not.
+
+    A run ends when they are `LIMIT`: nothing of its state changes any more but the
+    step counter, and what that changes, the random samples, did not help.
+
+    Args:
+      step: Steps done when counting starts.
+      skipped: How many of these were skipped.
+    """
+
+    LIMIT = 50
+
+    def __init__(self, step: int, skipped: int):
+        self._step, self._skipped = step, skipped
+        self.count = step if skipped == step else 0
+
+    def update(self, step: int, skipped: int) -> None:
+        """Takes note of the counters `step` and `skipped` after a later step."""
+        new, new_skipped = step - self._step, skipped - self._skipped
+        self.count = self.count + new if new_skipped == new else 0
+        self._step, self._skipped = step, skipped
+
+    def check(self, lr: float, *, last: bool) -> None:
+        """Ends a run that goes nowhere.
+
+        Args:
+          lr: The field `optim.lr`, which is the first to look at.
+          last: Whether the run's last step was done.
+
+        Raises:
+          ValueError: The last `LIMIT` steps were all skipped, or, of a shorter run, all
+            that it has.
+        """
+        if self.count >= self.LIMIT or (last and self.count == self._step):
+            raise ValueError(
+                f"The last {self.count} steps, up to step {self._step}, were skipped, "
+                f"as their loss or gradient was not finite: the run has diverged. "
+                f"Lower `optim.lr`, which is {lr:g}, or warm up longer "
+                f"(`optim.warmup_steps`)."
+            )
+
+
 def make_train_step(
     skeleton: Skeleton,
     optimizer: optax.GradientTransformation,

@@ -5,19 +5,34 @@ NAME/data/KEY, the bytes of each storage. Tensors are views (offset, sizes, stri
 a storage, which several may share.
 """
 
+import math
 import os
-import tarfile
-import zipfile
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from dcn_jax.quoting import one_line, quoted
+from dcn_jax.regular_file import open_regular
 from dcn_jax.weights import unpickle
+from dcn_jax.weights.archive import Archive
 
-# The number with which torch.save began its files before the zip format.
-_LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# Bytes of the largest files that are read, and of the pickles in them.
+MAX_BYTES = 8 << 30
+_MAX_PICKLE = 64 << 20
+# A tensor may repeat the elements of its storage, but not without end.
+_MAX_REPEATED = 1 << 24
+MAX_DIMENSIONS = 16
+
+# How other files begin: that of torch.save before the zip format (a number, pickled),
+# and what `_other_format` says of them.
+_LEGACY_NUMBER = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 
 _STORAGES: dict[str, Any] = {
     "torch.DoubleStorage": np.float64,
@@ -59,58 +74,110 @@ _DTYPES: dict[str, Any] = {
 }
 
 
+class _Content:
+    """The bytes of a storage."""
+
+    def __init__(self, shown: str, data: np.ndarray, swap: bool):
+        self._shown, self._data = shown, data
+        self.size = data.size
+        # Whether its numbers came in the other byte order, and the width of those that
+        # were swapped.
+        self._swap = swap
+        self._width = 0
+
+    def elements(self, dtype: np.dtype) -> np.ndarray:
+        """The storage as a read-only array of one axis."""
+        if self.size % dtype.itemsize:
+            raise ValueError(f"a storage of {self.size} bytes is not one of {dtype}")
+        width = dtype.itemsize // (2 if dtype.kind == "c" else 1)
+        if self._swap and width != self._width:
+            if self._width:
+                raise ValueError(
+                    f"storage {self._shown} has numbers of {self._width} and of "
+                    f"{width} bytes, in another byte order than this machine's"
+                )
+            # In place: every tensor would need a copy of its own.
+            self._data.view(f"u{width}").byteswap(inplace=True)
+            self._width = width
+        elements = self._data.view(dtype)
+        elements.flags.writeable = False
+        return elements
+
+
 class _Storage(NamedTuple):
-    data: np.ndarray  # uint8, in the byte order of the file
+    """What a tensor is a view of."""
+
+    content: _Content
     dtype: np.dtype
 
 
 def read_pth(path: str | os.PathLike) -> Any:
     """The object in a file of `torch.save`.
 
+    Needs memory for the file's content once, and at most some 200 MB beyond.
+
     Args:
       path: A zip, as torch writes since version 1.6.
 
     Returns:
       Dictionaries, lists, tuples, text, numbers, and tensors as read-only numpy arrays,
-      which are views of the file's bytes in memory.
+      which are views of the storages in memory.
 
     Raises:
       OSError: The file cannot be opened.
       ValueError: It is no such file, is damaged, contains sizes that its bytes do not
-        bear out, or anything else than plain data; the message names the file.
+        bear out, or anything else than plain data; the message names the file, and is
+        short and printable whatever stands in it.
     """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(_LEGACY_START))
-        if start == _LEGACY_START:
+    with open_regular(path, max_bytes=MAX_BYTES) as file:
+        try:
+            return _read(file)
+        except (ValueError, MemoryError) as error:
+            reason = one_line(str(error), 400) or "not enough memory"
             raise ValueError(
-                "it has the format of torch before 1.6, which is not read; save it "
-                "again: torch.save(torch.load(old, weights_only=True), new)"
-            )
-        if not zipfile.is_zipfile(path):
-            if tarfile.is_tarfile(path):
-                raise ValueError(
-                    "it is a tar archive, a format of torch before 0.2, which is not "
-                    "read; save it again with a newer torch"
-                )
-            raise ValueError("it is not a file of torch.save (no zip archive)")
-        with zipfile.ZipFile(path) as archive:
-            return _Reader(archive, os.path.getsize(path)).read()
-    except (ValueError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
-        raise ValueError(f"cannot read {os.fspath(path)!r}: {error}") from error
+                f"cannot read {quoted(os.fspath(path), 500)}: {reason}"
+            ) from error
+
+
+def _read(file: BinaryIO) -> Any:
+    other = _other_format(file.read(512))
+    if other:
+        raise ValueError(other)
+    try:
+        archive = Archive(file)
+    except ValueError as error:
+        raise ValueError(f"it is not a file of torch.save ({error})") from error
+    return _Reader(archive).read()
+
+
+def _other_format(start: bytes) -> str | None:
+    """What the file is that begins so, if it is known not to be a zip."""
+    if _LEGACY_NUMBER in start[:32]:
+        return (
+            "it has the format of torch before 1.6, which is not read; save it again: "
+            "torch.save(torch.load(old, weights_only=True), new)"
+        )
+    # Nothing is unpacked to find out what is in it.
+    for magic, name in _COMPRESSED.items():
+        if start.startswith(magic):
+            return f"it is compressed ({name}), which is not read; unpack it first"
+    if start[257:262] == b"ustar":
+        return (
+            "it is a tar archive, a format of torch before 0.2, which is not read; "
+            "save it again with a newer torch"
+        )
+    return None
 
 
 class _Reader:
-    """Reads one archive."""
+    """Reads the object in one archive."""
 
-    def __init__(self, archive: zipfile.ZipFile, file_size: int):
+    def __init__(self, archive: Archive):
         self._archive = archive
-        self._unread = file_size
-        self._members: Mapping[str, zipfile.ZipInfo] = archive.NameToInfo
-        self._storages: dict[str, np.ndarray] = {}
+        self._contents: dict[str, _Content] = {}
         roots = [
             name.removesuffix("data.pkl")
-            for name in self._members
+            for name in archive.names
             if name == "data.pkl" or name.endswith("/data.pkl")
         ]
         if len(roots) != 1:
@@ -118,15 +185,15 @@ class _Reader:
                 f"it is not a file of torch.save ({len(roots)} members data.pkl)"
             )
         self._root = roots[0]
-        if self._root + "constants.pkl" in self._members:
+        if self._root + "constants.pkl" in archive.names:
             raise ValueError("it is a TorchScript program, not a dictionary of tensors")
 
     def read(self) -> Any:
         byte_order = b"little"
-        if self._root + "byteorder" in self._members:
-            byte_order = self._bytes("byteorder")
+        if self._root + "byteorder" in self._archive.names:
+            byte_order = self._bytes("byteorder", 16).tobytes()
         if byte_order not in (b"little", b"big"):
-            raise ValueError(f"its byte order is {byte_order[:20]!r}")
+            raise ValueError(f"its byte order is {byte_order!r}")
         self._swap = byte_order == b"big"
         constructors = {
             "collections.OrderedDict": _ordered_dict,
@@ -134,35 +201,18 @@ class _Reader:
             "torch._utils._rebuild_tensor_v2": self._rebuild_tensor_v2,
             "torch._utils._rebuild_tensor_v3": self._rebuild_tensor_v3,
             "torch._utils._rebuild_parameter": _rebuild_parameter,
+            "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
             **{name: _not_callable for name in (*_STORAGES, *_DTYPES)},
         }
-        return unpickle.load(
-            self._bytes("data.pkl"), constructors, self._persistent_load
-        )
+        pickled = self._bytes("data.pkl", _MAX_PICKLE).tobytes()
+        return unpickle.load(pickled, constructors, self._persistent_load)
 
-    def _bytes(self, name: str) -> bytes:
-        """A member's bytes, if the file really holds as many as it says."""
-        info = self._members.get(self._root + name)
-        if info is None:
-            raise ValueError(f"it has no member {name!r}")
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"its member {name!r} is compressed; torch stores them")
-        self._unread -= info.file_size
-        if (
-            info.compress_size != info.file_size
-            or info.header_offset < 0
-            or self._unread < 0
-        ):
-            raise ValueError(
-                f"its member {name!r} claims {info.file_size} bytes; the file has not "
-                "so many"
-            )
-        data = self._archive.read(info)
-        if len(data) != info.file_size:
-            raise ValueError(f"its member {name!r} is cut short")
-        return data
+    def _bytes(self, name: str, max_bytes: int | None = None) -> np.ndarray:
+        return self._archive.read(self._root + name, max_bytes)
 
     def _persistent_load(self, identifier: Any) -> _Storage:
+        if type(identifier) is not tuple or len(identifier) != 5:
+            raise ValueError("damaged pickle (not the identifier of a storage)")
         match identifier:
             case ("storage", unpickle.Global(name), str(key), str(), int(count)):
                 pass
@@ -170,21 +220,21 @@ class _Reader:
                 raise ValueError("damaged pickle (not the identifier of a storage)")
         if name not in _STORAGES:
             raise ValueError(f"damaged pickle ({name} is not a storage)")
-        if key not in self._storages:
+        if key not in self._contents:
             data = self._bytes(f"data/{key}")
-            self._storages[key] = np.frombuffer(data, np.uint8)
-        data, dtype = self._storages[key], np.dtype(_STORAGES[name])
-        if count * dtype.itemsize != data.size:
+            self._contents[key] = _Content(quoted(key), data, self._swap)
+        content, dtype = self._contents[key], np.dtype(_STORAGES[name])
+        if count * dtype.itemsize != content.size:
             raise ValueError(
-                f"storage {key!r} should have {count} elements of {dtype.name}; its "
-                f"member has {data.size} bytes"
+                f"storage {quoted(key)} should have {quoted(count)} elements of "
+                f"{dtype.name}; its member has {content.size} bytes"
             )
-        return _Storage(data, dtype)
+        return _Storage(content, dtype)
 
     def _rebuild_tensor(self, storage, offset, size, stride):
-        if not isinstance(storage, _Storage):
+        if type(storage) is not _Storage:
             raise ValueError("damaged pickle (a tensor without storage)")
-        return self._view(storage.data, storage.dtype, offset, size, stride)
+        return _view(storage.content, storage.dtype, offset, size, stride)
 
     def _rebuild_tensor_v2(
         self, storage, offset, size, stride, requires_grad, hooks, metadata=None
@@ -194,55 +244,55 @@ class _Reader:
     def _rebuild_tensor_v3(
         self, storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None
     ):
-        if not isinstance(dtype, unpickle.Global) or dtype.name not in _DTYPES:
+        if type(dtype) is not unpickle.Global or dtype.name not in _DTYPES:
             raise ValueError("damaged pickle (not an element type)")
-        if not isinstance(storage, _Storage):
+        if type(storage) is not _Storage:
             raise ValueError("damaged pickle (a tensor without storage)")
         dtype = np.dtype(_DTYPES[dtype.name])
-        return self._view(storage.data, dtype, offset, size, stride)
+        return _view(storage.content, dtype, offset, size, stride)
 
-    def _view(self, data, dtype, offset, size, stride):
-        """The tensor of these sizes and strides, in elements."""
-        numbers = (offset, *size, *stride)
-        if len(size) != len(stride) or any(
-            type(n) is not int or n < 0 for n in numbers
-        ):
-            raise ValueError(f"a tensor has offset, size, stride {numbers}")
-        if data.size % dtype.itemsize:
-            raise ValueError(
-                f"a storage of {data.size} bytes is not one of {dtype.name}"
-            )
-        count = data.size // dtype.itemsize
-        if 0 in size:
-            return np.empty(size, dtype)
-        last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        if last >= count:
-            raise ValueError(
-                f"a tensor of size {size} and stride {stride} at {offset} does not fit "
-                f"into its storage of {count} elements"
-            )
-        if self._swap:
-            data = _swapped(data, dtype)
-        return np.ndarray(
-            size,
-            dtype,
-            buffer=data,
-            offset=offset * dtype.itemsize,
-            strides=[s * dtype.itemsize for s in stride],
+
+def _view(content: _Content, dtype: np.dtype, offset, size, stride) -> np.ndarray:
+    """The tensor of these sizes and strides, in elements."""
+    # Tuples of a pickle can be as many copies of one another as there are atoms: these
+    # are not looped over before it is clear that they are short and flat.
+    if not (
+        type(size) is type(stride) is tuple
+        and len(size) == len(stride) <= MAX_DIMENSIONS
+        and all(type(n) is int and 0 <= n < 1 << 63 for n in (offset, *size, *stride))
+    ):
+        raise ValueError(
+            f"a tensor has offset, size, stride {quoted(offset)}, {quoted(size)}, "
+            f"{quoted(stride)}"
         )
-
-
-def _swapped(data: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Bytes of numbers in the other byte order."""
-    width = dtype.itemsize // (2 if dtype.kind == "c" else 1)
-    return data.reshape(-1, width)[:, ::-1].reshape(-1)
+    elements = content.elements(dtype)
+    if 0 in size:
+        return np.empty(size, dtype)
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    if last >= elements.size:
+        raise ValueError(
+            f"a tensor of size {quoted(size)} and stride {quoted(stride)} at {offset} "
+            f"does not fit into its storage of {elements.size} elements"
+        )
+    if math.prod(size) > max(elements.size, _MAX_REPEATED):
+        raise ValueError(
+            f"a tensor of size {quoted(size)} is too large for its storage of "
+            f"{elements.size} elements"
+        )
+    return np.ndarray(
+        size,
+        dtype,
+        buffer=elements,
+        offset=offset * dtype.itemsize,
+        strides=[s * dtype.itemsize for s in stride],
+    )
 
 
 def _ordered_dict():
     return {}
 
 
-def _rebuild_parameter(data, requires_grad, hooks):
+def _rebuild_parameter(data, requires_grad, hooks, state=None):
     return data
 
 

@@ -5,6 +5,8 @@ timm's ResNets of the same kind ("resnet50" and so on) have the same names.
 
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from dcn_jax.backbones.resnet import ResNet
+from dcn_jax.quoting import quoted
 from dcn_jax.weights.state_dict import read_state_dict
 
 _MODULES = {
@@ -48,6 +51,10 @@ def init_from(module: nnx.Module, path: str | os.PathLike) -> InitReport:
     (fc) and the batch counters are not used. Values are cast to the module's types and
     placed as its variables are. If anything is refused, nothing is changed.
 
+    Where the ResNet is a part of the model that was saved, its names have a prefix
+    ("backbone.", "backbone.body.", "module.encoder."): whatever it is, it is found. The
+    other parts of that model are not used.
+
     Args:
       module: A `ResNet` with norm "frozen_bn", or a model that has one as `backbone`.
       path: .pth, .pt or .safetensors file.
@@ -59,8 +66,8 @@ def init_from(module: nnx.Module, path: str | os.PathLike) -> InitReport:
       OSError: The file cannot be opened.
       TypeError: `module` is not such a model.
       ValueError: The file cannot be read (see `read_state_dict`), lacks a tensor, has
-        one of another shape or type, or belongs to another network; the message names
-        the tensor and the file.
+        one of another shape or type, has two ResNets, or belongs to another network;
+        the message names the tensor and the file.
     """
     backbone = getattr(module, "backbone", module)
     if not isinstance(backbone, ResNet):
@@ -74,20 +81,28 @@ def init_from(module: nnx.Module, path: str | os.PathLike) -> InitReport:
             "'frozen_bn'"
         )
     tensors = read_state_dict(path)
-    file = os.path.basename(path)
+    file = quoted(os.path.basename(path), 260)
     variables = dict(nnx.to_flat_state(nnx.state(backbone)))
     names = {p: _torchvision_name(p) for p in variables if "offset_conv" not in p}
 
+    prefix = _prefix(tensors, set(names.values()), file)
+    names = {p: prefix + name for p, name in names.items()}
     missing = [name for name in names.values() if name not in tensors]
     if missing:
         raise ValueError(
-            f"{file!r} has no {_listed(missing)}; is it of a ResNet of other depths?"
+            f"{file} has no {_listed(missing)}; is it of a ResNet of other depths?"
+            f"{_beginning(tensors, prefix)}"
         )
-    unused = [name for name in tensors if name not in names.values()]
-    foreign = [name for name in unused if _BACKBONE.match(name)]
+    used = set(names.values())
+    unused = [name for name in tensors if name not in used]
+    foreign = [
+        name
+        for name in unused
+        if name.startswith(prefix) and _BACKBONE.match(name, len(prefix))
+    ]
     if foreign:
         raise ValueError(
-            f"{file!r} has {_listed(foreign)}, for which the module has no place; is "
+            f"{file} has {_listed(foreign)}, for which the module has no place; is "
             "it of another network?"
         )
     values = {}
@@ -110,6 +125,38 @@ def _torchvision_name(path) -> str:
     return ".".join([*(_MODULES.get(part, part) for part in modules), _LEAVES[leaf]])
 
 
+def _prefix(names: Iterable[str], expected: set[str], file: str) -> str:
+    """What stands in the file before the expected names; "" if they are not there."""
+    depth = max(name.count(".") for name in expected) + 1
+    found: Counter[str] = Counter()
+    for name in names:
+        # A name of the file may have any number of parts; the last ones matter.
+        parts = name.rsplit(".", depth)
+        for i in range(len(parts)):
+            tail = ".".join(parts[i:])
+            if tail in expected:
+                found[name.removesuffix(tail)] += 1
+    complete = [p for p, count in found.items() if count == len(expected)]
+    if "" in complete or not found:
+        return ""
+    if len(complete) > 1:
+        raise ValueError(
+            f"{file} has a ResNet under {quoted(complete[0])} and another under "
+            f"{quoted(complete[1])}; expected one: save its weights alone"
+        )
+    prefix, count = found.most_common(1)[0]
+    # Fewer are of some other network that has a conv1 here and there.
+    return prefix if 4 * count >= len(expected) else ""
+
+
+def _beginning(names: Iterable[str], prefix: str) -> str:
+    """Says how the names begin, if all do so alike."""
+    if not prefix:
+        shared = os.path.commonprefix(list(names))  # noqa: RUF071, of characters
+        prefix = shared[: shared.rfind(".") + 1]
+    return f" (Its names begin with {quoted(prefix)}.)" if prefix else ""
+
+
 def _fitted(tensor: np.ndarray, old: jax.Array, name: str, file: str) -> jax.Array:
     """The tensor in the layout, type and place of the variable `old`."""
     axes = (2, 3, 1, 0) if tensor.ndim == 4 else range(tensor.ndim)  # OIHW to HWIO
@@ -118,15 +165,16 @@ def _fitted(tensor: np.ndarray, old: jax.Array, name: str, file: str) -> jax.Arr
             tuple(old.shape[i] for i in (3, 2, 0, 1)) if old.ndim == 4 else old.shape
         )
         raise ValueError(
-            f"{name!r} has shape {tensor.shape} in {file!r}; expected {expected}"
+            f"{quoted(name)} has shape {tensor.shape} in {file}; expected {expected}"
         )
     if not jax.numpy.issubdtype(tensor.dtype, np.floating):
         raise ValueError(
-            f"{name!r} has dtype {tensor.dtype.name} in {file!r}; expected a float type"
+            f"{quoted(name)} has dtype {tensor.dtype.name} in {file}; expected a float "
+            "type"
         )
     return jax.device_put(tensor.transpose(axes).astype(old.dtype), old.sharding)
 
 
 def _listed(names: list[str]) -> str:
     more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    return f"{names[0]!r}{more}"
+    return f"{quoted(names[0])}{more}"

@@ -65,12 +65,18 @@ def test_other_values_and_parameters(path):
         "list": [1, -(10**12), 2.5, None, True, False],
         "tuple": ("a", ("ä",)),
         "parameter": Parameter(np.ones(3, np.float32)),
+        # A parameter with attributes.
+        "tagged": Call(
+            *("torch._utils", "_rebuild_parameter_with_state"),
+            (np.ones(3, np.float32), True, OrderedDict(), {"tag": "x"}),
+        ),
     }
     write_pth(path, content)
     loaded = read_pth(path)
     assert loaded["list"] == content["list"]
     assert loaded["tuple"] == content["tuple"]
-    np.testing.assert_array_equal(loaded["parameter"], np.ones(3))
+    for name in ("parameter", "tagged"):
+        np.testing.assert_array_equal(loaded[name], np.ones(3))
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", None])
@@ -218,10 +224,11 @@ def test_damaged_files_are_refused(path):
 
 
 def test_other_formats_are_refused(path):
-    legacy = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
-    path.write_bytes(legacy)
-    with pytest.raises(ValueError, match=r"torch before 1\.6.*save it again"):
-        read_state_dict(path)
+    for protocol in (b"\x80\x02", b"\x80\x04"):
+        number = protocol + b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+        path.write_bytes(number + protocol + b"M\xe9\x03.")
+        with pytest.raises(ValueError, match=r"torch before 1\.6.*save it again"):
+            read_state_dict(path)
     with tarfile.open(path, "w") as archive:
         archive.addfile(tarfile.TarInfo("storages"), io.BytesIO())
     with pytest.raises(ValueError, match="tar archive"):

@@ -1,5 +1,7 @@
 """Initialisation of a ResNet from files with torchvision's names."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,8 @@ from dcn_jax.backbones.resnet import ResNet
 from dcn_jax.weights import init_from
 
 
-def small_resnet(norm="frozen_bn"):
+@functools.cache
+def abstract_resnet(norm):
     abstract = nnx.eval_shape(
         lambda: ResNet(
             (2, 1, 1, 1),
@@ -23,8 +26,12 @@ def small_resnet(norm="frozen_bn"):
             rngs=nnx.Rngs(0),
         )
     )
+    return nnx.split(abstract)
+
+
+def small_resnet(norm="frozen_bn"):
     # Zeros, which need no compilation for every shape.
-    graph, state = nnx.split(abstract)
+    graph, state = abstract_resnet(norm)
     return nnx.merge(
         graph, jax.tree.map(lambda v: jnp.asarray(np.zeros(v.shape, v.dtype)), state)
     )
@@ -104,6 +111,90 @@ def test_every_tensor_finds_its_place(tmp_path, suffix, model):
     )
     np.testing.assert_array_equal(backbone.norm1.mean[...], STATE["bn1.running_mean"])
     assert not block.conv2.offset_conv.kernel[...].any()
+
+
+def with_prefix(prefix, state=STATE):
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "others"),
+    [
+        *(("backbone.", "head."), ("model.", ""), ("module.", ""), ("encoder.", "fc.")),
+        *(("backbone.body.", "roi_heads."), ("module.encoder_q.", "module.head.")),
+    ],
+)
+def test_a_part_of_a_model_is_found_by_its_prefix(tmp_path, prefix, others):
+    state = with_prefix(prefix)
+    if others:
+        # Names that the ResNet has too, but not all of them.
+        few = {"conv1.weight": np.ones(2), "layer1.0.conv1.weight": np.ones(1)}
+        state |= with_prefix(others, few)
+    path = tmp_path / "r.pth"
+    write_pth(path, state)
+    model = small_resnet()
+    report = init_from(model, path)
+    np.testing.assert_array_equal(
+        model.layer1[1].norm3.scale[...], STATE["layer1.1.bn3.weight"]
+    )
+    prefix = prefix.removeprefix("module.")
+    assert prefix + "layer1.1.bn3.weight" in report.loaded
+    assert {name.rpartition(".")[2] for name in report.loaded} == {
+        *("weight", "bias", "running_mean", "running_var")
+    }
+    assert len(report.loaded) + len(report.unused) == len(state)
+
+
+def test_whole_names_come_before_those_with_a_prefix(tmp_path):
+    path = tmp_path / "r.pth"
+    average = {name: np.asarray(value + 1) for name, value in STATE.items()}
+    write_pth(path, with_prefix("average.", average) | STATE)
+    model = small_resnet()
+    init_from(model, path)
+    np.testing.assert_array_equal(model.norm1.mean[...], STATE["bn1.running_mean"])
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (
+            with_prefix("student.") | with_prefix("teacher."),
+            "has a ResNet under 'student.' and another under 'teacher.'; expected one",
+        ),
+        (
+            {k: v for k, v in with_prefix("body.").items() if "layer2.0.bn1" not in k},
+            r"has no 'body\.layer2\.0\.bn1\.bias' \(and 3 more\); .*"
+            r"names begin with 'body\.'",
+        ),
+        (
+            with_prefix("body.") | {"body.layer3.1.conv1.weight": np.ones(1)},
+            r"has 'body\.layer3\.1\.conv1\.weight', for which the module has no place",
+        ),
+        (
+            with_prefix("backbone.bottom_up.", {"res2.0.conv1.weight": np.ones(1)}),
+            r"has no 'conv1\.weight' .*names begin with 'backbone\.bottom_up\.res2",
+        ),
+        (
+            with_prefix("body.") | {"body.bn1.bias": np.ones(5, np.float32)},
+            r"'body\.bn1\.bias' has shape \(5,\)",
+        ),
+    ],
+)
+def test_other_names_with_a_prefix_are_refused(tmp_path, state, message):
+    path = tmp_path / "r.pth"
+    write_pth(path, state)
+    with pytest.raises(ValueError, match=message):
+        init_from(small_resnet(), path)
+
+
+def test_the_names_in_a_message_are_bounded_and_printable(tmp_path):
+    path = tmp_path / "r.pth"
+    name = "layer4.9." + "\x1b[31m" * 10**6
+    write_pth(path, STATE | {name: np.ones(1)})
+    with pytest.raises(ValueError, match="has no place") as error:
+        init_from(small_resnet(), path)
+    assert len(str(error.value)) < 300
+    assert str(error.value).isprintable()
 
 
 def test_types_and_places_are_the_modules(tmp_path):

@@ -5,6 +5,11 @@ detector in the place of Faster R-CNN; `python -m tests.train.double train.predi
 is another program.
 """
 
+if __name__ == "__main__":
+    from train import interrupt
+
+    interrupt.end_at_once()
+
 import importlib
 import sys
 

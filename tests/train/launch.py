@@ -34,10 +34,13 @@ def environment(devices=1):
 
 
 def start(program, *flags, data, workdir, devices=1):
-    """Starts a program; its output can be read from the process."""
+    """Starts a program; its output can be read from the process.
+
+    "tests.train.double train.evaluate" is train.evaluate with the double.
+    """
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", program, *FLAGS),
+            *(sys.executable, "-m", *program.split(), *FLAGS),
             *(f"--config.data.data_dir={data}", f"--workdir={workdir}", *flags),
         ],
         cwd=ROOT,

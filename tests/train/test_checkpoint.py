@@ -1,3 +1,7 @@
+import json
+import logging
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -124,3 +128,184 @@ def test_a_failed_save_is_raised(saved, tmp_path):
     with pytest.raises(TypeError):
         checkpoints.save(at_two, {"not": object()}, DESCRIPTION)
     checkpoints.close()
+
+
+@pytest.fixture
+def two(saved, tmp_path):
+    """A folder of its own, with sound checkpoints of steps 2 and 3."""
+    folder, _, _ = saved
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(tmp_path / "checkpoints" / "2", tmp_path / "checkpoints" / "3")
+    return tmp_path
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def flip(path):
+    text = bytearray(path.read_bytes())
+    text[len(text) // 2] ^= 1
+    path.write_bytes(text)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.unlink()])
+def test_damage_of_any_file_is_found(two, damage):
+    newest = two / "checkpoints" / "3"
+    checkpoints = Checkpoints(two)
+    files = [path for path in newest.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for path in files:
+        text = path.read_bytes()
+        damage(path)
+        name = path.relative_to(newest)
+        with pytest.raises(
+            ValueError,
+            match=rf"3 is damaged: .*{'' if 'digests' in name.name else name}",
+        ):
+            checkpoints.latest()
+        path.write_bytes(text)
+    assert checkpoints.latest() == 3
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def lose_an_item(folder):
+    shutil.rmtree(folder / "train")
+
+
+def be_a_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
+def be_a_link(folder):
+    shutil.rmtree(folder)
+    folder.symlink_to(folder.parent / "nowhere")
+
+
+def list_odd_digests(text):
+    return lambda folder: (folder / "digests.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (empty, "it is empty"),
+        (lose_an_item, "'train/_METADATA' is missing"),
+        (be_a_file, "it is no folder"),
+        (be_a_link, "it is no folder"),
+        (list_odd_digests("[" * 100_000), "'digests.json' cannot be read"),
+        (list_odd_digests("[]"), "'digests.json' holds no digests"),
+        (list_odd_digests("{}"), "'digests.json' holds no digests"),
+        (list_odd_digests('{"../../\\u001b": 1}'), r"'../../\x1b' is missing"),
+        (list_odd_digests(json.dumps({"a" * 5000: ""})), "aaa' cannot be read"),
+        (list_odd_digests(json.dumps({"model/_METADATA": [1]})), "has other bytes"),
+    ],
+)
+def test_a_run_puts_damaged_checkpoints_aside(two, saved, caplog, damage, said):
+    _, _, at_four = saved
+    folder = two / "checkpoints"
+    damage(folder / "3")
+    checkpoints = Checkpoints(two, keep=2)
+    with caplog.at_level(logging.WARNING, logger="train"):
+        assert checkpoints.recover() == 2
+    (message,) = caplog.messages
+    assert "the checkpoint of step 3 is damaged" in message and said in message
+    assert message.endswith("now called 3.damaged; going on from step 2 instead")
+    assert len(message) < 500 and message.isprintable()
+    assert checkpoints.steps() == [2]
+    # It is in nobody's way.
+    checkpoints.save(at_four._replace(step=np.int32(3)), PLACE, DESCRIPTION)
+    assert Checkpoints(two).latest() == 3
+    damage(folder / "3")
+    assert Checkpoints(two, keep=2).recover() == 2
+    assert {"2", "3.damaged", "3.damaged-2"} == {p.name for p in folder.iterdir()}
+
+
+def test_a_run_does_not_start_over_beside_damaged_checkpoints(two):
+    for step in "23":
+        flip(two / "checkpoints" / step / "model" / "_METADATA")
+    said = r"None of the 2 checkpoints in .*step 3: 'model/_METADATA' has other bytes"
+    with pytest.raises(ValueError, match=said):
+        Checkpoints(two, keep=2).recover()
+    with pytest.raises(ValueError, match=r"3 is damaged: .* No other is sound\."):
+        Checkpoints(two).latest()
+    assert Checkpoints(two).steps() == [2, 3]
+
+
+def test_names_that_are_no_steps_are_left_alone(two):
+    names = ("007", "+4", "5 ", "²", "backup_tmp", "last")
+    for name in names:
+        (two / "checkpoints" / name).mkdir()
+    checkpoints = Checkpoints(two, keep=2)
+    assert checkpoints.recover() == 3 and checkpoints.steps() == [2, 3]
+    assert all((two / "checkpoints" / name).is_dir() for name in names)
+
+
+def test_a_checkpoint_from_before_digests_is_used(two, saved, caplog):
+    _, at_two, _ = saved
+    folder = two / "checkpoints" / "3"
+    (folder / "digests.json").unlink()
+    path = folder / "description" / "metadata"
+    description = json.loads(path.read_text())
+    del description["digests"]
+    path.write_text(json.dumps(description))
+    checkpoints = Checkpoints(two, keep=2)
+    with caplog.at_level(logging.WARNING, logger="train"):
+        assert checkpoints.recover() == 3
+    assert "the checkpoint of step 3 has no digests" in caplog.text
+    mesh = sharding.make_mesh()
+    state, _ = checkpoints.restore(3, like_of(at_two, mesh))
+    jax.tree.map(np.testing.assert_array_equal, at_two, host(state))
+    (folder / "model" / "manifest.ocdbt").unlink()
+    with pytest.raises(ValueError, match=r"checkpoints/3 cannot be read: "):
+        checkpoints.restore(3, like_of(at_two, mesh))
+
+
+NO_SPACE = "Failed to write 9 bytes to file 7: No space left on device"
+
+
+@pytest.mark.parametrize(
+    # Python's own way to say it, and tensorstore's.
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        ValueError(f"RESOURCE_EXHAUSTED: {NO_SPACE}"),
+    ],
+)
+def test_a_full_disk_keeps_the_older_checkpoints(two, saved, monkeypatch, error):
+    _, _, at_four = saved
+    folder = two / "checkpoints"
+
+    def save(self, path, *, args):
+        (folder / f"{path.name}.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
+        raise error
+
+    checkpoints = Checkpoints(two, keep=2)
+    assert checkpoints.recover() == 3
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.Checkpointer.save", save)
+        said = (
+            rf"Cannot save the checkpoint of step 4 in {folder}: No space left on "
+            r"device\. Kept: the checkpoints of steps \[2, 3\]\."
+        )
+        with pytest.raises(OSError, match=said):
+            checkpoints.save(at_four, PLACE, DESCRIPTION)
+    # What was begun takes up no space.
+    assert {path.name for path in folder.iterdir()} == {"2", "3"}
+    checkpoints.save(at_four, PLACE, DESCRIPTION)
+    assert checkpoints.steps() == [3, 4] and checkpoints.latest() == 4
+
+
+def test_what_a_killed_process_left_is_dropped(two):
+    folder = two / "checkpoints"
+    for name in ("4.tmp", "4.tmp.orbax-checkpoint-tmp", "1.old.tmp", "my_tmp"):
+        (folder / name / "model").mkdir(parents=True)
+    Checkpoints(two)
+    assert len(list(folder.iterdir())) == 6
+    Checkpoints(two, keep=2)
+    assert {path.name for path in folder.iterdir()} == {"2", "3", "my_tmp"}

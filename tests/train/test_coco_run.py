@@ -168,13 +168,22 @@ def test_bad_input_gets_one_line(run, folder, tmp_path):
     content["annotations"][0]["category_id"] = 4
     instances.write_text(json.dumps(content))
 
-    missing, data, new = tmp_path / "missing", tmp_path / "data", tmp_path / "run"
+    missing, data = tmp_path / "missing", tmp_path / "data"
+    # One for each, as a work folder takes one run at a time.
+    new = [tmp_path / f"run{i}" for i in range(4)]
     cap, scale = "--config.data.max_pixels=9000", "--config.backbone.mask_scale=2"
+    weights = f"--config.init_from={folder / 'resnet.safetensors'}"
     cases = [
-        (start(missing, data, new), "missing': no such folder"),
-        (start(broken, data, new), f"{image.name} is broken"),
-        (start(unknown, data, new), "annotation 1007: unknown category id 4"),
-        (start(good, data, new, cap), "at most 9000 are allowed"),
+        (start(missing, data, new[0], weights), "missing': no such folder"),
+        (
+            start(broken, data, new[1], weights),
+            f"{image.name} is not a JPEG or PNG image, or its header is broken",
+        ),
+        (
+            start(unknown, data, new[2], weights),
+            "annotation 1007: unknown category id 4",
+        ),
+        (start(good, data, new[3], weights, cap), "at most 9000 are allowed"),
         (start(good, folder / "data", run[0], scale), "`backbone.mask_scale` was 1"),
     ]
     for process, message in cases:

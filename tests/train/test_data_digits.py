@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import numpy as np
@@ -90,7 +91,7 @@ def test_digits_stand_out_from_the_ground(examples):
 
 
 def test_builder_stores_what_was_drawn(tmp_path, examples):
-    options = {"train_images": COUNT, "test_images": 2}
+    options: Any = {"train_images": COUNT, "test_images": 2}
     source = make_source("deformed_digits", "train", tmp_path, **options)
     assert len(source) == COUNT
     assert len(source.categories) == 10

@@ -48,7 +48,7 @@ def test_pictures_are_saved_as_rgb(tmp_path):
     picture[..., 0] = 255
     draw.save_picture(tmp_path / "new" / "red.png", picture)
     assert cv2.imread(str(tmp_path / "new" / "red.png"))[0, 0].tolist() == [0, 0, 255]
-    with pytest.raises(OSError, match="Cannot write"):
+    with pytest.raises(OSError, match=r"blocked\.png"):
         (tmp_path / "blocked.png").mkdir()
         draw.save_picture(tmp_path / "blocked.png", picture)
 

@@ -103,11 +103,23 @@ def test_results_are_in_original_pixels_without_padding_rows():
 
 def test_pictures_of_an_earlier_evaluation_are_removed(tmp_path):
     picture = np.zeros((8, 8, 3), np.uint8)
+    own = tmp_path / "pictures" / "2024-holiday.png"
     for count in (3, 1):
-        found = evaluate.Evaluation({"AP": 0.5}, {}, [], [picture] * count)
+        pictures = [picture] * count
+        found = evaluate.Evaluation({"AP": 0.5}, {}, [], pictures, {"split": "val"})
         evaluate.write_evaluation(tmp_path, count, found)
+        own.touch()
     pictures = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert pictures == {"000.png", "grid.png"}
+    assert pictures == {"000.png", "grid.png", own.name}
+
+
+def test_pictures_of_somebody_else_stay(tmp_path):
+    own = tmp_path / "pictures" / "001.png"
+    own.parent.mkdir()
+    own.touch()
+    found = evaluate.Evaluation({"AP": 0.5}, {}, [], [], {"split": "val"})
+    evaluate.write_evaluation(tmp_path, 1, found)
+    assert own.exists()
 
 
 def test_local_rows_come_in_order():

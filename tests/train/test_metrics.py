@@ -1,6 +1,8 @@
 import json
+import resource
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from train.metrics import Clock, MetricWriter, read_metrics
 
@@ -45,6 +47,43 @@ def test_only_the_first_process_writes(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_is_an_error(tmp_path):
+    """Here no file may grow beyond some bytes, which the system refuses alike."""
+    writer = MetricWriter(tmp_path, step=0, active=True)
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(OSError, match=rf"the metrics in {tmp_path}: File too"):
+            for step in range(1, 1000):
+                # TensorBoard's file grows faster than ours.
+                writer.write(step, {name: 1.0 for name in "abcdefgh"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert step < 100 and len(read_metrics(tmp_path / "metrics.jsonl")) == step
+    writer.close()
+
+
+def test_tensorboard_reads_the_scalars(tmp_path):
+    for step in (0, 1):
+        (tmp_path / str(step)).mkdir()
+        writer = MetricWriter(tmp_path / str(step), step=step, active=True)
+        writer.write(step + 1, {"loss/a": 0.5, "lr": float("nan")})
+        writer.close()
+        (path,) = (tmp_path / str(step) / "tensorboard").iterdir()
+        events, text = [], path.read_bytes()
+        while text:
+            # Length, its checksum, event, its checksum.
+            length = int.from_bytes(text[:8], "little")
+            events.append(Event.FromString(text[12 : 12 + length]))
+            text = text[16 + length :]
+        assert events[0].file_version == "brain.Event:2"
+        assert [e.step for e in events if e.HasField("session_log")] == [2] * step
+        values = {e.summary.value[0].tag: e for e in events if e.HasField("summary")}
+        assert values.keys() == {"loss/a", "lr"}
+        assert values["loss/a"].summary.value[0].simple_value == 0.5
+        assert values["loss/a"].step == step + 1
+
+
 def test_clock_leaves_compilation_and_saving_out(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
@@ -65,3 +104,36 @@ def test_clock_leaves_compilation_and_saving_out(monkeypatch):
     speed, left = clock.tick(20)
     assert speed == pytest.approx(4 / 3)
     assert left == pytest.approx(80 * 2.0)
+
+
+ODD = (
+    b"7",
+    b"null",
+    b"[]",
+    b"{}",
+    b"\xff\xfe\x00\x81",
+    b'{"step": "10", "loss": 1.0}',
+    b'{"step": true}',
+    b'{"step": -3}',
+    b'{"step": 10, "loss": "low"}',
+    b'{"step": 10, "loss": 1' + b"0" * 400 + b"}",
+    b"[" * 100_000,
+    b"9" * 5000,
+    b'{"step": 10, "lo',
+)
+
+
+def test_odd_lines_are_dropped_and_said(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    kept = [{"step": 10, "loss": 1.0}, {"step": 20, "loss": None}]
+    first, second = (json.dumps(record).encode() for record in kept)
+    path.write_bytes(b"\n".join([first, *ODD, second]))
+    with caplog.at_level("WARNING", logger="train"):
+        MetricWriter(tmp_path, step=20, active=True).close()
+    assert read_metrics(path) == kept
+    assert f"dropped {len(ODD)} lines of {path}" in caplog.text
+    assert "the first was line 2" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="train"):
+        MetricWriter(tmp_path, step=20, active=True).close()
+    assert not caplog.text

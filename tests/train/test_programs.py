@@ -1,16 +1,22 @@
 """What train.main, train.evaluate and train.predict do, called in this process."""
 
 import json
+import logging
+import shutil
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from coco_folder import write_coco_folder
 
 from tests.train import double
-from train import cli, evaluate, inputs, loop, model, predict
+from train import cli, evaluate, inputs, loop, model, predict, sharding
+from train.checkpoint import read_arrays
 from train.configs import coco_faster_rcnn, digits
+from train.metrics import read_metrics
+from train.step import SkippedInARow
+from train.workdir import claim
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +34,7 @@ def trained(tmp_path_factory):
             "data.options.test_images": 8,
             "log.every": 2,
             "log.offset_health_every": 0,
+            "checkpoint.every": 2,
             "eval.batch_size": 8,
             "eval.pictures": 0,
         }
@@ -55,6 +62,14 @@ def command_line(trained, monkeypatch):
     return say
 
 
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """Returns what was logged, as one text."""
+    monkeypatch.setattr(logging.getLogger("train"), "propagate", True)
+    caplog.set_level("INFO", logger="train")
+    return lambda: "\n".join(r.getMessage() for r in caplog.records)
+
+
 def test_evaluate_repeats_the_evaluation_of_the_run(trained, command_line):
     _, workdir = trained
     written = (workdir / "evaluation.json").read_text()
@@ -66,14 +81,64 @@ def test_evaluate_repeats_the_evaluation_of_the_run(trained, command_line):
     assert again["bbox"] == pytest.approx(first["bbox"])
 
 
-def test_predict_draws_and_lists_in_pixels_of_the_file(command_line, tmp_path):
+class Diverging(double.TinyDetector):
+    def losses(self, batch, key):
+        return {n: v * jnp.nan for n, v in super().losses(batch, key).items()}
+
+
+def test_a_run_that_only_skips_ends(trained, command_line, tmp_path, monkeypatch, said):
+    config = trained[0].copy_and_resolve_references()
+    config.steps = 50
+    monkeypatch.setattr(SkippedInARow, "LIMIT", 6)
+    monkeypatch.setattr(model, "build_detector", lambda c, n, r: Diverging(n, r))
+    with pytest.raises(ValueError, match=r"The last 6 steps, up to step 6, .*diverged"):
+        loop.train(config, tmp_path)
+    assert "WARNING: the last 4 steps were all skipped, as loss or gradient" in said()
+    # The warm-up of the demo's recipe is longer than this run.
+    assert (
+        "WARNING: the learning rate never reaches `optim.lr`, 0.001: in the 50 steps "
+        "of the run it is 0.000406 at most (`optim.warmup_steps` is 100, "
+    ) in said()
+    records = [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+    assert records == [2, 4, 6]
+    # One that is shorter has nothing to show either, also where it was stopped.
+    config.steps = 5
+    with pytest.raises(ValueError, match=r"The last 5 steps, up to step 5, .*diverged"):
+        loop.train(config, tmp_path)
+    assert "going on from the checkpoint of step 4" in said()
+
+
+def test_evaluate_says_of_what_and_writes_elsewhere(trained, command_line, tmp_path):
+    config, workdir = trained
+    config = config.copy_and_resolve_references()
+    config.data.eval_split = "train"
+    command_line(config, workdir)
+    written = (workdir / "evaluation.json").read_text()
+    output = tmp_path / "new" / "train"
+    with flagsaver.flagsaver(output=str(output)):
+        evaluate.main([])
+    assert (workdir / "evaluation.json").read_text() == written
+    assert json.loads(written)["data"]["split"] == "test"
+    assert json.loads((output / "evaluation.json").read_text())["data"] == {
+        "name": "deformed_digits",
+        "split": "train",
+        "options": config.data.options.to_dict(),
+        "images": 8,
+    }
+    assert (output / "detections.json").exists()
+
+
+def test_predict_draws_and_lists_in_pixels_of_the_file(
+    command_line, tmp_path, monkeypatch
+):
     paths = []
     for name, shape in (("wide.jpg", (90, 300, 3)), ("tall.png", (500, 40, 3))):
         path = tmp_path / name
         cv2.imwrite(str(path), np.full(shape, 90, np.uint8))
         paths.append(str(path))
     output = tmp_path / "out"
-    with flagsaver.flagsaver(output=str(output), score=0.0):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with flagsaver.flagsaver(output="~/out", score=0.0):
         predict.main(paths)
     found = json.loads((output / "predictions.json").read_text())
     # The double finds two things in every image, each as large as the image.
@@ -86,7 +151,7 @@ def test_predict_draws_and_lists_in_pixels_of_the_file(command_line, tmp_path):
     assert cv2.imread(str(output / "001_tall.png")).shape == (2048, 164, 3)
 
 
-def test_predict_turns_a_photograph_upright(command_line, tmp_path):
+def test_predict_turns_a_photograph_upright(command_line, tmp_path, monkeypatch):
     """Exif orientation 6: the camera was held upright."""
     encoded = cv2.imencode(".jpg", np.zeros((40, 80, 3), np.uint8))[1].tobytes()
     tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
@@ -94,29 +159,100 @@ def test_predict_turns_a_photograph_upright(command_line, tmp_path):
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
     path = tmp_path / "photo.jpg"
     path.write_bytes(encoded[:2] + segment + encoded[2:])
+    lines = []
+    log = lambda text, *arguments: lines.append(text % arguments)  # noqa: E731
+    monkeypatch.setattr(predict._log, "info", log)
     with flagsaver.flagsaver(output=str(tmp_path), score=0.0):
         predict.main([str(path)])
+    assert f"{path} is turned as its orientation tag (6) says" in lines
     found = json.loads((tmp_path / "predictions.json").read_text())
     assert found[0]["bbox"] == pytest.approx([0, 0, 40, 80], rel=1e-3)
 
 
-def test_predict_refuses_bad_files(command_line, trained, tmp_path):
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with a good and a broken image, and files that are none."""
+    folder = tmp_path / "pictures"
+    (folder / "inner.jpg").mkdir(parents=True)
+    cv2.imwrite(str(folder / "good.PNG"), np.zeros((30, 30, 3), np.uint8))
+    encoded = cv2.imencode(".jpg", np.zeros((99, 99, 3)))[1].tobytes()
+    (folder / "broken.jpg").write_bytes(encoded[:200])
+    (folder / "notes.txt").touch()
+    (folder / "._good.jpg").touch()
+    return folder
+
+
+def test_a_broken_file_loses_nothing_that_was_found(command_line, pictures, tmp_path):
+    output = tmp_path / "out"
+    good, broken = str(pictures / "good.PNG"), str(pictures / "broken.jpg")
+    with (
+        flagsaver.flagsaver(output=str(output), score=0.0),
+        pytest.raises(ValueError, match=r"2 of 4 images .*broken\.jpg.* 1 more"),
+    ):
+        predict.main([good, broken, good, broken])
+    found = json.loads((output / "predictions.json").read_text())
+    assert [f["file_name"] for f in found] == [good] * 4
+    drawn = {path.name for path in output.glob("*.png")}
+    assert drawn == {"000_good.png", "002_good.png"}
+
+
+def test_a_picture_that_cannot_be_written_loses_nothing(
+    command_line, pictures, tmp_path
+):
+    output = tmp_path / "out"
+    (output / "000_good.png").mkdir(parents=True)
+    with (
+        flagsaver.flagsaver(output=str(output), score=0.0),
+        pytest.raises(ValueError, match=r"1 of 1 images failed: .*000_good\.png"),
+    ):
+        predict.main([str(pictures / "good.PNG")])
+    assert len(json.loads((output / "predictions.json").read_text())) == 2
+
+
+def test_a_folder_stands_for_its_images(pictures, monkeypatch, said):
+    monkeypatch.setenv("HOME", str(pictures.parent))
+    names = ["broken.jpg", "good.PNG"]
+    found = predict.image_files(["~/pictures/good.PNG", str(pictures)])
+    assert found == [str(pictures / name) for name in ["good.PNG", *names]]
+    assert "left out 1 files that are no JPEG or PNG by their names" in said()
+    assert "such as notes.txt" in said()
+    with pytest.raises(ValueError, match=r"inner\.jpg has no image file"):
+        predict.image_files([str(pictures / "inner.jpg")])
+
+
+def test_a_long_name_is_cut_in_the_picture(command_line, tmp_path):
+    path = tmp_path / ("ü" * 123 + ".jpg")
+    path.write_bytes(cv2.imencode(".jpg", np.zeros((30, 30, 3)))[1].tobytes())
+    with flagsaver.flagsaver(output=str(tmp_path), score=0.0):
+        predict.main([str(path)])
+    assert (tmp_path / f"000_{'ü' * 100}.png").exists()
+
+
+def test_predict_refuses_what_is_wrong_at_once(
+    command_line, trained, pictures, tmp_path
+):
     config, workdir = trained
-    good = tmp_path / "good.png"
-    cv2.imwrite(str(good), np.zeros((30, 30, 3), np.uint8))
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(cv2.imencode(".jpg", np.zeros((99, 99, 3)))[1].tobytes()[:200])
-    with pytest.raises(ValueError, match=r"broken\.jpg"):
-        predict.main([str(good), str(broken)])
+    good = str(pictures / "good.PNG")
     with pytest.raises(FileNotFoundError, match=r"nothing\.jpg"):
-        predict.main([str(tmp_path / "nothing.jpg")])
+        predict.main([good, str(tmp_path / "nothing.jpg")])
     with pytest.raises(ValueError, match="image files"):
         predict.main([])
+    for score in (50, float("nan")):
+        with (
+            flagsaver.flagsaver(score=score),
+            pytest.raises(
+                ValueError, match=f"`--score` is {score}; expected .* 0 to 1"
+            ),
+        ):
+            predict.main([good])
     small = config.copy_and_resolve_references()
     small.data.max_pixels = 800
     command_line(small, workdir)
-    with pytest.raises(ValueError, match=r"30 x 30 pixels; at most 800"):
-        predict.main([str(good)])
+    with (
+        flagsaver.flagsaver(output=str(tmp_path / "out")),
+        pytest.raises(ValueError, match=r"30 x 30 pixels; at most 800"),
+    ):
+        predict.main([good])
 
 
 def test_a_checkpoint_of_another_model_is_refused(command_line, trained):
@@ -133,14 +269,14 @@ def test_a_checkpoint_of_other_categories_is_refused(
     command_line, trained, monkeypatch, program
 ):
     config, workdir = trained
-    open_source = inputs.open_source
+    opened = inputs.DataSet.open
 
-    def swapped(config, split):
-        source = open_source(config, split)
+    def swapped(self):
+        source = opened(self)
         source.categories[0], source.categories[1] = source.categories[1::-1]
         return source
 
-    monkeypatch.setattr(inputs, "open_source", swapped)
+    monkeypatch.setattr(inputs.DataSet, "open", swapped)
     with pytest.raises(ValueError, match=r"\(id, name\) to differ was \(1, '0'\)"):
         if program == "evaluate":
             evaluate.main([])
@@ -166,6 +302,85 @@ def test_a_run_goes_on_with_the_same_optimiser(
         loop.train(other, workdir)
 
 
+def flip_a_byte(workdir, step):
+    """Damages the newest checkpoint where only its digests tell."""
+    path = workdir / "checkpoints" / str(step) / "place" / "metadata"
+    text = path.read_bytes()
+    path.write_bytes(text.replace(b"4", b"5", 1))
+    assert path.read_bytes() != text
+
+
+def test_a_run_goes_on_from_the_newest_sound_checkpoint(
+    trained, command_line, tmp_path, caplog
+):
+    config, straight = trained
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    flip_a_byte(workdir, 4)
+    damaged = r"checkpoints/4 is damaged: 'place/metadata' has other bytes.* step 2 is"
+    command_line(config, workdir)
+    for program in (evaluate.main, predict.main):
+        with pytest.raises(ValueError, match=damaged):
+            program([str(straight / "curves.png")] * (program is predict.main))
+    with caplog.at_level("INFO", logger="train"):
+        loop.train(config, workdir)
+    assert "the checkpoint of step 4 is damaged" in caplog.text
+    assert "going on from the checkpoint of step 2" in caplog.text
+    kept = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert kept == {"2", "4", "4.damaged"}
+    first, again = (
+        read_arrays(folder / "checkpoints" / "4") for folder in (straight, workdir)
+    )
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="train"):
+        evaluate.main([])
+    assert "using the checkpoint of step 4" in caplog.text
+
+
+def test_a_changed_run_goes_on_and_says_so(trained, command_line, tmp_path, caplog):
+    config, straight = trained
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict(
+        {
+            "steps": 5,
+            "batch_size": 16,
+            "data.canvases": ((64, 64),),
+            "data.short_sides": (48,),
+            "data.eval_short_side": 64,
+            "optim.lr": 0.002,
+        }
+    )
+    with caplog.at_level("INFO", logger="train"):
+        loop.train(other, workdir)
+    said = [m for m in caplog.messages if "not as in the checkpoint" in m]
+    assert len(said) == 1
+    for change in (
+        "the run had 4 steps, has 5",
+        f"`batch_size` was {config.batch_size}, is 16",
+        "`data.canvases` was [[",
+        "is [[64, 64]]",
+        f"`optim.lr` was {config.optim.lr}, is 0.002",
+        "`steps` was 4, is 5",
+    ):
+        assert change in said[0]
+    steps = [r["step"] for r in read_metrics(workdir / "metrics.jsonl")]
+    assert steps == [2, 4, 5, 5]
+    other.steps = 3
+    with caplog.at_level("WARNING", logger="train"):
+        loop.train(other, workdir)
+    assert "step 5 is beyond the run's 3 steps" in caplog.text
+
+
+def test_a_folder_in_use_is_refused(trained):
+    config, straight = trained
+    with claim(straight), pytest.raises(ValueError, match="in use by another run"):
+        loop.train(config, straight)
+
+
 def test_evaluate_refuses_arguments(command_line):
     with pytest.raises(ValueError, match=r"Unexpected arguments: a\.jpg"):
         evaluate.main(["a.jpg"])
@@ -180,55 +395,19 @@ def test_a_run_without_checkpoint_is_refused(command_line, trained, tmp_path):
         evaluate.main([])
 
 
-def coco_config(folder):
-    config = coco_faster_rcnn.get_config("dcnv2_mimic,800")
-    write_coco_folder(folder / "coco", "train2017")
-    write_coco_folder(folder / "coco", "val2017")
-    config.update_from_flattened_dict(
-        {
-            "steps": 1,
-            "batch_size": 8,
-            "data.options.folder": str(folder / "coco"),
-            "data.data_dir": str(folder / "data"),
-            "eval.batch_size": 8,
-        }
-    )
-    return config
+class Empty:
+    """A split without boxes."""
+
+    num_boxes = np.zeros(3, np.int64)
+
+    def __len__(self):
+        return 3
 
 
-def test_frozen_norms_need_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "build_detector", _double)
-    with pytest.raises(ValueError, match=r"'frozen_bn', .*expected `init_from` to"):
-        loop.train(coco_config(tmp_path), tmp_path / "run")
-
-
-@pytest.mark.parametrize("field", ["log.every", "checkpoint.every", "checkpoint.keep"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_counts_below_1_are_refused(tmp_path, field, value):
-    config = digits.get_config()
-    config.update_from_flattened_dict({field: value})
-    with pytest.raises(ValueError, match=f"`{field}` is {value}; expected at least 1"):
-        loop.train(config, tmp_path / "run")
-
-
-def test_a_missing_folder_is_refused(tmp_path):
+def test_a_split_without_boxes_is_said(said):
     config = coco_faster_rcnn.get_config()
-    config.batch_size = 8
-    config.data.data_dir = str(tmp_path)
-    config.data.options.folder = str(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        loop.train(config, tmp_path / "run")
-
-
-@pytest.mark.parametrize("row", ["", "regular", "dcnv1,800", "dconv_c3_c5,1000"])
-def test_rows_of_the_paper(row):
-    config = coco_faster_rcnn.get_config(row)
-    assert config.detector.mimic == ("none" if row else "fg")
-    assert config.data.max_side == (1333 if "800" in row else 1667)
-    assert all(side % 16 == 0 for shape in config.data.canvases for side in shape)
-
-
-@pytest.mark.parametrize("row", ["dcnv3", "dcnv2,900"])
-def test_unknown_rows_are_refused(row):
-    with pytest.raises(ValueError, match="expected ROW or ROW,SIZE"):
-        coco_faster_rcnn.get_config(row)
+    with pytest.raises(ValueError, match=r"'train2017' .* no box to .* its 3 images"):
+        inputs.open_train_loader(config, Empty())
+    skeleton = model.Skeleton(lambda rngs: double.TinyDetector(3, rngs))
+    evaluate.Evaluator(config, skeleton, sharding.make_mesh(), Empty())
+    assert "WARNING: the split 'val2017' has no box to find" in said()

@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.train import launch
 from train.checkpoint import read_arrays
 from train.metrics import read_metrics
+from train.workdir import claim
 
 DOUBLE = "tests.train.double"
 FOUND = "detections.json"
@@ -101,18 +103,59 @@ def test_a_run_that_is_stopped_and_killed_ends_at_the_same_bits(
     assert_same_run(straight, tmp_path)
 
 
-def test_two_processes_train_as_one(data, straight, tmp_path):
+@pytest.fixture
+def terminal():
+    """Lets processes that are started heed Ctrl-C, wherever the tests run."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_ctrl_c_keeps_what_sigterm_keeps(terminal, data, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    process = launch.start(DOUBLE, data=data, workdir=tmp_path)
+    wait_for(process, lambda: (checkpoints / "6").exists())
+    process.send_signal(signal.SIGINT)
+    status, errors = launch.finish(process)
+    assert status == -signal.SIGINT, errors
+    assert "SIGINT: saved step" in errors and "Traceback" not in errors
+    saved = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
+    assert 6 < saved < 24
+
+    process = launch.start(f"{DOUBLE} train.evaluate", data=data, workdir=tmp_path)
+    assert process.stderr is not None
+    while "using the checkpoint" not in (line := process.stderr.readline()):
+        assert line, launch.finish(process)
+    process.send_signal(signal.SIGINT)
+    status, errors = launch.finish(process)
+    assert status == -signal.SIGINT and "Traceback" not in errors, errors
+
+
+@pytest.mark.parametrize("program", ["main", "evaluate", "predict"])
+def test_ctrl_c_while_libraries_load(terminal, data, tmp_path, program):
+    process = launch.start(f"train.{program}", data=data, workdir=tmp_path)
+    loaded = Path(f"/proc/{process.pid}/maps")
+    wait_for(process, lambda: "jaxlib" in loaded.read_text())
+    process.send_signal(signal.SIGINT)
+    status, errors = launch.finish(process)
+    assert status == -signal.SIGINT and "Traceback" not in errors, errors
+
+
+def start_two(data, workdir):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     cluster = (f"--coordinator=localhost:{port}", "--processes=2")
-    processes = [
+    return [
         launch.start(
-            DOUBLE, *cluster, f"--process={i}", data=data, workdir=tmp_path, devices=2
+            DOUBLE, *cluster, f"--process={i}", data=data, workdir=workdir, devices=2
         )
         for i in range(2)
     ]
-    for process in processes:
+
+
+def test_two_processes_train_as_one(data, straight, tmp_path):
+    for process in start_two(data, tmp_path):
         status, errors = launch.finish(process)
         assert status == 0, errors
     alone, together = arrays(straight, 24), arrays(tmp_path, 24)
@@ -132,18 +175,31 @@ def test_two_processes_train_as_one(data, straight, tmp_path):
     assert steps == [4, 8, 12, 16, 20, 24, 24]
 
 
+@pytest.mark.slow
+def test_two_processes_are_refused_together(data, tmp_path):
+    with claim(tmp_path):
+        processes = start_two(data, tmp_path)
+        for process in processes:
+            status, errors = launch.finish(process)
+            assert status == 1, errors
+            assert "is in use by another run" in errors.splitlines()[-1]
+            assert "Traceback" not in errors
+
+
 MISTAKES = {
     "--config.optim.lrr=3": 'Did you mean "lr" instead of "lrr"?',
     "--config.steps=many": "--config.steps=many",
     "--config=train/configs/digits.py:wrong": "digits.py:wrong: expected",
     "--config=train/configs/none.py": "none.py",
-    "--config.batch_size=-1": "`batch_size` is -1; expected a multiple",
+    "--config=~/nobody/none.py": str(Path.home() / "nobody" / "none.py"),
+    "--config train/configs/none.py": "none.py",
+    "--config.batch_size=-1": "`batch_size` is -1; expected an integer",
 }
 
 
 def test_a_mistake_gets_one_line(data, tmp_path):
     processes = {
-        flag: launch.start("train.main", flag, data=data, workdir=tmp_path)
+        flag: launch.start("train.main", *flag.split(), data=data, workdir=tmp_path)
         for flag in MISTAKES
     }
     for flag, process in processes.items():

@@ -14,7 +14,7 @@ from train import inputs, sharding
 from train.configs import _base
 from train.model import Skeleton
 from train.optim import learning_rate, make_optimizer, trainable
-from train.step import init_state, make_train_step
+from train.step import SkippedInARow, init_state, make_train_step
 
 CLASSES = 3
 
@@ -165,3 +165,29 @@ def test_batches_become_global_arrays():
     assert isinstance(batch, Batch)
     assert batch.images.shape == (8, 32, 32, 3)
     assert batch.images.addressable_shards[0].data.shape == (1, 32, 32, 3)
+
+
+def test_steps_skipped_in_a_row_end_a_run_that_goes_nowhere():
+    skipped = SkippedInARow(10, 3)
+    counts = [(11, 4), (12, 5), (13, 5), (15, 6), (15, 6), (16, 7), (18, 9)]
+    expected = [1, 2, 0, 0, 0, 1, 3]
+    for (step, number), count in zip(counts, expected, strict=True):
+        skipped.update(step, number)
+        assert skipped.count == count
+    skipped.update(18 + skipped.LIMIT - 4, 9 + skipped.LIMIT - 4)
+    skipped.check(1.0, last=True)
+    skipped.update(18 + skipped.LIMIT - 3, 9 + skipped.LIMIT - 3)
+    with pytest.raises(ValueError, match=r"last 50 steps.* Lower `optim\.lr`, .* 1,"):
+        skipped.check(1.0, last=False)
+
+
+@pytest.mark.parametrize(("skipped_before", "all_of_them"), [(2, True), (1, False)])
+def test_a_short_run_of_skipped_steps_alone_ends_too(skipped_before, all_of_them):
+    skipped = SkippedInARow(2, skipped_before)
+    skipped.update(4, skipped_before + 2)
+    skipped.check(1.0, last=False)
+    if not all_of_them:
+        skipped.check(1.0, last=True)
+        return
+    with pytest.raises(ValueError, match="last 4 steps, up to step 4, were skipped"):
+        skipped.check(1.0, last=True)

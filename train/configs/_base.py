@@ -1,6 +1,17 @@
 """Every field of a configuration, commented once; experiments override what differs."""
 
 from train.config_dict import ConfigDict
+from train.rules import (
+    Integer,
+    Number,
+    OneOf,
+    Pattern,
+    Row,
+    Rule,
+    Several,
+    Text,
+    check_config,
+)
 
 
 def get_config() -> ConfigDict:
@@ -42,8 +53,14 @@ def get_config() -> ConfigDict:
     data.max_side = 1333
     # Mirror every other training image, by chance.
     data.flip = True
-    # Ground truth is padded to this many boxes an image.
+    # Ground truth is padded to this many boxes an image; of an image with more objects,
+    # the first are kept and the rest count as background.
     data.max_boxes = 100
+    # Leave images without a usable object out of training.
+    data.skip_empty = True
+    # Turn photographs as their orientation tag (Exif) says, because the annotations
+    # mean them as they are shown; COCO's mean the stored pixels.
+    data.upright = False
     # Larger image files are refused before they are decoded: width * height.
     data.max_pixels = 64_000_000
 
@@ -169,3 +186,93 @@ def get_config() -> ConfigDict:
     # Detections with a lower score are not drawn (all of them count in the AP).
     evaluation.picture_score = 0.5
     return config
+
+
+_COUNT = Integer(at_least=1)
+_WHOLE = Integer(at_least=0)
+_POSITIVE = Number(0, above=True)
+_NONNEGATIVE = Number(0)
+_SHARE = Number(0, 1)
+# What arrays of memory are made of.
+_SIDE = Integer(1, 1 << 15)
+_ROWS = Integer(1, 1 << 17)
+_BATCH = Integer(1, 1 << 16)
+
+# What the fields above may hold, where neither the type of the default nor the class
+# that they are arguments of says it.
+RULES: dict[str, Rule] = {
+    "name": Text(empty=False),
+    "seed": _WHOLE,
+    "epochs": _NONNEGATIVE,
+    "steps": _WHOLE,
+    "batch_size": _BATCH,
+    "data.name": Text(empty=False),
+    "data.data_dir": Text(empty=False),
+    "data.train_split": Text(empty=False),
+    "data.eval_split": Text(empty=False),
+    "data.canvases": Several(Row((_SIDE, _SIDE))),
+    "data.short_sides": Several(_SIDE),
+    "data.eval_short_side": _SIDE,
+    "data.max_side": _SIDE,
+    "data.max_boxes": _ROWS,
+    "data.max_pixels": _COUNT,
+    "backbone.groups": _COUNT,
+    "backbone.width_per_group": _COUNT,
+    "backbone.stem_features": _COUNT,
+    "backbone.offset_groups": _COUNT,
+    "detector.anchor_sizes": Several(_POSITIVE),
+    "detector.aspect_ratios": Several(_POSITIVE),
+    "detector.rpn_features": _COUNT,
+    "detector.rpn_pre_nms_top_n": Row((_COUNT, _COUNT)),
+    "detector.rpn_post_nms_top_n": Row((_ROWS, _ROWS)),
+    "detector.rpn_nms_threshold": _SHARE,
+    "detector.rpn_samples": _ROWS,
+    "detector.rpn_positive_fraction": _SHARE,
+    "detector.rpn_positive_iou": _SHARE,
+    "detector.rpn_negative_iou": _SHARE,
+    "detector.reduction_features": _COUNT,
+    "detector.roi_output_size": _COUNT,
+    # 0: as many as the size of the RoI asks for.
+    "detector.roi_sampling_ratio": _WHOLE,
+    "detector.roi_branch_features": _COUNT,
+    "detector.roi_samples": _ROWS,
+    "detector.roi_positive_fraction": _SHARE,
+    "detector.roi_positive_iou": _SHARE,
+    "detector.head_features": _COUNT,
+    "detector.mimic_count": _ROWS,
+    "detector.mimic_crop_size": _SIDE,
+    "detector.mimic_weight": _NONNEGATIVE,
+    "detector.score_threshold": _SHARE,
+    "detector.nms_threshold": _SHARE,
+    "detector.max_detections": _ROWS,
+    "optim.name": OneOf(("sgd", "adamw")),
+    "optim.lr": _NONNEGATIVE,
+    "optim.momentum": _SHARE,
+    "optim.weight_decay": _NONNEGATIVE,
+    "optim.warmup_steps": _WHOLE,
+    "optim.warmup_factor": _SHARE,
+    "optim.decay_at": Several(Number(0, 1, above=True), empty=True, rising=True),
+    "optim.decay_factor": _NONNEGATIVE,
+    "optim.lr_multipliers": Several(Row((Pattern(), _NONNEGATIVE)), empty=True),
+    "optim.clip_norm": _NONNEGATIVE,
+    "mesh.model": _COUNT,
+    "log.every": _COUNT,
+    "log.offset_health_every": _WHOLE,
+    "checkpoint.every": _COUNT,
+    "checkpoint.keep": _COUNT,
+    "eval.every": _WHOLE,
+    "eval.batch_size": _BATCH,
+    "eval.pictures": _WHOLE,
+    "eval.picture_score": _SHARE,
+}
+# The first of each pair is at most the second.
+ORDERED = (("detector.rpn_negative_iou", "detector.rpn_positive_iou"),)
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses a configuration with unknown, missing or wrong fields.
+
+    Raises:
+      ValueError: One line that names the fields at fault.
+    """
+    check_config(config, get_config(), RULES, ORDERED)

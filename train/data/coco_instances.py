@@ -13,60 +13,126 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import tensorflow_datasets as tfds
 
+from dcn_jax.quoting import one_line
 from train.data import coco_annotations, examples, transforms
+from train.data.image_headers import read_header, turned_size
+from train.data.prepared import PreparedConfig
+
+# A decoded image of `max_pixels` and its decoder's memory are large.
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclasses.dataclass(kw_only=True)
-class CocoInstancesConfig(tfds.core.BuilderConfig):
+class CocoInstancesConfig(PreparedConfig):
     """Where a split of the user's data set lies.
+
+    A changed JSON or image file (its size or time of change) is prepared anew.
 
     Attributes:
       folder: The data set's folder.
       split: Its name, of letters, digits and underscores.
       images: Folder of the images, relative to `folder`; `{split}` stands for `split`.
       annotations: The instances JSON, likewise.
+      upright: Whether photographs are turned as their orientation tag says; the JSON
+        then means the images as they are shown. COCO's means the stored pixels.
       max_pixels: Larger images (height * width) are refused before they are decoded.
-      name: Made here from the split and the annotations' content, so that a changed
-        JSON is prepared anew. (A changed image alone is not noticed.)
     """
 
     folder: str
     split: str
     images: str = "{split}"
     annotations: str = "annotations/instances_{split}.json"
+    upright: bool = False
     max_pixels: int = transforms.MAX_PIXELS
-    name: str = ""
 
     def __post_init__(self):
         if not re.fullmatch(r"\w+", self.split, re.ASCII):
             raise ValueError(
                 f"`split` is {self.split!r}; expected letters, digits and underscores"
             )
-        folder = Path(self.folder).expanduser()
+        folder = Path(os.path.expanduser(self.folder))
         if not self.folder or not folder.is_dir():
             raise FileNotFoundError(f"`folder` {self.folder!r}: no such folder")
         self.image_folder = folder / self.images.replace("{split}", self.split)
         self.json_path = folder / self.annotations.replace("{split}", self.split)
         if not self.image_folder.is_dir():
             raise FileNotFoundError(f"{self.image_folder}: no such folder of images")
-        if not self.json_path.is_file():
+        if not self.json_path.exists():
             raise FileNotFoundError(f"{self.json_path}: no such annotation file")
-        digest = hashlib.sha1(os.fsencode(self.image_folder.resolve()))
-        digest.update(self.json_path.read_bytes())
-        self.name = f"{self.split}_{digest.hexdigest()[:12]}"
+        place = (self.image_folder.resolve(), self.json_path.resolve(), self.upright)
+        digest = hashlib.sha1(os.fsencode("\n".join(map(str, place))))
+        self.name = f"{self.split}_{digest.hexdigest()[:8]}"
+        # State of what was read: the JSON's digest, and by file name size and time.
+        self.read_json = ""
+        self.read_images: dict[str, list[int]] = {}
+        self._instances: coco_annotations.Instances | None = None
+
+    def categories(self, split: str) -> list[dict[str, Any]]:
+        """Those of the JSON, whose content is kept until it is prepared."""
+        del split
+        self._instances = self.read_instances()
+        return self._instances.categories
+
+    def read_instances(self) -> coco_annotations.Instances:
+        """Reads the JSON, or hands over what was read already."""
+        instances, self._instances = self._instances, None
+        if instances is None:
+            self.read_json = json_digest(self.json_path)
+            instances = coco_annotations.read_instances(self.json_path, self.max_pixels)
+        return instances
+
+    @property
+    def changes(self) -> bool:
+        """The user's files may change."""
+        return True
+
+    def origin(self) -> Any:
+        """The state of the files that were read."""
+        return {"annotations": self.read_json, "images": self.read_images}
+
+    def is_current(self, origin: Any) -> bool:
+        """Whether the files are in that state still."""
+        try:
+            images = origin["images"].items()
+            same = origin["annotations"] == json_digest(self.json_path)
+            current = same and all(
+                file_state(self.image_folder / name) == state for name, state in images
+            )
+        except (OSError, KeyError, TypeError, AttributeError):
+            return False
+        if current:
+            # Another process has prepared what this one was about to.
+            self._instances = None
+        return current
+
+
+def json_digest(path: Path) -> str:
+    """Digest of an annotation file."""
+    digest = hashlib.sha256()
+    with coco_annotations.open_instances(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_state(path: Path) -> list[int]:
+    """What changes with an image file's content: size, and time of change in ns."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 class CocoInstances(tfds.core.GeneratorBasedBuilder):
     """The split of a COCO folder that its config names."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
     def __init__(self, *, config: CocoInstancesConfig, **options):
         self._config = config
@@ -86,22 +152,33 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
         return {self._config.split: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        content = coco_annotations.read_instances(self._config.json_path)
-        cast(tfds.core.MetadataDict, self.info.metadata).update(
-            examples.metadata(content.categories)
-        )
-        index = examples.start_index(self.info, self._config.split)
-        with ThreadPoolExecutor() as pool:
+        config = self._config
+        content = config.read_instances()
+        metadata = cast(tfds.core.MetadataDict, self.info.metadata)
+        metadata.update(examples.metadata(content.categories))
+        index = examples.start_index(self.info, config.split)
+        left_out, tagged = Counter(), 0
+        errors: list[ValueError | OSError] = []
+        with ThreadPoolExecutor(_THREADS) as pool:
             for start in range(0, len(content.images), 64):
                 images = content.images[start : start + 64]
-                encoded = list(pool.map(self._read, images))
+                read = list(pool.map(self._read, images))
+                errors += [e for e in read if isinstance(e, Exception)]
                 for number, (image, data) in enumerate(
-                    zip(images, encoded, strict=True), start
+                    zip(images, read, strict=True), start
                 ):
+                    # What is broken is looked for to the end, and said at once.
+                    if errors or isinstance(data, Exception):
+                        continue
                     annotations = content.annotations[image["id"]]
                     height, width = image["height"], image["width"]
-                    boxes, _ = examples.usable_boxes(annotations, height, width)
-                    examples.index_image(index, height, width, len(boxes))
+                    reasons = [
+                        examples.why_left_out(a, height, width) for a in annotations
+                    ]
+                    left_out.update(reason for reason in reasons if reason)
+                    count = reasons.count(None)
+                    tagged += read_header(data, "").orientation != 1
+                    examples.index_image(index, height, width, count)
                     yield (
                         number,
                         {
@@ -113,19 +190,75 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
                             "annotations": json.dumps(annotations),
                         },
                     )
+        if errors:
+            self._refuse(errors)
+        examples.note(
+            self.info,
+            config.split,
+            left_out=left_out,
+            bad_masks=content.bad_masks,
+            tagged=tagged,
+        )
 
-    def _read(self, image: dict[str, Any]) -> bytes:
-        """Reads an image file, and checks that it is what the JSON says."""
-        path = self._config.image_folder / image["file_name"]
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such image file")
-        data = path.read_bytes()
-        found = transforms.image_size(data, str(path))
-        expected = image["height"], image["width"]
-        if found != expected:
-            raise ValueError(
-                f"{path} has (height, width) {found};"
-                f" {self._config.json_path} says {expected}"
-            )
-        transforms.decode_image(data, str(path), self._config.max_pixels)
+    def _read(self, image: dict[str, Any]) -> bytes | ValueError | OSError:
+        """Reads an image file, and checks that it is what the JSON says.
+
+        Returns:
+          The file's content, or what is wrong with it.
+        """
+        config, name = self._config, image["file_name"]
+        path = config.image_folder / name
+        try:
+            # Before the content: what changes meanwhile differs from it later.
+            state = file_state(path) if path.exists() else []
+            data = transforms.read_file(path, config.max_pixels)
+            config.read_images[name] = state
+            header = read_header(data, str(path))
+            expected = image["height"], image["width"]
+            stored, shown = (header.height, header.width), turned_size(header)
+            if (shown if config.upright else stored) != expected:
+                found = shown if config.upright else stored
+                raise ValueError(
+                    f"{one_line(str(path), 300)} has (height, width) {found};"
+                    f" {one_line(str(config.json_path), 300)} says {expected}"
+                    + _tag_hint(header.orientation, expected == stored, config.upright)
+                )
+            transforms.decode_image(data, str(path), config.max_pixels)
+        except (ValueError, OSError) as error:
+            return error
         return data
+
+    def _refuse(self, errors: list[ValueError | OSError]) -> NoReturn:
+        """Says what is wrong with the images."""
+        folder, json_path = self._config.image_folder, self._config.json_path
+        text = str(errors[0])
+        if len(errors) > 1:
+            texts = [
+                one_line(
+                    str(error)
+                    .replace(f"{folder}{os.sep}", "")
+                    .replace(str(json_path), json_path.name),
+                    250,
+                )
+                for error in errors[: coco_annotations.SHOWN]
+            ]
+            listed = coco_annotations.listed(texts, len(errors), "broken images")
+            text = f"{one_line(str(folder), 300)}: {listed}"
+        if all(isinstance(error, FileNotFoundError) for error in errors):
+            raise FileNotFoundError(text)
+        raise ValueError(text)
+
+
+def _tag_hint(orientation: int, stored_fits: bool, upright: bool) -> str:
+    """What may explain a wrong size, where a photograph was held upright."""
+    if orientation < 5 or stored_fits != upright:
+        return ""
+    if upright:
+        return (
+            f". Its orientation tag ({orientation}) was applied; the JSON means the"
+            " stored pixels (`upright` is True)"
+        )
+    return (
+        f". Its orientation tag ({orientation}) was not applied; the JSON may mean the"
+        " image as it is shown (`upright` is False)"
+    )

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from pycocotools import mask as coco_mask
 
 from train.data import digit_scenes, examples
+from train.data.prepared import PreparedConfig
 
 IMAGE_SIDE = 256
 
@@ -29,10 +30,9 @@ _SPLITS = ("train", "test")
 
 
 @dataclasses.dataclass(kw_only=True)
-class DeformedDigitsConfig(tfds.core.BuilderConfig):
+class DeformedDigitsConfig(PreparedConfig):
     """How many images to make, and from which seed."""
 
-    name: str = ""
     train_images: int = 2400
     test_images: int = 600
     seed: int = 0
@@ -42,6 +42,13 @@ class DeformedDigitsConfig(tfds.core.BuilderConfig):
             if getattr(self, field) < 1:
                 raise ValueError(f"`{field}` is {getattr(self, field)}; expected >= 1")
         self.name = f"{self.train_images}_{self.test_images}_seed{self.seed}"
+
+    def categories(self, split: str) -> list[dict[str, Any]]:
+        """The ten digits."""
+        if split not in _SPLITS:
+            known = ", ".join(sorted(_SPLITS))
+            raise ValueError(f"`split` is {split!r}; deformed_digits has {known}")
+        return [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
 
 
 class DeformedDigits(tfds.core.GeneratorBasedBuilder):
@@ -54,7 +61,7 @@ class DeformedDigits(tfds.core.GeneratorBasedBuilder):
         super().__init__(config=self._config, **options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+        categories = self._config.categories("train")
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,

@@ -11,6 +11,9 @@ from typing import Any, cast
 import numpy as np
 import tensorflow_datasets as tfds
 
+# Shorter sides, in pixels, vanish among the digits of a coordinate.
+MIN_SIDE = 0.01
+
 
 def features() -> tfds.features.FeaturesDict:
     """Features of a record; `annotations` is the JSON text of a list of COCO dicts."""
@@ -33,11 +36,12 @@ def metadata(categories: Sequence[Mapping[str, Any]]) -> tfds.core.MetadataDict:
       categories: `{"id": int, "name": str}` each.
 
     Returns:
-      `{"categories": [...], "index": {}}`; `index[split]` will hold the lists
-      `height`, `width` (pixels) and `num_boxes` (usable boxes), in record order.
+      `{"categories": [...], "index": {}}`; `index[split]` will hold the lists `height`,
+      `width` (pixels) and `num_boxes` (usable boxes), in record order. Where something
+      is not used, `note` adds how much.
     """
     kept = [{"id": int(c["id"]), "name": str(c["name"])} for c in categories]
-    return tfds.core.MetadataDict(categories=kept, index={})
+    return tfds.core.MetadataDict(categories=kept, index={}, notes={})
 
 
 def start_index(info: tfds.core.DatasetInfo, split: str) -> dict[str, list[int]]:
@@ -45,6 +49,30 @@ def start_index(info: tfds.core.DatasetInfo, split: str) -> dict[str, list[int]]
     index = {"height": [], "width": [], "num_boxes": []}
     cast(tfds.core.MetadataDict, info.metadata)["index"][split] = index
     return index
+
+
+def note(
+    info: tfds.core.DatasetInfo,
+    split: str,
+    *,
+    left_out: Mapping[str, int],
+    bad_masks: Mapping[str, int],
+    tagged: int,
+) -> None:
+    """Adds what is not used of `split` to the metadata.
+
+    Args:
+      info: Of the data set.
+      split: The split.
+      left_out: Annotations that training does not use, counted by the reason.
+      bad_masks: Masks that were not kept, likewise.
+      tagged: How many images have an orientation tag that is not "upright".
+    """
+    cast(tfds.core.MetadataDict, info.metadata)["notes"][split] = {
+        "left_out": dict(left_out),
+        "bad_masks": dict(bad_masks),
+        "tagged": tagged,
+    }
 
 
 def index_image(
@@ -59,7 +87,7 @@ def index_image(
 def usable_boxes(
     annotations: Sequence[Mapping[str, Any]], height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes that training can use: clipped to the image, no crowds, no empty ones.
+    """Boxes that training can use, clipped to the image; see `why_left_out`.
 
     Args:
       annotations: COCO annotations of one image.
@@ -68,19 +96,39 @@ def usable_boxes(
 
     Returns:
       boxes [M, 4] float32 as x1 y1 x2 y2 in image pixels, category ids [M] int64.
-
-    Source: Detectron's filter (area > 0 and a box that is not empty once clipped).
     """
-    boxes, category_ids = [], []
-    for annotation in annotations:
-        x, y, w, h = annotation["bbox"]
-        x1, y1 = min(max(x, 0), width), min(max(y, 0), height)
-        x2, y2 = min(max(x + w, 0), width), min(max(y + h, 0), height)
-        if annotation["iscrowd"] or annotation["area"] <= 0 or x2 <= x1 or y2 <= y1:
-            continue
-        boxes.append((x1, y1, x2, y2))
-        category_ids.append(annotation["category_id"])
+    used = [a for a in annotations if why_left_out(a, height, width) is None]
+    boxes = [_clipped(a["bbox"], height, width) for a in used]
     return (
         np.asarray(boxes, np.float32).reshape(-1, 4),
-        np.asarray(category_ids, np.int64),
+        np.asarray([a["category_id"] for a in used], np.int64),
     )
+
+
+def why_left_out(annotation: Mapping[str, Any], height: int, width: int) -> str | None:
+    """Says why training cannot use an annotation, or None where it can.
+
+    Source: Detectron's filter (no crowd, area > 0, a box that is not empty once
+    clipped); `ignore` as mmdetection reads it.
+    """
+    if annotation["iscrowd"]:
+        return "crowds"
+    if annotation.get("ignore"):
+        return "marked `ignore`"
+    x1, y1, x2, y2 = _clipped(annotation["bbox"], height, width)
+    if min(annotation["bbox"][2:]) < MIN_SIDE:
+        return "boxes without width or height"
+    if min(x2 - x1, y2 - y1) < MIN_SIDE:
+        return "boxes outside of the image"
+    if annotation["area"] <= 0:
+        return "`area` of 0 or less"
+    return None
+
+
+def _clipped(
+    bbox: Sequence[float], height: int, width: int
+) -> tuple[float, float, float, float]:
+    x, y, w, h = bbox
+    x1, y1 = min(max(x, 0), width), min(max(y, 0), height)
+    x2, y2 = min(max(x + w, 0), width), min(max(y + h, 0), height)
+    return x1, y1, x2, y2

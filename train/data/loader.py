@@ -165,10 +165,12 @@ class _TrainBatches(grain.sources.RandomAccessDataSource):
                 image = transforms.flip_image(image)
                 boxes = transforms.flip_boxes(boxes, width)
             arrays["images"][row, :height, :width] = image
-            kept = min(len(boxes), self._max_boxes)
-            arrays["boxes"][row, :kept] = boxes[:kept]
-            arrays["labels"][row, :kept] = example.labels[:kept]
-            arrays["valid"][row, :kept] = True
+            # A box may be so small that it vanishes where it is scaled and moved.
+            seen = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
+            seen = seen[: self._max_boxes]
+            arrays["boxes"][row, : len(seen)] = boxes[seen]
+            arrays["labels"][row, : len(seen)] = example.labels[seen]
+            arrays["valid"][row, : len(seen)] = True
         return arrays
 
 

@@ -1,21 +1,27 @@
 """Random access to a prepared data set: decoded images with their usable boxes."""
 
-import fcntl
+import dataclasses
 import json
+import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from train.data import examples, transforms
+from train.data import examples, prepared, transforms
 from train.data.coco_instances import CocoInstances, CocoInstancesConfig
 from train.data.deformed_digits import DeformedDigits, DeformedDigitsConfig
+from train.rules import check_fields, rule_of_type
 
 _BUILDERS = {
     "deformed_digits": (DeformedDigits, DeformedDigitsConfig),
     "coco_instances": (CocoInstances, CocoInstancesConfig),
 }
+# Fields of their configurations that are arguments of `make_source`.
+_OF_MAKE_SOURCE = {"split", "max_pixels", "upright"}
 
 
 class Example(NamedTuple):
@@ -34,19 +40,26 @@ class Source:
       categories: `{"id", "name"}` each; label k is `categories[k - 1]`.
       sizes: [n, 2] int64, (height, width) of every image.
       num_boxes: [n] int64, usable boxes of every image.
+      left_out: Annotations that training does not use, counted by the reason.
+      bad_masks: Masks that were not kept, likewise.
+      tagged: How many images have an orientation tag that is not "upright".
+      upright: Whether they are turned as it says.
     """
 
     def __init__(
         self,
-        builder: tfds.core.DatasetBuilder,
+        copy: prepared.Copy,
         split: str,
         max_pixels: int = transforms.MAX_PIXELS,
+        *,
+        upright: bool = False,
     ):
-        """Opens `split` of a prepared `builder`.
+        """Opens `split` of a prepared data set.
 
         Raises:
           ValueError: If there is no such split, or an image of it is too large.
         """
+        builder = copy.builder
         splits = sorted(builder.info.splits)
         if split not in splits:
             raise ValueError(
@@ -54,9 +67,14 @@ class Source:
             )
         metadata = cast(tfds.core.MetadataDict, builder.info.metadata)
         index = metadata["index"][split]
+        notes = metadata["notes"].get(split, {})
         self.categories = list(metadata["categories"])
         self.sizes = np.stack([index["height"], index["width"]], axis=1)
         self.num_boxes = np.array(index["num_boxes"])
+        self.left_out: dict[str, int] = dict(notes.get("left_out", {}))
+        self.bad_masks: dict[str, int] = dict(notes.get("bad_masks", {}))
+        self.tagged: int = notes.get("tagged", 0)
+        self.upright = upright
         too_large = np.flatnonzero(self.sizes.prod(1) > max_pixels)
         if len(too_large):
             height, width = self.sizes[too_large[0]]
@@ -65,6 +83,7 @@ class Source:
                 f" {max_pixels} are allowed (`max_pixels`)"
             )
         self._max_pixels = max_pixels
+        self._copy = copy
         # The decorator of `as_data_source` hides its signature from type checkers.
         self._records = cast(Any, builder).as_data_source(
             split, decoders={"image": tfds.decode.SkipDecoding()}
@@ -75,14 +94,22 @@ class Source:
         return len(self.sizes)
 
     def __getitem__(self, index: int) -> Example:
-        record = self._records[index]
+        record = self._record(index)
         name = record["file_name"].decode()
-        image = transforms.decode_image(record["image"], name, self._max_pixels)
+        image = transforms.decode_image(
+            record["image"], name, self._max_pixels, upright=self.upright
+        )
         boxes, category_ids = examples.usable_boxes(
             json.loads(record["annotations"]), *image.shape[:2]
         )
         labels = np.array([self._labels[i] for i in category_ids], np.int32)
         return Example(image, int(record["image_id"]), boxes, labels)
+
+    def _record(self, index: int) -> dict[str, Any]:
+        try:
+            return self._records[index]
+        except RuntimeError as error:  # array_record's
+            raise self._copy.unreadable(error) from error
 
     def category_id(self, label: int) -> int:
         """The data set's category id of a label, from 1."""
@@ -91,11 +118,14 @@ class Source:
     def ground_truth(self) -> dict[str, Any]:
         """All annotations, crowds and empty ones too, as `pycocotools` reads them.
 
+        It knows one way to leave an object out of the count: what is marked `ignore`
+        is told as a crowd.
+
         Returns:
           A new COCO-format dict; coordinates are pixels of the original images.
         """
         images, annotations = [], []
-        for record in self._records:
+        for record in map(self._record, range(len(self))):
             images.append(
                 {
                     "id": int(record["image_id"]),
@@ -104,7 +134,10 @@ class Source:
                     "file_name": record["file_name"].decode(),
                 }
             )
-            annotations.extend(json.loads(record["annotations"]))
+            for annotation in json.loads(record["annotations"]):
+                if annotation.pop("ignore", 0):
+                    annotation["iscrowd"] = 1
+                annotations.append(annotation)
         return {
             "info": {},
             "licenses": [],
@@ -114,12 +147,99 @@ class Source:
         }
 
 
+class OrientationWarning(UserWarning):
+    """Photographs have an orientation tag that is not applied."""
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses options that a data set does not have, or of a wrong type.
+
+    Args:
+      name: As in `make_source`.
+      options: As in `make_source`.
+
+    Raises:
+      ValueError: One line that names what is wrong as a field of `data.options`.
+    """
+    inherited = {f.name for f in dataclasses.fields(tfds.core.BuilderConfig)}
+    rules = {
+        field.name: rule_of_type(field.type)
+        for field in dataclasses.fields(_classes(name)[1])
+        if field.name not in inherited | _OF_MAKE_SOURCE
+    }
+    check_fields("data.options", options, rules)
+
+
+def _classes(name: str) -> tuple[type, type]:
+    """Returns the builder of a data set, and its configuration."""
+    if name not in _BUILDERS:
+        raise ValueError(f"`name` is {name!r}; expected one of {', '.join(_BUILDERS)}")
+    return _BUILDERS[name]
+
+
+class DataSet:
+    """A split of a data set that may be still to prepare.
+
+    Attributes:
+      categories: As those of the `Source`, known before an image is read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        data_dir: str | Path,
+        *,
+        max_pixels: int = transforms.MAX_PIXELS,
+        upright: bool = False,
+        **options: Any,
+    ):
+        """Looks for the split; see `make_source`."""
+        self._builder_class, config_class = _classes(name)
+        if name == "coco_instances":
+            fields = {"split": split, "max_pixels": max_pixels, "upright": upright}
+            options = {**fields, **options}
+        try:
+            self._config = config_class(**options)
+        except TypeError as error:
+            raise ValueError(f"options of {name}: {error}") from error
+        self._name, self._split = name, split
+        self._data_dir = Path(os.path.expanduser(data_dir)).absolute()
+        self._max_pixels, self._upright = max_pixels, upright
+        self._copy = prepared.find_copy(
+            self._builder_class, self._config, self._data_dir
+        )
+        if self._copy is None:
+            self.categories = self._config.categories(split)
+        else:
+            metadata = cast(tfds.core.MetadataDict, self._copy.builder.info.metadata)
+            self.categories = list(metadata["categories"])
+
+    def open(self) -> Source:
+        """Opens the split, and prepares it first where it is not."""
+        copy = self._copy or prepared.open_copy(
+            self._builder_class, self._config, self._data_dir
+        )
+        source = Source(copy, self._split, self._max_pixels, upright=self._upright)
+        if source.tagged and not self._upright:
+            where = getattr(self._config, "image_folder", self._name)
+            warnings.warn(
+                f"{self._split}: images with an orientation tag (Exif), which is not"
+                f" applied: {source.tagged} in {where}. If the annotations mean the"
+                " images as they are shown, set `upright`",
+                OrientationWarning,
+                stacklevel=3,
+            )
+        return source
+
+
 def make_source(
     name: str,
     split: str,
     data_dir: str | Path,
     *,
     max_pixels: int = transforms.MAX_PIXELS,
+    upright: bool = False,
     **options: Any,
 ) -> Source:
     """Opens a data set, and prepares it first where `data_dir` does not hold it yet.
@@ -129,28 +249,15 @@ def make_source(
       split: Split to read.
       data_dir: Where prepared data sets are kept; created if missing.
       max_pixels: Larger images (height * width) are refused before they are decoded.
+      upright: Whether photographs are turned as their orientation tag says, because
+        the annotations mean them so. COCO's mean the stored pixels.
       **options: Fields of `DeformedDigitsConfig` or `CocoInstancesConfig`.
 
     Raises:
       ValueError: If a name, option, image or annotation is wrong.
-      FileNotFoundError: If a folder or file of the user's data set is missing.
+      OSError: If a folder or file of the user's data set is missing, or a prepared one
+        cannot be written.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"`name` is {name!r}; expected one of {', '.join(_BUILDERS)}")
-    builder_class, config_class = _BUILDERS[name]
-    if name == "coco_instances":
-        options = {"split": split, "max_pixels": max_pixels, **options}
-    try:
-        config = config_class(**options)
-    except TypeError as error:
-        raise ValueError(f"options of {name}: {error}") from error
-    data_dir = Path(data_dir).expanduser().absolute()
-    data_dir.mkdir(parents=True, exist_ok=True)
-    # Several processes of a run may come here at once: one prepares, the rest wait.
-    with (data_dir / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        builder = builder_class(
-            data_dir=str(data_dir), config=config, file_format="array_record"
-        )
-        builder.download_and_prepare()
-    return Source(builder, split, max_pixels)
+    return DataSet(
+        name, split, data_dir, max_pixels=max_pixels, upright=upright, **options
+    ).open()

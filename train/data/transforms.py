@@ -4,13 +4,16 @@ Images are [H, W, 3] uint8 RGB; sizes are (height, width) in pixels; boxes are
 [M, 4] as x1 y1 x2 y2 in pixels of the image they belong to.
 """
 
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+
+from dcn_jax.quoting import one_line
+from dcn_jax.regular_file import open_regular
+from train.data.image_headers import read_header
 
 MAX_PIXELS = 64_000_000
 
@@ -29,32 +32,8 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     Raises:
       ValueError: If `data` is neither, or its header is broken.
     """
-    try:
-        if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
-            width, height = struct.unpack_from(">II", data, 16)
-            return height, width
-        if data[:2] == b"\xff\xd8":
-            return _jpeg_size(data)
-    except (struct.error, IndexError):
-        pass
-    raise ValueError(f"{name} is not a JPEG or PNG image, or its header is broken")
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Walks the marker segments up to the frame header (ITU T.81, B.2.2)."""
-    position = 2
-    while True:
-        if data[position] != 0xFF:
-            raise IndexError
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # no length follows
-            position += 2
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return struct.unpack_from(">HH", data, position + 5)
-        else:
-            position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+    header = read_header(data, name)
+    return header.height, header.width
 
 
 def decode_image(
@@ -74,22 +53,54 @@ def decode_image(
     Raises:
       ValueError: If the image is broken, cut short or too large.
     """
-    height, width = image_size(data, name)
+    header = read_header(data, name)
+    height, width = header.height, header.width
     if height * width > max_pixels:
         raise ValueError(
-            f"{name} has {height} x {width} pixels; at most {max_pixels} are allowed"
-            " (`max_pixels`)"
+            f"{one_line(name, 300)} has {height} x {width} pixels; at most"
+            f" {max_pixels} are allowed (`max_pixels`)"
         )
-    flags = cv2.IMREAD_COLOR_RGB
-    if not upright:
-        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(header.data, np.uint8), flags)
     except cv2.error:
         image = None
-    if image is None or sorted(image.shape[:2]) != sorted((height, width)):
-        raise ValueError(f"{name} is broken: it cannot be decoded")
-    return image
+    if image is None or image.shape[:2] != (height, width):
+        raise ValueError(f"{one_line(name, 300)} is broken: it cannot be decoded")
+    return turn(image, header.orientation) if upright else image
+
+
+def turn(
+    image: UInt8[np.ndarray, "H0 W0 3"], orientation: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Turns and mirrors stored pixels upright, by the value of an orientation tag.
+
+    Source: Exif 2.32, 4.6.4: where row 0 and column 0 of the stored pixels are shown.
+    """
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def read_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> bytes:
+    """Reads an image file, of which an image of `max_pixels` explains the size.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ValueError: If it is a folder, a pipe or a device, or too large.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{one_line(str(path), 300)}: no such image file")
+    # 4 channels of 16 bits, not compressed; or a small image with all that phones
+    # store beside it.
+    most = max(8 * max_pixels, 2**28)
+    with open_regular(path, max_bytes=most) as file:
+        return file.read(most + 1)
 
 
 def read_image(
@@ -99,12 +110,10 @@ def read_image(
 
     Raises:
       FileNotFoundError: If there is no such file.
-      ValueError: As `decode_image`.
+      ValueError: As `read_file` and `decode_image`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such image file")
-    return decode_image(path.read_bytes(), str(path), max_pixels, upright=upright)
+    data = read_file(path, max_pixels)
+    return decode_image(data, str(path), max_pixels, upright=upright)
 
 
 def resized_sizes(

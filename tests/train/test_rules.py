@@ -1,0 +1,227 @@
+"""What a configuration may hold, from the fields' rules to a file of one's own."""
+
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from tests.train import launch
+from train.configs import _base, coco_faster_rcnn, digits
+
+
+def paths(section, prefix=""):
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield from paths(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+FIELDS = tuple(paths(_base.get_config().to_dict()))
+
+
+def changed(path, value):
+    """The defaults with another value, past the type checks of ml_collections."""
+    config = _base.get_config()
+    *sections, name = path.split(".")
+    section = config
+    for key in sections:
+        section = section[key]
+    if name in section:
+        del section[name]
+    section[name] = value
+    return config
+
+
+def fault(config):
+    with pytest.raises(ValueError) as caught:
+        _base.check(config)
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 2000
+    return text
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        _base.get_config(),
+        digits.get_config(),
+        digits.get_config("regular"),
+        *(coco_faster_rcnn.get_config(row) for row in ("", "dcnv1", "regular,800")),
+    ],
+)
+def test_our_own_are_accepted(config):
+    _base.check(config)
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_every_field_refuses_what_it_cannot_be(path):
+    section = ConfigDict({"more": 1})
+    huge = 10**5000
+    for value in (None, b"1", {1}, huge, float("nan"), (None,), "\0", section):
+        assert f"`{path}` is " in fault(changed(path, value))
+
+
+@pytest.mark.parametrize("path", _base.RULES)
+def test_every_rule_is_of_a_field(path):
+    assert path in FIELDS
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", -1),
+        ("seed", True),
+        ("steps", 2**31),
+        ("epochs", -1.0),
+        ("epochs", float("inf")),
+        ("batch_size", 0),
+        ("name", ""),
+        ("data.canvases", ()),
+        ("data.canvases", (64, 64)),
+        ("data.canvases", ((64, 64, 3),)),
+        ("data.canvases", ((64, 0),)),
+        ("data.canvases", ((10**6, 10**6),)),
+        ("data.short_sides", (48, -1)),
+        ("data.flip", 1),
+        ("data.max_boxes", -1),
+        ("data.max_boxes", 10**9),
+        ("backbone.depths", (1, 1.5, 1, 1)),
+        ("backbone.deform_stages", (0, 1, 1, 1)),
+        ("detector.anchor_sizes", 32),
+        ("detector.anchor_sizes", (32.0, 0.0)),
+        ("detector.rpn_pre_nms_top_n", 100),
+        ("detector.rpn_pre_nms_top_n", (100, 100, 100)),
+        ("detector.roi_positive_fraction", 1.5),
+        ("detector.nms_threshold", -0.1),
+        ("optim.name", "lion"),
+        ("optim.lr", -1.0),
+        ("optim.lr", "0.1"),
+        ("optim.warmup_steps", -1),
+        ("optim.decay_at", (0.8, 0.5)),
+        ("optim.decay_at", (0.5, 0.5)),
+        ("optim.decay_at", (0.0, 0.5)),
+        ("optim.decay_at", (0.5, 1.5)),
+        ("optim.lr_multipliers", (("(", 0.1),)),
+        ("optim.lr_multipliers", ("head", 0.1)),
+        ("optim.lr_multipliers", (("head", -0.1),)),
+        ("log.every", 0),
+        ("checkpoint.every", -1),
+        ("checkpoint.keep", 0),
+        ("eval.every", -1),
+    ],
+)
+def test_ranges_and_shapes(path, value):
+    assert fault(changed(path, value)).startswith(f"`{path}` is ")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("steps", 2**31 - 1),
+        ("epochs", 12),
+        ("data.canvases", [[64, 64], [64, 96]]),
+        ("detector.anchor_sizes", (32, 64.0)),
+        ("detector.roi_sampling_ratio", 0),
+        ("optim.lr", 0.0),
+        ("optim.decay_at", ()),
+        ("optim.lr_multipliers", ()),
+        ("optim.decay_at", (1,)),
+    ],
+)
+def test_what_is_odd_but_right_is_accepted(path, value):
+    _base.check(changed(path, value))
+
+
+def test_two_fields_in_the_wrong_order():
+    text = fault(changed("detector.rpn_negative_iou", 0.9))
+    assert "`detector.rpn_negative_iou` is 0.9; expected at most `detector.rpn" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("batchsize", "did you mean `batch_size`?"),
+        ("lr", "did you mean `optim.lr`?"),
+        ("optim.learning_rate", "its section has clip_norm, decay_at, "),
+        ("data.max_box", "did you mean `data.max_boxes`?"),
+        ("detector.max_detectons", "did you mean `detector.max_detections`?"),
+        ("mesh.data", "its section has model"),
+        ("opt", "did you mean `optim`?"),
+        ("detector.\x1b[2J", r"no field `detector.\x1b[2J`"),
+        ("n" * 10**6, "its section has "),
+    ],
+)
+def test_an_unknown_field_is_refused(path, hint):
+    assert hint in fault(changed(path, 7))
+
+
+def test_missing_fields_and_sections():
+    config = _base.get_config()
+    del config.optim.lr, config.seed, config.mesh
+    text = fault(config)
+    assert "`optim.lr` is missing" in text and "`seed` is missing" in text
+    assert "`mesh` is missing" in text
+
+
+def test_many_faults_are_told_together_but_not_all():
+    config = _base.get_config()
+    for number in range(20):
+        config[f"wrong{number}"] = number
+    assert fault(config).endswith("; and 15 more.")
+
+
+def test_the_options_of_a_data_set_are_not_ours():
+    config = _base.get_config()
+    config.data.options.anything = None
+    _base.check(config)
+
+
+def start(*flags):
+    return subprocess.Popen(
+        [sys.executable, "-m", "train.main", *flags],
+        cwd=launch.ROOT,
+        env=launch.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+# What the file does to the configuration, and what is said.
+OWN = {
+    "c.optim.learning_rate = 7": "error: there is no field `optim.learning_rate`",
+    "c.data.canvases = 64": "own.py, line 4: Could not override field 'canvases'",
+    "c.optim.lr = -1": "error: `optim.lr` is -1.0; expected a finite number of at",
+    "nothing": "own.py, line 4: name 'nothing' is not defined",
+    "return": "`get_config` returned NoneType; expected a ConfigDict",
+    "raise OSError('x')": "error: Configuration is not available",
+}
+FLAGS = {
+    ("--config.data.canvases=((64,64),)", "--config.data.canvases=((32,32),)"): (
+        "--config.data.canvases is given twice"
+    ),
+    ("--config.detector.anchor_sizes", "32"): "anchor_sizes is '32'; expected a tuple",
+    ("--config.optim.lr_multipliers=(('(',0.1),)",): "`optim.lr_multipliers` is (('(",
+}
+
+
+def test_a_configuration_of_ones_own_gets_one_line(tmp_path):
+    processes = {}
+    for number, (line, message) in enumerate(OWN.items()):
+        path = tmp_path / str(number) / "own.py"
+        path.parent.mkdir()
+        path.write_text(
+            "from train.configs import digits\n"
+            "def get_config():\n"
+            "    c = digits.get_config()\n"
+            f"    {line}\n"
+            "    return c\n"
+        )
+        processes[message] = start(f"--config={path}")
+    for given, message in FLAGS.items():
+        processes[message] = start("--config=train/configs/digits.py", *given)
+    for message, process in processes.items():
+        status, errors = launch.finish(process)
+        assert status == 1, errors
+        assert len(errors.splitlines()) == 1 and message in errors, errors

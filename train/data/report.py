@@ -1,0 +1,66 @@
+"""One line about a split: what of it is used, and what is not and why."""
+
+from collections.abc import Mapping
+
+from train.data.source import Source
+
+
+def training_line(
+    source: Source, split: str, *, max_boxes: int, skip_empty: bool
+) -> str:
+    """What training uses of a split.
+
+    Args:
+      source: The split.
+      split: Its name.
+      max_boxes: As in `train_loader`.
+      skip_empty: Likewise.
+    """
+    total = len(source)
+    used = int((source.num_boxes > 0).sum()) if skip_empty else total
+    parts = [f"{split}: {used} of {total} images"]
+    if used < total:
+        parts[0] += f" ({total - used} have no usable object: `skip_empty`)"
+    elif not skip_empty and (empty := int((source.num_boxes == 0).sum())):
+        parts[0] += f" ({empty} of them without objects)"
+    over = source.num_boxes - max_boxes
+    over = over[over > 0]
+    cut = int(over.sum())
+    objects = _objects(source)
+    parts.append(
+        f"{int(source.num_boxes.sum()) - cut} of {objects} objects are used in training"
+    )
+    if cut:
+        parts.append(
+            f"objects over `max_boxes` ({max_boxes}), which count as background: {cut}"
+            f" (in {len(over)} images)"
+        )
+    return "; ".join(parts + _rest(source))
+
+
+def evaluation_line(source: Source, split: str) -> str:
+    """What an evaluation uses of a split."""
+    begin = f"{split}: {len(source)} images, {_objects(source)} objects in evaluation"
+    return "; ".join([begin, *_rest(source)])
+
+
+def _objects(source: Source) -> int:
+    return int(source.num_boxes.sum()) + sum(source.left_out.values())
+
+
+def _rest(source: Source) -> list[str]:
+    parts = []
+    if source.left_out:
+        parts.append(f"not trained on: {_counts(source.left_out)}")
+    if source.bad_masks:
+        parts.append(f"masks that are not kept: {_counts(source.bad_masks)}")
+    if source.tagged:
+        what = "is" if source.upright else "is not"
+        parts.append(
+            f"images whose orientation tag {what} applied (`upright`): {source.tagged}"
+        )
+    return parts
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{what} ({count})" for what, count in counts.items())
