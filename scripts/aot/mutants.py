@@ -1,11 +1,11 @@
 """Which faults of the path to a GPU does compiling without one see?
 
-    python -m scripts.aot.mutants
+    python -m scripts.aot.mutants [--write]
 
 Plants one fault at a time in a process of its own, compiles the gradient of
 deform_conv2d for an H100, and runs it on the CPU by the emulated kernels. What neither
-sees, only a GPU can. Prints the table of docs/aot.md; exit status 1: a verdict is not
-the expected one.
+sees, only a GPU can. Prints the table of docs/aot.md, and with --write puts it there;
+exit status 1: a verdict is not the expected one.
 """
 
 import functools
@@ -16,8 +16,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from scripts.aot.__main__ import environment
+from scripts.aot.document import DOCUMENT, markers
 from scripts.aot.library import missing_code
 from scripts.aot.machines import MACHINES
+from scripts.benchmark_markdown import replace_section
 
 _SEEN, _QUIET = "seen", "not seen"
 _PROGRAM = "deform_conv2d; bfloat16"
@@ -188,19 +190,24 @@ def main() -> int:
         key, how = sys.argv[1:]
         print({"compiling": compiling, "emulation": emulation}[how](key))
         return 0
-    good = True
-    print("| fault | compiling | emulated kernels | left to a GPU |")
-    print("| --- | --- | --- | --- |")
+    good, rows = True, []
     for key, mutant in MUTANTS.items():
         found = _ask(key, "compiling")
         run = _ask(key, "emulation") if mutant.emulation else ""
         good &= (found, run) == (mutant.compiling, mutant.emulation)
         left = "yes" if key != "none" and _SEEN not in (found, run) else "no"
-        print(f"| {mutant.title} | {found} | {run} | {left} |", flush=True)
+        rows.append([mutant.title, found, run, left])
+        print(*rows[-1], sep=" | ", flush=True)
     # A library without code for a device: XLA does not look into it, `library` does.
     seen = _SEEN if missing_code((7, 5)) else _QUIET
     good &= seen == _SEEN
-    print(f"| a library without code for the device | {seen} | | no |")
+    rows.append(["a library without code for the device", seen, "", "no"])
+    head = ["fault", "compiling", "emulated kernels", "left to a GPU"]
+    lines = [head, ["---"] * len(head), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    print(f"\n{table}")
+    if "--write" in sys.argv:
+        replace_section(DOCUMENT, table, *markers("mutants"))
     return 0 if good else 1
 
 

@@ -414,7 +414,7 @@ PYRAMID = dict(features=[X, X[:, :2]], spatial_scale=[1.0, 0.5], levels=LEVELS)
         (PYRAMID | dict(spatial_scale=[1.0]), ValueError, "`spatial_scale` has 1 entr"),
         (PYRAMID | dict(levels=LEVELS[:1]), ValueError, "`levels` has shape (1, 6)"),
         (PYRAMID | dict(levels=ROIS[..., 0]), TypeError, "`levels` has dtype float32"),
-        (PYRAMID | dict(map_sizes=LEVELS[:, :2]), TypeError, "`map_sizes` is ndarray"),
+        (PYRAMID | dict(map_sizes=LEVELS[:, :2]), TypeError, "`map_sizes` is an array"),
         (dict(map_sizes=LEVELS[:, :3]), ValueError, "`map_sizes` has shape (2, 3)"),
         (dict(spatial_scale=0), ValueError, "`spatial_scale` is 0; expected more than"),
         (dict(spatial_scale=NAN), ValueError, "`spatial_scale` is nan"),
