@@ -246,7 +246,7 @@ def _operations(
 ) -> dict[str, float]:
     """Of all products in a kernel, by the type of what is multiplied."""
     fused = _fused(program, instruction)
-    counted: collections.Counter[str] = collections.Counter()
+    counted: dict[str, float] = collections.defaultdict(float)
     if fused is None:
         count = _operations_of(computation, instruction)
         if count:

@@ -143,6 +143,7 @@ def emulation(key: str) -> str:
     if mutant.early:
         mutant.plant()
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     import xla_ops
@@ -150,8 +151,10 @@ def emulation(key: str) -> str:
     if not mutant.early:
         mutant.plant()
     rng = np.random.default_rng(0)
-    x, kernel = (rng.normal(size=s).astype("f") for s in ((1, 4, 5, 4), (3, 3, 4, 4)))
-    offset = rng.normal(size=(1, 4, 5, 1, 9, 2)).astype("f")
+    x, kernel, offset = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((1, 4, 5, 4), (3, 3, 4, 4), (1, 4, 5, 1, 9, 2))
+    )
 
     def gradient(implementation: str) -> Any:
         def loss(x: Any) -> Any:
