@@ -12,5 +12,5 @@ docs/aot.md has what it found, and what it cannot see.
     figures     counts memory, calls, collectives, bytes and operations in it
     judge       says what is wrong
     document    the tables of docs/aot.md
-    mutants     plants faults: does compiling see them?
+    mutants     plants faults (planted): does compiling see them?
 """
