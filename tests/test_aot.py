@@ -195,10 +195,12 @@ def test_growth_is_judged_against_the_document(tmp_path, monkeypatch):
 
 
 def test_the_document_has_a_table_for_each_machine():
-    for key in MACHINES:
+    for key, machine in MACHINES.items():
         versions, recorded = document.read(key)
         assert re.match(r"jax [\d.]+, (jax-cuda13-pjrt|libtpu) [\d.]+$", versions)
-        assert any(title.startswith("train step") for title in recorded)
+        assert any(title.startswith("deform_conv2d;") for title in recorded)
+        if machine.platform == "cuda":
+            assert any(title.startswith("train step") for title in recorded)
 
 
 def test_code_for_a_device_is_looked_for(tmp_path, monkeypatch):
