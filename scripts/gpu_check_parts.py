@@ -70,7 +70,9 @@ def parts(shape: tuple[int, int, int], images: int, dtype: Any) -> dict[str, Cal
     )
     part(
         "product: gradient of the kernel",
-        lambda columns, g: cuda.kernel_gradient(columns, g, 1, _PRECISION, jnp.float32),
+        lambda columns, g: cuda.kernel_gradient(
+            columns, g, (1, images), _PRECISION, jnp.float32
+        ),
         columns,
         g,
     )

@@ -54,7 +54,8 @@ def deform_conv2d(x, offset, kernel, *mask, precision, devices, **geometry):
 
 def deform_conv2d_gradients(x, offset, kernel, *mask_and_gradient, **params):
     """The backward pass, like the function of that name in `xla_ops.reference`."""
-    return _gradients(x, offset, kernel, *mask_and_gradient, parts=x.shape[0], **params)
+    parts = x.shape[0], 1
+    return _gradients(x, offset, kernel, *mask_and_gradient, parts=parts, **params)
 
 
 def deform_conv2d_summed_gradients(
@@ -65,9 +66,10 @@ def deform_conv2d_summed_gradients(
     The images of a device are multiplied in one product, so that what the sum has as
     its terms, R*S*C*K numbers an image, is not written.
     """
-    parts = images = x.shape[0]
+    images = x.shape[0]
+    parts = images, 1
     if devices == 1 or (_are_known((images,)) and images % devices == 0):
-        parts = devices
+        parts = devices, images // devices
     dx, doffset, dkernel, *dmask = _gradients(
         x, offset, kernel, *mask_and_gradient, devices=devices, parts=parts, **params
     )
@@ -78,7 +80,10 @@ def deform_conv2d_summed_gradients(
 def _gradients(
     x, offset, kernel, *mask_and_gradient, parts, precision, devices, **geometry
 ):
-    """The backward pass; of the kernel a gradient for each of `parts` of the batch."""
+    """The backward pass; of the kernel a gradient for each part of the batch.
+
+    `parts` says how many there are, and how many images each has.
+    """
     *mask, gradient = mask_and_gradient
     settings = _settings(kernel, geometry)
     weights = by_group(kernel, geometry["groups"])
@@ -120,7 +125,7 @@ def _gradients(
         # Chunks are added up in the type of sums.
         jnp.zeros_like(x, dtype=x.dtype if chunk == total else real),
         jnp.zeros_like(offset),
-        jnp.zeros_like(offset, shape=(parts, *kernel.shape[1:])),
+        jnp.zeros_like(offset, shape=(parts[0], *kernel.shape[1:])),
         *(jnp.zeros_like(m, dtype=real) for m in mask),
     )
     dx, *others = _in_chunks(add_rows, sums, total, chunk)
@@ -133,11 +138,11 @@ def columns_gradient(g, weights, precision, dtype):
 
 
 def kernel_gradient(columns, g, parts, precision, dtype):
-    """[parts, R*S, C/I, I, K/I] of that type: sums over each part of the batch."""
-    columns, g = (
-        array.reshape(parts, array.shape[0] // parts, *array.shape[1:])
-        for array in (columns, g)
-    )
+    """[parts, R*S, C/I, I, K/I] of that type: sums over each part of the batch.
+
+    `parts` says how many there are, and how many images each has.
+    """
+    columns, g = (array.reshape(*parts, *array.shape[1:]) for array in (columns, g))
     return jnp.einsum(
         "dnpqitc,dnpqik->dtcik",
         columns,
