@@ -20,6 +20,7 @@ from xla_ops.reference.roi_boxes import (
     grid_taps,
     known_level,
     pool_boxes,
+    quotient,
 )
 
 
@@ -139,13 +140,13 @@ def _part_taps(box, shift, axis, output_size, samples, size):
       Index, weight, and whether it counts, each [h or 1, w or 1, 2 * samples].
     """
     bins = output_size[axis]
-    bin_size = box[2 + axis] / bins
+    bin_size = quotient(box[2 + axis], bins)
     bin_index = jnp.arange(bins, dtype=box.dtype)
     start = box[axis] + jnp.expand_dims(bin_index, 1 - axis) * bin_size
     if shift is not None:
         start += shift[..., axis]
-    step = jnp.arange(samples, dtype=box.dtype)[None, None] / samples
-    position = start[..., None] + step * bin_size
+    sample = jnp.arange(samples, dtype=box.dtype)[None, None]
+    position = start[..., None] + quotient(sample * bin_size, samples)
 
     last = (size - 1).astype(box.dtype)
     inside = (position >= -0.5) & (position <= last + 0.5) & (size > 0)

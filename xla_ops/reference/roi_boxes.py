@@ -128,7 +128,7 @@ def samples_of_bins(box, shift, axis, output_size, sampling_ratio, samples):
     samples the bin has.
     """
     start, extent, bins = box[axis], box[2 + axis], output_size[axis]
-    bin_size = extent / bins
+    bin_size = quotient(extent, bins)
     bin_index = jnp.arange(bins, dtype=box.dtype)
     start += jnp.expand_dims(bin_index, 1 - axis) * bin_size
     if shift is not None:
@@ -138,10 +138,11 @@ def samples_of_bins(box, shift, axis, output_size, sampling_ratio, samples):
         count = jnp.asarray(sampling_ratio, box.dtype)
     else:
         count = jnp.maximum(jnp.ceil(bin_size), 0)
-        step = jnp.where(count > 0, bin_size / jnp.maximum(count, 1), 1)
+        step = jnp.where(count > 0, quotient(bin_size, jnp.maximum(count, 1)), 1)
         first = jnp.floor((-1 - jax.lax.stop_gradient(start)) / step - 0.5)
         sample += jnp.clip(first, 0, count)[..., None]
-    position = start[..., None] + (sample + 0.5) * bin_size / jnp.maximum(count, 1)
+    moved = quotient((sample + 0.5) * bin_size, jnp.maximum(count, 1))
+    position = start[..., None] + moved
     return position, sample < count, count
 
 
@@ -210,10 +211,7 @@ def cell(position, size):
 
 def bin_pixels(start, extent, bins, size):
     """Pixels [begin, end) of each bin along an axis of `size` pixels, [bins] each."""
-    # Where XLA sees that the divisor is constant it multiplies by the inverse, which
-    # rounds differently: a bin would begin or end a pixel away from torchvision's.
-    divisor = jnp.where(jnp.isnan(extent), extent, bins)
-    step = extent / divisor
+    step = quotient(extent, bins)
     index = jnp.arange(bins, dtype=extent.dtype)
     begin = start + jnp.floor(index * step)
     end = start + jnp.ceil((index + 1) * step)
@@ -221,6 +219,16 @@ def bin_pixels(start, extent, bins, size):
         jnp.clip(edge, 0, size.astype(extent.dtype)).astype(jnp.int32)
         for edge in (begin, end)
     )
+
+
+def quotient(values, divisor):
+    """Divides, and rounds once.
+
+    Where XLA sees one divisor for all values it multiplies them by its inverse, which
+    rounds differently: a bin would begin or end a pixel away from torchvision's, and a
+    sample at the border of a map would lie outside it.
+    """
+    return values / jnp.where(jnp.isnan(values), values, divisor)
 
 
 def finish(pooled, mask, undefined):
