@@ -4,9 +4,10 @@
 #
 #   scripts/build.sh [EXTRA] [--cuda [ARCHITECTURES]]
 #
-# EXTRA is train (default) or test; test also builds the CUDA kernels for the CPU. The CUDA
-# library is built where nvcc is found; --cuda makes its absence an error, and chooses the
-# architectures: development (default), release, or numbers such as "80;90".
+# EXTRA is train (default) or test; test also builds the CUDA kernels for the CPU and the
+# fuzz driver. The CUDA library is built where nvcc is found; --cuda makes its absence an
+# error, and chooses the architectures: development (default), release, or numbers such as
+# "80;90".
 # PYTHON chooses the interpreter of a new environment (3.11 or newer).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +26,10 @@ if [ "${1:-}" = --cuda ]; then
   shift $(($# > 1 ? 2 : 1))
 fi
 [ $# = 0 ] || { echo "build.sh: unknown argument '$1'" >&2; exit 2; }
-[ "$extra" = train ] || options+=(--config-settings=cmake.define.XLA_OPS_EMULATED_CUDA=ON)
+[ "$extra" = train ] || options+=(
+  --config-settings=cmake.define.XLA_OPS_EMULATED_CUDA=ON
+  --config-settings=cmake.define.XLA_OPS_FUZZ=ON
+)
 
 python=${PYTHON:-python3}
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
