@@ -26,9 +26,7 @@ struct Case {
   // Maps of every level have other sizes than their neighbours.
   int64_t height(int64_t level) const { return H - level; }
   int64_t width(int64_t level) const { return W + 2 * level; }
-  int64_t pixels(int64_t level) const {
-    return N * group * group * height(level) * width(level);
-  }
+  int64_t pixels(int64_t level) const { return N * group * group * height(level) * width(level); }
 };
 
 // Numbers of channels for every width of a run, with and without a rest; maps that no tile
@@ -127,8 +125,8 @@ Doubles expected(const Case& c, const Inputs<T>& in) {
       double sum = 0;
       for (int64_t s = 0; s < down * along && known; ++s) {
         sum += sample(top + (s / along + 0.5) * height / down,
-                      left + (s % along + 0.5) * width / along, in.sizes[at],
-                      in.sizes[at + 1], [&](int64_t row, int64_t column) {
+                      left + (s % along + 0.5) * width / along, in.sizes[at], in.sizes[at + 1],
+                      [&](int64_t row, int64_t column) {
                         const int64_t plane = n * c.group * c.group + group;
                         const int64_t line = plane * c.height(level) + row;
                         return x[level][(line * c.width(level) + column) * c.C + channel];
