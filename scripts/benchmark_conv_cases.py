@@ -1,4 +1,4 @@
-"""Cases of `deform_conv2d`, and of the forms of `dcn_jax.fast_forms`.
+"""Cases of `deform_conv2d`, and of the forms of `dcn_jax.modules.fast_forms`.
 
 Offsets are normal with a standard deviation of 2 pixels; torch's layouts are
 [N, C, H, W], [N, G*R*S*2, P, Q] and [K, C, R, S].
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dcn_jax.fast_forms import max_pool_3x3, pointwise_conv
+from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv
 from scripts.benchmark_case import FMA_PEAK, Candidate, Case, Peer, Ratio, Table
 from xla_ops import deform_conv2d
 
@@ -220,7 +220,7 @@ ODD_TABLE = Table(
 
 FORM_TABLE = Table(
     "Forms of layers",
-    "`dcn_jax.fast_forms` beside `nnx.max_pool` and `lax.conv`.",
+    "`dcn_jax.modules.fast_forms` beside `nnx.max_pool` and `lax.conv`.",
     ("ours", "usual"),
     (Ratio("usual / ours", "usual", "ours"),),
     (

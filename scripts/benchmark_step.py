@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcn_jax.types import Batch
+from dcn_jax.detection.records import Batch
 from scripts.train_step import make_step
 from train import sharding
 from train.configs import coco_faster_rcnn

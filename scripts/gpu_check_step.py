@@ -25,8 +25,8 @@ import optax
 from flax import nnx
 
 from dcn_jax.backbones import ResNet
-from dcn_jax.rcnn import FasterRCNN
-from dcn_jax.types import Batch
+from dcn_jax.detection.two_stage import FasterRCNN
+from dcn_jax.detection.records import Batch
 from scripts.gpu_check_runner import seconds_left
 
 # Losses are sums of rounded numbers in another order. Those of the second stage depend

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from dcn_jax.types import Batch
+from dcn_jax.detection.records import Batch
 from train import sharding
 from train.config_dict import ConfigDict
 from train.evaluate import make_detect

@@ -427,7 +427,7 @@ def test_a_torch_that_does_not_start(python, capsys):
 def test_the_stand_in_for_jaxtyping(tmp_path):
     source = ROOT / "scripts" / "gpu_check_jaxtyping.py"
     (tmp_path / "jaxtyping.py").write_bytes(source.read_bytes())
-    program = "import dcn_jax.rcnn, jaxtyping; print(jaxtyping.__file__)"
+    program = "import dcn_jax.detection.two_stage, jaxtyping; print(jaxtyping.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},

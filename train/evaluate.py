@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dcn_jax.types import Detections
+from dcn_jax.detection.records import Detections
 from train import cli, draw, inputs, interrupt, sharding
 from train.checkpoint import Checkpoints, abstract
 from train.config_dict import ConfigDict

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dcn_jax.quoting import quoted
-from dcn_jax.types import Batch
+from dcn_jax.detection.records import Batch
 from train import sharding
 from train.config_dict import ConfigDict
 from train.data import report

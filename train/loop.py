@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from dcn_jax.types import Batch
+from dcn_jax.detection.records import Batch
 from train import inputs, sharding
 from train import workdir as workdir_lock
 from train.checkpoint import Checkpoints, abstract

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from dcn_jax.backbones import ResNet
-from dcn_jax.rcnn import FasterRCNN
+from dcn_jax.detection.two_stage import FasterRCNN
 from train.config_dict import ConfigDict
 
 Variables = dict[str, jax.Array]

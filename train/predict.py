@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 
 from dcn_jax.quoting import one_line
-from dcn_jax.types import Detections
+from dcn_jax.detection.records import Detections
 from train import cli, draw, interrupt, sharding
 from train.config_dict import ConfigDict
 from train.data import transforms

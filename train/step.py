@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from dcn_jax.types import Batch
+from dcn_jax.detection.records import Batch
 from train.model import Skeleton
 from train.optim import Params, Schedule
 from train.sharding import divided, replicated

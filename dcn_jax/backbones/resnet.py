@@ -6,7 +6,6 @@ of bottleneck blocks (`layer1` to `layer4`), whose outputs are "c2" to "c5".
 Shape letters: N batch, H W input map, P Q output map, C channels.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,98 +14,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dcn_jax.fast_forms import max_pool_3x3, pointwise_conv
+from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv
+from dcn_jax.modules.arguments import check_integer, check_rngs
 from dcn_jax.modules.deform_conv import DeformConv
+from dcn_jax.modules.norm import NORMS, make_norm
 from dcn_jax.padding import clear_padding, map_sizes
 
 _EXPANSION = 4  # output channels of a bottleneck over its planes
 _MAP_NAMES = ("c2", "c3", "c4", "c5")
-_NORMS = ("frozen_bn", "group_norm")
 
 # He et al. 2015 (arXiv:1502.01852), by the fan-out, as torchvision's ResNet.
 _conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-class FrozenStat(nnx.Variable):
-    """A tensor of a frozen batch normalisation: never trained, always saved."""
-
-
-class FrozenBatchNorm(nnx.Module):
-    """Batch normalisation with fixed statistics and a fixed affine map.
-
-    y = (x - mean) / sqrt(var + epsilon) * scale + bias, over the last axis.
-
-    The four tensors are `FrozenStat` variables and no `nnx.Param`: an optimiser over
-    `nnx.Param` does not see them.
-    """
-
-    def __init__(self, num_features: int, *, epsilon: float = 1e-5, param_dtype):
-        self.epsilon = epsilon
-        self.scale = FrozenStat(jnp.ones((num_features,), param_dtype))
-        self.bias = FrozenStat(jnp.zeros((num_features,), param_dtype))
-        self.mean = FrozenStat(jnp.zeros((num_features,), param_dtype))
-        self.var = FrozenStat(jnp.ones((num_features,), param_dtype))
-
-    def __call__(
-        self, x: Float[Array, "N H W C"], sizes: Int[Array, "N 2"] | None = None
-    ) -> Float[Array, "N H W C"]:
-        """Normalises `x`; `sizes` is accepted for symmetry with group norm."""
-        scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
-        bias = self.bias[...] - self.mean[...] * scale
-        # Not trained wherever it is used, also if somebody differentiates with
-        # respect to every variable.
-        scale, bias = jax.lax.stop_gradient((scale, bias))
-        scale, bias = (v.astype(x.dtype)[None, None, None] for v in (scale, bias))
-        return x * scale + bias
-
-
-class GroupNorm(nnx.Module):
-    """Group normalisation whose statistics leave the padding out.
-
-    Wu & He 2018 (arXiv:1803.08494): 32 groups, or as many as there are with two or more
-    channels in each (one channel would make it instance normalisation). Statistics are
-    taken in float32 at least.
-
-    Written as sums over positions and one multiply-add, which XLA differentiates into
-    two passes over the map.
-    """
-
-    def __init__(self, num_features: int, *, param_dtype):
-        pairs = num_features // (1 if num_features % 2 else 2)
-        self.groups = math.gcd(32, pairs)
-        self.epsilon = 1e-5
-        self.scale = nnx.Param(jnp.ones((num_features,), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((num_features,), param_dtype))
-
-    def __call__(
-        self, x: Float[Array, "N H W C"], sizes: Int[Array, "N 2"] | None = None
-    ) -> Float[Array, "N H W C"]:
-        """Normalises `x` by the statistics of each image's valid part."""
-        images, height, width, channels = x.shape
-        dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-        valid = clear_padding(x, sizes).astype(dtype)
-        count = jnp.asarray(height * width, dtype)
-        if sizes is not None:
-            count = jnp.prod(sizes, axis=1).astype(dtype)[:, None]
-        per_group = channels // self.groups
-
-        def group_mean(sums):
-            sums = sums.reshape(images, self.groups, per_group).sum(2)
-            return jnp.repeat(sums / (count * per_group), per_group, axis=1)
-
-        mean = group_mean(jnp.sum(valid, (1, 2)))
-        variance = group_mean(jnp.sum(valid * valid, (1, 2))) - mean * mean
-        scale = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.epsilon)
-        scale *= self.scale[...].astype(dtype)[None]
-        bias = self.bias[...].astype(dtype)[None] - mean * scale
-        y = x.astype(dtype) * scale[:, None, None] + bias[:, None, None]
-        return y.astype(x.dtype)
-
-
-def _norm(kind, num_features, *, param_dtype):
-    if kind == "frozen_bn":
-        return FrozenBatchNorm(num_features, param_dtype=param_dtype)
-    return GroupNorm(num_features, param_dtype=param_dtype)
 
 
 class Bottleneck(nnx.Module):
@@ -142,7 +60,7 @@ class Bottleneck(nnx.Module):
 
         self.strides = strides
         self.conv1 = nnx.Conv(in_features, width, **pointwise)
-        self.norm1 = _norm(norm, width, param_dtype=param_dtype)
+        self.norm1 = make_norm(norm, width, param_dtype=param_dtype)
         three: dict[str, Any] = dict(
             strides=strides,
             padding=kernel_dilation,
@@ -162,15 +80,15 @@ class Bottleneck(nnx.Module):
             )
         else:
             self.conv2 = nnx.Conv(width, width, (3, 3), **three)
-        self.norm2 = _norm(norm, width, param_dtype=param_dtype)
+        self.norm2 = make_norm(norm, width, param_dtype=param_dtype)
         self.conv3 = nnx.Conv(width, out_features, **pointwise)
-        self.norm3 = _norm(norm, out_features, param_dtype=param_dtype)
+        self.norm3 = make_norm(norm, out_features, param_dtype=param_dtype)
         self.has_downsample = strides != 1 or in_features != out_features
         if self.has_downsample:
             self.downsample_conv = nnx.Conv(
                 in_features, out_features, strides=strides, padding=0, **pointwise
             )
-            self.downsample_norm = _norm(norm, out_features, param_dtype=param_dtype)
+            self.downsample_norm = make_norm(norm, out_features, param_dtype=param_dtype)
 
     def __call__(
         self, x: Float[Array, "N H W C"], sizes: Int[Array, "N 2"] | None = None
@@ -190,7 +108,7 @@ class ResNet(nnx.Module):
     """ResNet (He et al. 2016) or ResNeXt (Xie et al. 2017) with deformable stages.
 
     Equal to torchvision's `ResNet(Bottleneck, depths, groups, width_per_group)` where
-    no stage is deformable or dilated. The input size may be anything.
+    no block is deformable and no stage dilated. The input size may be anything.
 
     Args:
       depths: Blocks of conv2, conv3, conv4 and conv5; (3, 4, 6, 3) is ResNet-50.
@@ -201,12 +119,13 @@ class ResNet(nnx.Module):
         than 64 makes a thin network.
       norm: "frozen_bn" (fixed statistics, wants pretrained weights) or
         "group_norm" (for training from scratch).
-      deform_stages: Whether the 3x3 convolutions of conv2, ..., conv5 are
-        deformable. The papers deform conv3 to conv5.
+      deform_blocks: How many blocks of conv2, ..., conv5, counted from the last one,
+        have a deformable 3x3 convolution; -1 is all of them. DCNv2 deforms conv3 to
+        conv5, (0, -1, -1, -1); DCNv1 the last three blocks, (0, 0, 0, 3).
       modulated: DCNv2's modulated convolution, else DCNv1's.
       offset_groups: Deformable groups.
       mask_scale: 1 (sigmoid) or 2 (twice the sigmoid, which starts at 1).
-      dilate_conv5: Stride 16 for conv5: no stride, and dilation 2 in all of its
+      output_stride: Of conv5: 32, or 16: no stride, and dilation 2 in all of its
         3x3 convolutions (the papers' Faster R-CNN). torchvision's dilated stage
         leaves the first block at dilation 1.
       frozen_stages: How many stages, counted from conv1, get no gradient, and for
@@ -230,29 +149,33 @@ class ResNet(nnx.Module):
         width_per_group: int = 64,
         stem_features: int = 64,
         norm: str = "frozen_bn",
-        deform_stages: Sequence[bool] = (False, False, False, False),
+        deform_blocks: Sequence[int] = (0, 0, 0, 0),
         modulated: bool = True,
         offset_groups: int = 1,
         mask_scale: int = 1,
-        dilate_conv5: bool = False,
+        output_stride: int = 32,
         frozen_stages: int = 0,
         dtype=None,
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if len(depths) != 4 or min(depths) < 1:
+        check_rngs(rngs)
+        if len(depths) != 4:
             raise ValueError(
                 f"`depths` is {tuple(depths)}; expected 4 positive block counts"
             )
-        if len(deform_stages) != 4:
-            raise ValueError(
-                f"`deform_stages` is {tuple(deform_stages)}; expected 4 booleans, for "
-                "conv2 to conv5"
-            )
-        if norm not in _NORMS:
-            raise ValueError(f"`norm` is {norm!r}; expected one of {_NORMS}")
-        if not 0 <= frozen_stages <= 5:
+        depths = tuple(check_integer("depths", depth) for depth in depths)
+        groups = check_integer("groups", groups)
+        width_per_group = check_integer("width_per_group", width_per_group)
+        stem_features = check_integer("stem_features", stem_features)
+        frozen_stages = check_integer("frozen_stages", frozen_stages, 0)
+        if frozen_stages > 5:
             raise ValueError(f"`frozen_stages` is {frozen_stages}; expected 0 to 5")
+        if norm not in NORMS:
+            raise ValueError(f"`norm` is {norm!r}; expected one of {tuple(NORMS)}")
+        if output_stride not in (16, 32):
+            raise ValueError(f"`output_stride` is {output_stride!r}; expected 16 or 32")
+        deformed = _deformed(deform_blocks, depths)
 
         self.dtype = dtype
         self.param_dtype = param_dtype
@@ -272,12 +195,12 @@ class ResNet(nnx.Module):
             kernel_init=_conv_init,
             **types,
         )
-        self.norm1 = _norm(norm, stem_features, param_dtype=param_dtype)
+        self.norm1 = make_norm(norm, stem_features, param_dtype=param_dtype)
 
         map_strides, map_channels = [], []
         in_features, stride = stem_features, 4
         for i, name in enumerate(_MAP_NAMES):
-            dilated = dilate_conv5 and name == "c5"
+            dilated = output_stride == 16 and name == "c5"
             first_stride = 1 if i == 0 or dilated else 2
             planes = stem_features * 2**i
             blocks = []
@@ -291,7 +214,7 @@ class ResNet(nnx.Module):
                         kernel_dilation=2 if dilated else 1,
                         groups=groups,
                         norm=norm,
-                        deformable=deform_stages[i],
+                        deformable=j >= depths[i] - deformed[i],
                         modulated=modulated,
                         offset_groups=offset_groups,
                         mask_scale=mask_scale,
@@ -354,6 +277,25 @@ class ResNet(nnx.Module):
 
     def _stop_if_frozen(self, x, stage):
         return jax.lax.stop_gradient(x) if stage <= self.frozen_stages else x
+
+
+def _deformed(deform_blocks: Sequence[int], depths: Sequence[int]) -> tuple[int, ...]:
+    """How many blocks of each stage deform."""
+    if len(deform_blocks) != 4:
+        raise ValueError(
+            f"`deform_blocks` is {tuple(deform_blocks)}; expected 4 integers, for conv2 "
+            "to conv5"
+        )
+    counts = []
+    for count, depth in zip(deform_blocks, depths, strict=True):
+        count = check_integer("deform_blocks", count, -1)
+        if count > depth:
+            raise ValueError(
+                f"`deform_blocks` is {tuple(deform_blocks)}; expected at most `depths`, "
+                f"which is {tuple(depths)}, or -1 for all"
+            )
+        counts.append(depth if count == -1 else count)
+    return tuple(counts)
 
 
 def _halve(sizes):

@@ -1,7 +1,6 @@
-"""Layers that deform: for use inside any Flax model."""
+"""Layers: for use inside any Flax model."""
 
-from dcn_jax.modules.deform_conv import DeformConv
-from dcn_jax.modules.offset_health import OffsetStatistics, offset_health
-from dcn_jax.modules.roi_pool import DeformRoIPool
-
-__all__ = ["DeformConv", "DeformRoIPool", "OffsetStatistics", "offset_health"]
+from dcn_jax.modules.deform_conv import DeformConv as DeformConv
+from dcn_jax.modules.roi_pool import DeformRoIPool as DeformRoIPool
+from dcn_jax.modules.roi_pool import RoIAlign as RoIAlign
+from dcn_jax.modules.roi_pool import RoIPool as RoIPool

@@ -17,16 +17,25 @@ from jaxtyping import Array, Float
 
 from dcn_jax.modules.arguments import (
     check_integer,
+    check_number,
     check_padding,
     check_pair,
     check_rngs,
 )
 from dcn_jax.modules.batch_split import conv_general_dilated, split_by_batch
-from dcn_jax.modules.offset_health import OffsetStatistics, offset_statistics
-from xla_ops import deform_conv2d
+from xla_ops import deform_conv2d, sampling_positions
 
 _lecun_normal = nnx.initializers.lecun_normal()
 _zeros = nnx.initializers.zeros
+
+
+class Samples(nnx.Intermediate):
+    """Where a `DeformConv` samples, recorded under `nnx.capture(..., Samples)`.
+
+    A dict of `offset` [N, P, Q, G, R*S, 2] as (dy, dx), `mask` [N, P, Q, G, R*S] or
+    None, `position` [N, P, Q, G, R*S, 2] as (y, x), and `map_size` [2], (H, W), all in
+    pixels of the input map.
+    """
 
 
 class DeformConv(nnx.Module):
@@ -51,6 +60,9 @@ class DeformConv(nnx.Module):
       feature_group_count: Groups of channels that are convolved apart.
       offset_groups: Groups of input channels with offsets of their own.
       modulated: DCNv2, else DCNv1.
+      max_offset: Bound of |dy| and |dx| in pixels of the input map, reached smoothly:
+        max_offset * tanh(offset / max_offset), as in BasicVSR++ (Chan et al. 2022,
+        arXiv:2104.13371, section 3.2); None has none.
       mask_scale: 1, as in mmdetection, detectron2 and the text of the paper; or 2, as
         in the authors' example, which leaves the scale of a pretrained layer as it is.
       use_bias: Whether to add a bias.
@@ -88,6 +100,7 @@ class DeformConv(nnx.Module):
         feature_group_count: int = 1,
         offset_groups: int = 1,
         modulated: bool = True,
+        max_offset: float | None = None,
         mask_scale: int = 1,
         use_bias: bool = True,
         dtype: Any = None,
@@ -108,6 +121,7 @@ class DeformConv(nnx.Module):
             kernel_dilation=kernel_dilation,
             feature_group_count=feature_group_count,
             offset_groups=offset_groups,
+            max_offset=max_offset,
             mask_scale=mask_scale,
         )
         self.kernel_size = arguments.kernel_size
@@ -117,6 +131,7 @@ class DeformConv(nnx.Module):
         self.feature_group_count = arguments.feature_group_count
         self.offset_groups = arguments.offset_groups
         self.modulated = modulated
+        self.max_offset = arguments.max_offset
         self.mask_scale = arguments.mask_scale
         self.dtype = dtype
 
@@ -146,18 +161,19 @@ class DeformConv(nnx.Module):
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N P Q K"]:
         """Applies the layer."""
         offset, mask = self.sampling(x)
-        # Statistics cost nothing unless somebody captures them.
-        if any(type(v) is OffsetStatistics for v in getattr(self, "__captures__", ())):
-            statistics = offset_statistics(
+        # Costs nothing unless somebody captures them.
+        if any(type(v) is Samples for v in getattr(self, "__captures__", ())):
+            position = sampling_positions(
                 offset,
-                mask,
-                map_size=(x.shape[1], x.shape[2]),
+                input_size=(x.shape[1], x.shape[2]),
                 kernel_size=self.kernel_size,
                 strides=self.strides,
                 padding=self.padding,
                 kernel_dilation=self.kernel_dilation,
             )
-            self.sow(OffsetStatistics, "offset_statistics", statistics)
+            size = jnp.asarray(x.shape[1:3], jnp.int32)
+            samples = dict(offset=offset, mask=mask, position=position, map_size=size)
+            self.sow(Samples, "samples", samples)
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = dtypes.promote_dtype(
             (x, self.kernel[...], bias), dtype=self.dtype
@@ -178,9 +194,10 @@ class DeformConv(nnx.Module):
         self, x: Float[Array, "N H W C"]
     ) -> tuple[Float[Array, "N P Q G RS 2"], Float[Array, "N P Q G RS"] | None]:
         """Offsets (dy, dx) in input pixels, and factors of the samples (None in v1)."""
-        return split_branch(
+        offset, mask = split_branch(
             self.offset_conv(x), self.offset_groups, self.modulated, self.mask_scale
         )
+        return bound(offset, self.max_offset), mask
 
 
 class Arguments(NamedTuple):
@@ -192,6 +209,7 @@ class Arguments(NamedTuple):
     kernel_dilation: tuple[int, int]
     feature_group_count: int
     offset_groups: int
+    max_offset: float | None
     mask_scale: int
 
 
@@ -205,6 +223,7 @@ def check_arguments(
     kernel_dilation: Any,
     feature_group_count: Any,
     offset_groups: Any,
+    max_offset: Any,
     mask_scale: Any,
 ) -> Arguments:
     """Checks what the layer's arguments must satisfy.
@@ -231,11 +250,18 @@ def check_arguments(
             )
     if not isinstance(mask_scale, numbers.Real) or mask_scale not in (1, 2):
         raise ValueError(f"`mask_scale` is {mask_scale!r}; expected 1 or 2")
+    if max_offset is not None:
+        max_offset = check_number("max_offset", max_offset)
+        if max_offset <= 0:
+            raise ValueError(
+                f"`max_offset` is {max_offset}; expected more than 0, or None"
+            )
     return Arguments(
         kernel_size=check_pair("kernel_size", kernel_size),
         strides=check_pair("strides", strides),
         padding=check_padding(padding),
         kernel_dilation=check_pair("kernel_dilation", kernel_dilation),
+        max_offset=max_offset,
         mask_scale=1 if mask_scale == 1 else 2,
         **groups,
     )
@@ -252,6 +278,15 @@ def branch_dtype(dtype: Any, param_dtype: Any) -> np.dtype:
     """Type that a branch computes in: that of the layer, but float32 at least."""
     wanted = jnp.dtype(param_dtype if dtype is None else dtype)
     return wanted if wanted.itemsize > 4 else jnp.dtype(jnp.float32)
+
+
+def bound(
+    offset: Float[Array, "*s"], max_offset: float | None
+) -> Float[Array, "*s"]:
+    """Offsets within [-max_offset, max_offset], with slope 1 at 0; None bounds none."""
+    if max_offset is None:
+        return offset
+    return max_offset * jnp.tanh(offset / max_offset)
 
 
 def split_branch(

@@ -34,6 +34,7 @@ class DeformConv(nn.Module):
     feature_group_count: int = 1
     offset_groups: int = 1
     modulated: bool = True
+    max_offset: float | None = None
     mask_scale: int = 1
     use_bias: bool = True
     dtype: Any = None
@@ -55,6 +56,7 @@ class DeformConv(nn.Module):
             kernel_dilation=self.kernel_dilation,
             feature_group_count=self.feature_group_count,
             offset_groups=self.offset_groups,
+            max_offset=self.max_offset,
             mask_scale=self.mask_scale,
         )
         kernel_size, groups = checked.kernel_size, checked.feature_group_count
@@ -84,6 +86,7 @@ class DeformConv(nn.Module):
         offset, mask = deform_conv.split_branch(
             y, checked.offset_groups, self.modulated, checked.mask_scale
         )
+        offset = deform_conv.bound(offset, checked.max_offset)
         x, kernel, bias = dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return deform_conv2d(
             x, offset, kernel, mask, bias, feature_group_count=groups, **window

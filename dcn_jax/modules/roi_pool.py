@@ -1,11 +1,11 @@
-"""Deformable RoI pooling layer, v1 and modulated.
+"""RoI pooling layers: quantised, aligned, deformable. All are called alike.
 
 Shape letters: N batch, H W feature map, C channels, B RoIs of an image, h w bins.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,127 @@ from dcn_jax.modules.arguments import (
 )
 from dcn_jax.modules.batch_split import dot_general, split_by_batch
 from dcn_jax.modules.deform_conv import branch_dtype
-from xla_ops import deform_roi_pool
+from xla_ops import deform_roi_pool, roi_align, roi_pool
 
 _zeros = nnx.initializers.zeros
 _gaussian = nnx.initializers.normal(0.01)
+
+
+class RoIPooling(Protocol):
+    """A layer of this file.
+
+    Attributes:
+      output_size: (h, w).
+    """
+
+    output_size: tuple[int, int]
+
+    def __call__(
+        self,
+        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H_ W_ C"]],
+        rois: Float[Array, "N B 4"],
+        map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
+        levels: Int[Array, "N B"] | None = None,
+    ) -> Float[Array, "N B h w C"]:
+        """Pools each RoI.
+
+        Args:
+          features: A map, or the levels of a pyramid.
+          rois: x1 y1 x2 y2 in pixels of the image.
+          map_sizes: (height, width) of the part of each image's map that is not
+            padding, for each level of a pyramid; None means all of it.
+          levels: Level that each RoI reads, for a pyramid.
+        """
+        ...
+
+
+class RoIPool(nnx.Module):
+    """The maximum of each bin, whose borders are rounded to pixels: `xla_ops.roi_pool`.
+
+    Args:
+      output_size: (h, w), or one integer for both.
+      spatial_scale: Size of the map over size of the image; one for each pyramid level
+        when `features` is a sequence.
+
+    Raises:
+      TypeError: An argument is not of its kind; the message names it.
+      ValueError: An argument is out of its range.
+
+    Source: Girshick 2015 (arXiv:1504.08083) section 2.1.
+    """
+
+    def __init__(
+        self,
+        output_size: int | Sequence[int],
+        *,
+        spatial_scale: float | Sequence[float],
+    ):
+        self.output_size = check_pair("output_size", output_size)
+        self.spatial_scale = check_scales(spatial_scale)
+
+    def __call__(
+        self,
+        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H_ W_ C"]],
+        rois: Float[Array, "N B 4"],
+        map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
+        levels: Int[Array, "N B"] | None = None,
+    ) -> Float[Array, "N B h w C"]:
+        """Pools each RoI, see `RoIPooling`."""
+        return roi_pool(
+            features,
+            rois,
+            output_size=self.output_size,
+            spatial_scale=self.spatial_scale,
+            levels=levels,
+            map_sizes=map_sizes,
+        )
+
+
+class RoIAlign(nnx.Module):
+    """The mean of bilinear samples of each bin: `xla_ops.roi_align`.
+
+    Args:
+      output_size: (h, w), or one integer for both.
+      spatial_scale: Size of the map over size of the image; one for each pyramid level
+        when `features` is a sequence.
+      sampling_ratio: Samples of a bin along each axis; 0 takes as many as the size of
+        the RoI wants.
+
+    Raises:
+      TypeError: An argument is not of its kind; the message names it.
+      ValueError: An argument is out of its range.
+
+    Source: He et al. 2017 (arXiv:1703.06870) section 3.
+    """
+
+    def __init__(
+        self,
+        output_size: int | Sequence[int],
+        *,
+        spatial_scale: float | Sequence[float],
+        sampling_ratio: int = 2,
+    ):
+        self.output_size = check_pair("output_size", output_size)
+        self.spatial_scale = check_scales(spatial_scale)
+        self.sampling_ratio = check_integer("sampling_ratio", sampling_ratio, 0)
+
+    def __call__(
+        self,
+        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H_ W_ C"]],
+        rois: Float[Array, "N B 4"],
+        map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
+        levels: Int[Array, "N B"] | None = None,
+    ) -> Float[Array, "N B h w C"]:
+        """Pools each RoI, see `RoIPooling`."""
+        return roi_align(
+            features,
+            rois,
+            output_size=self.output_size,
+            spatial_scale=self.spatial_scale,
+            sampling_ratio=self.sampling_ratio,
+            levels=levels,
+            map_sizes=map_sizes,
+        )
 
 
 class DeformRoIPool(nnx.Module):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcn_jax.anchors import cell_anchors, grid_anchors
+from dcn_jax.boxes.anchors import cell_anchors, grid_anchors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

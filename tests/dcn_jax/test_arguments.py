@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dcn_jax.box_head import BoxHead
+from dcn_jax.detection.box_head import BoxHead
 from dcn_jax.modules import DeformConv, DeformRoIPool, linen
-from dcn_jax.rpn import RPNHead
+from dcn_jax.detection.rpn import RPNHead
 
 
 @pytest.fixture(autouse=True)

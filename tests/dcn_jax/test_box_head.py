@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from dcn_jax import box_head
-from dcn_jax.box_head import BoxHead
+from dcn_jax.detection.box_head import BoxHead
 
 # One compilation in place of one for each operation.
 box_losses = jax.jit(box_head.box_losses)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dcn_jax.fast_forms import max_pool_3x3, pointwise_conv
+from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv
 
 
 @pytest.mark.parametrize("hw", [(1, 1), (2, 3), (7, 8)])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dcn_jax.matching import match_boxes
+from dcn_jax.boxes.matching import match_boxes
 
 # Ground-truth rows by candidate columns.
 IOU = jnp.asarray(

@@ -5,8 +5,8 @@ import pytest
 from tiny_detector import quick_jit, tiny_batch, tiny_detector
 
 from dcn_jax import mimic
-from dcn_jax.box_head import BoxTargets
-from dcn_jax.mimic import crop_patches
+from dcn_jax.detection.box_head import BoxTargets
+from dcn_jax.detection.mimic import crop_patches
 
 # One compilation in place of one for each operation.
 mimic_losses = jax.jit(

@@ -8,7 +8,7 @@ from flax import nnx
 from tiny_detector import make_detector, quick_jit, tiny_batch, tiny_detector
 
 from dcn_jax.backbones import resnet50
-from dcn_jax.rcnn import FasterRCNN
+from dcn_jax.detection.two_stage import FasterRCNN
 
 DETECTOR_LOSSES = {"rpn_class", "rpn_box", "class", "box"}
 

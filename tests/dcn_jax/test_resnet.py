@@ -8,7 +8,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tiny_detector import filled, quick_jit, tiny_backbone
 
-from dcn_jax.backbones import FrozenStat, ResNet, resnet50, resnet101
+from dcn_jax.backbones import ResNet, resnet50, resnet101
 from dcn_jax.modules import DeformConv
 from dcn_jax.weights import init_from
 

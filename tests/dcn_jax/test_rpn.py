@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from dcn_jax import rpn
-from dcn_jax.rpn import anchors_of_grid, rpn_losses, usable_anchors
+from dcn_jax.detection.rpn import anchors_of_grid, rpn_losses, usable_anchors
 
 # One compilation in place of one for each operation.
 propose = jax.jit(

@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 
 from dcn_jax.backbones import ResNet
-from dcn_jax.rcnn import FasterRCNN
-from dcn_jax.types import Batch
+from dcn_jax.detection.two_stage import FasterRCNN
+from dcn_jax.detection.records import Batch
 
 # jax.jit for a program that runs once or twice: compiles in less than half the time.
 _OPTIONS: dict = {"xla_backend_optimization_level": 0}

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dcn_jax.types import Detections
+from dcn_jax.detection.records import Detections
 
 
 class _Backbone(nnx.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dcn_jax.types import Batch
+from dcn_jax.detection.records import Batch
 from tests.train import double
 from train import inputs, sharding
 from train.configs import _base

@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
     # Keep conv5 at stride 16, its 3x3 convolutions dilated by 2.
     backbone.dilate_conv5 = True
 
-    # Arguments of dcn_jax.rcnn.FasterRCNN.
+    # Arguments of dcn_jax.detection.two_stage.FasterRCNN.
     config.detector = detector = ConfigDict()
     # Sides in pixels of the RPN's square anchors, and all anchors' height / width.
     detector.anchor_sizes = (32.0, 64.0, 128.0, 256.0, 512.0)
@@ -129,7 +129,7 @@ def get_config() -> ConfigDict:
     detector.mimic_count = 32
     detector.mimic_crop_size = 224
     detector.mimic_weight = 0.1
-    # What the paper leaves open, see dcn_jax.mimic.
+    # What the paper leaves open, see dcn_jax.detection.mimic.
     detector.mimic_reduction = "sum"
     detector.mimic_detach_teacher = False
     detector.mimic_ground_truth = True

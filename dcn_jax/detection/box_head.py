@@ -8,7 +8,10 @@ F features of the representation, L foreground classes, D detections. Class 0 is
 background, the others are 1 to L.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +24,58 @@ from dcn_jax.boxes import (
     clip_boxes,
     decode_boxes,
     encode_boxes,
+    gather_rows,
     large_enough,
+    match_boxes,
+    sample_balanced,
+    top_k,
 )
+from dcn_jax.detection.records import Detections
+from dcn_jax.detection.roi_head import RoIOutput, pool_rois
 from dcn_jax.losses import masked_mean, smooth_l1
-from dcn_jax.matching import match_boxes
 from dcn_jax.modules.arguments import check_integer, check_rngs
-from dcn_jax.modules.roi_pool import flatten
-from dcn_jax.sampling import gather_rows, sample_balanced, top_k
-from dcn_jax.types import Detections
+from dcn_jax.modules.roi_pool import RoIPooling, flatten
+from dcn_jax.trunk import Features
 from xla_ops import nms
 
 BoxWeights = tuple[float, float, float, float]
 
 # Detections with a side below this, in pixels, are dropped (torchvision).
 _MIN_SIDE = 1e-2
+
+
+@dataclass(frozen=True)
+class RoISampling:
+    """Which RoIs a head is trained on.
+
+    Args:
+      samples: Of an image.
+      positive_fraction: Largest share of positives among them.
+      positive_iou: RoIs are positive from this overlap on, and background below.
+    """
+
+    samples: int = 512
+    positive_fraction: float = 0.25
+    positive_iou: float = 0.5
+
+
+@dataclass(frozen=True)
+class DetectionSelection:
+    """Which boxes are detections.
+
+    Args:
+      score_threshold: Detections score more than this.
+      nms_iou: A box is dropped when it overlaps a better one of its class more.
+      max_detections: Of an image, all classes together.
+      candidates: Suppression looks at this many scores of an image, the best ones. A
+        cut below all of them bounds its cost; with the default threshold there are
+        rarely as many left.
+    """
+
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    max_detections: int = 100
+    candidates: int = 4096
 
 
 class BoxTargets(NamedTuple):
@@ -48,13 +89,19 @@ class BoxTargets(NamedTuple):
 
 
 class BoxHead(nnx.Module):
-    """Two fully connected layers, a classifier and a box regressor.
+    """RoI pooling, two fully connected layers, a classifier and a box regressor.
 
     Args:
-      in_features: h * w * C of the pooled features.
+      pool: A layer of `dcn_jax.modules.roi_pool`, for maps at `strides`.
+      in_features: C.
       num_classes: Foreground classes, L.
-      features: Width of both layers, F.
+      strides: Pixels of the image to one step of each level that RoIs read.
+      features: Width of both fully connected layers, F.
       class_agnostic: One box for a RoI in place of one for each foreground class.
+      box_weights: Multipliers of the code of a box, (x, y, width, height).
+      dtype: Of the computation; None takes the parameters'.
+      param_dtype: Of the parameters.
+      rngs: Initialisation.
 
     Raises:
       TypeError: A number is not an integer, or `rngs` is no `nnx.Rngs`.
@@ -63,22 +110,30 @@ class BoxHead(nnx.Module):
 
     def __init__(
         self,
+        pool: RoIPooling,
         in_features: int,
         num_classes: int,
         *,
+        strides: Sequence[int],
         features: int = 1024,
         class_agnostic: bool = False,
-        dtype=None,
-        param_dtype=jnp.float32,
+        box_weights: BoxWeights = (10.0, 10.0, 5.0, 5.0),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_rngs(rngs)
         in_features = check_integer("in_features", in_features)
         num_classes = check_integer("num_classes", num_classes)
         features = check_integer("features", features)
-        types = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.strides = tuple(check_integer("strides", stride) for stride in strides)
+        x, y, width, height = box_weights
+        self.box_weights = (x, y, width, height)
+        self.pool = pool
+        bins = math.prod(pool.output_size)
+        types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         xavier = nnx.initializers.xavier_uniform()
-        self.fc6 = nnx.Linear(in_features, features, kernel_init=xavier, **types)
+        self.fc6 = nnx.Linear(bins * in_features, features, kernel_init=xavier, **types)
         self.fc7 = nnx.Linear(features, features, kernel_init=xavier, **types)
         self.classifier = nnx.Linear(
             features,
@@ -86,6 +141,8 @@ class BoxHead(nnx.Module):
             kernel_init=nnx.initializers.normal(0.01),  # Detectron, as the next
             **types,
         )
+        self.num_classes = num_classes
+        self.num_features = features
         self.num_boxes = 1 if class_agnostic else num_classes
         self.regressor = nnx.Linear(
             features,
@@ -94,26 +151,19 @@ class BoxHead(nnx.Module):
             **types,
         )
 
+    def __call__(self, features: Features, rois: Float[Array, "N B 4"]) -> RoIOutput:
+        """Pools the RoIs, and says what they hold."""
+        x = self.represent(features, rois)
+        deltas = self.regressor(x).reshape(*x.shape[:2], self.num_boxes, 4)
+        return RoIOutput(self.classifier(x), deltas, x)
+
     def represent(
-        self, pooled: Float[Array, "N B h w C"]
-    ) -> Float[Array, "N B features"]:
+        self, features: Features, rois: Float[Array, "N B 4"]
+    ) -> Float[Array, "N B F"]:
         """Output of the second fully connected layer, after its ReLU."""
-        x = flatten(pooled)
+        x = flatten(pool_rois(self.pool, features, rois, self.strides))
         x = jax.nn.relu(self.fc6(x))
         return jax.nn.relu(self.fc7(x))
-
-    def predict(
-        self, x: Float[Array, "N B features"]
-    ) -> tuple[Float[Array, "N B classes"], Float[Array, "N B boxes 4"]]:
-        """Logits [N, B, L + 1] and deltas [N, B, L or 1, 4] of representations."""
-        deltas = self.regressor(x).reshape(*x.shape[:2], self.num_boxes, 4)
-        return self.classifier(x), deltas
-
-    def __call__(
-        self, pooled: Float[Array, "N B h w C"]
-    ) -> tuple[Float[Array, "N B classes"], Float[Array, "N B boxes 4"]]:
-        """Logits and deltas of pooled features."""
-        return self.predict(self.represent(pooled))
 
 
 def box_targets(
@@ -123,16 +173,13 @@ def box_targets(
     boxes: Float[Array, "N M 4"],
     labels: Int32[Array, "N M"],
     valid: Bool[Array, "N M"],
+    sampling: RoISampling = RoISampling(),
     *,
-    samples: int = 512,
-    positive_fraction: float = 0.25,
-    positive_iou: float = 0.5,
     weights: BoxWeights = (10.0, 10.0, 5.0, 5.0),
 ) -> BoxTargets:
     """Samples the RoIs that the head is trained on.
 
-    The ground-truth boxes join the proposals. A candidate is positive from IoU
-    `positive_iou` on and background below.
+    The ground-truth boxes join the proposals.
 
     Args:
       key: Split into one key for each image.
@@ -141,9 +188,7 @@ def box_targets(
       boxes: Ground truth, padded.
       labels: Its classes.
       valid: Which rows of it are boxes.
-      samples: RoIs of an image, B.
-      positive_fraction: Largest share of positives among them.
-      positive_iou: See above.
+      sampling: How many of what.
       weights: Multipliers of the box code.
     """
     num_proposals = proposals.shape[1]
@@ -153,16 +198,16 @@ def box_targets(
         matches = match_boxes(
             box_iou(boxes, candidates),
             valid,
-            low=positive_iou,
-            high=positive_iou,
+            low=sampling.positive_iou,
+            high=sampling.positive_iou,
             allow_low_quality=False,
         )
         usable = jnp.concatenate([proposals_valid, valid])
         chosen = sample_balanced(
             key,
             jnp.where(usable, matches.label, -1),
-            count=samples,
-            positive_fraction=positive_fraction,
+            count=sampling.samples,
+            positive_fraction=sampling.positive_fraction,
         )
         matched = matches.index[chosen.index]
         rois = jnp.where(chosen.valid[:, None], candidates[chosen.index], 0)
@@ -214,12 +259,9 @@ def select_detections(
     rois: Float[Array, "N B 4"],
     rois_valid: Bool[Array, "N B"],
     sizes: Int[Array, "N 2"],
+    selection: DetectionSelection = DetectionSelection(),
     *,
     weights: BoxWeights = (10.0, 10.0, 5.0, 5.0),
-    score_threshold: float = 0.05,
-    nms_threshold: float = 0.5,
-    max_detections: int = 100,
-    candidates: int = 4096,
 ) -> Detections:
     """Final boxes: softmax, decoding, clipping, thresholds, suppression by class.
 
@@ -229,21 +271,16 @@ def select_detections(
       rois: The RoIs that the head saw.
       rois_valid: Which of them count.
       sizes: Valid (height, width) of the images.
+      selection: How many of what; `max_detections` is D.
       weights: Multipliers of the box code.
-      score_threshold: Detections score more than this.
-      nms_threshold: A box is dropped when it overlaps a better one of its class more.
-      max_detections: Rows of the result, D; all classes together.
-      candidates: Suppression looks at this many of the B * L scores, the best ones. A
-        cut below the B * L bounds its cost; with the default threshold there are rarely
-        as many left.
     """
     num_classes = logits.shape[2] - 1
     scores = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[..., 1:]
-    ok = (scores > score_threshold) & rois_valid[..., None]
+    ok = (scores > selection.score_threshold) & rois_valid[..., None]
     num_images, num_rois = rois.shape[:2]
     # Not -1, since there may be no images or RoIs.
     scores = jnp.where(ok, scores, -1).reshape(num_images, num_rois * num_classes)
-    scores, index = top_k(scores, min(candidates, scores.shape[1]))
+    scores, index = top_k(scores, min(selection.candidates, scores.shape[1]))
     row, column = index // num_classes, index % num_classes
     per_box = deltas.reshape(num_images, num_rois * deltas.shape[2], 4)
     per_box = per_box.astype(jnp.float32)
@@ -255,8 +292,8 @@ def select_detections(
     keep, valid = nms(
         boxes,
         scores,
-        iou_threshold=nms_threshold,
-        max_outputs=max_detections,
+        iou_threshold=selection.nms_iou,
+        max_outputs=selection.max_detections,
         class_ids=column,
         valid=valid,
     )

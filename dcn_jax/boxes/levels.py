@@ -1,0 +1,44 @@
+"""Which level of a pyramid a RoI reads.
+
+Shape letters: N images, B RoIs of an image.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+# A RoI of this side reads the level of this stride (FPN: 224 pixels, P4).
+_SIDE, _STRIDE = 224, 16
+# Guards the logarithm against a side of 0, as torchvision and detectron2 do.
+_EPSILON = 1e-6
+
+
+def levels_of_rois(
+    rois: Float[Array, "N B 4"], strides: Sequence[int]
+) -> Int32[Array, "N B"]:
+    """The level that each RoI reads: 224 pixels at stride 16, a level for each octave.
+
+    Args:
+      rois: x1 y1 x2 y2 in pixels of the image.
+      strides: Of the levels, each twice the one before; a RoI whose level is not among
+        them reads the nearest.
+
+    Raises:
+      ValueError: A stride is not twice the one before.
+
+    Source: Lin et al. 2017 (arXiv:1612.03144) eq. 1, rounded as in torchvision's
+    LevelMapper.
+    """
+    if any(b != 2 * a for a, b in zip(strides, strides[1:], strict=False)):
+        raise ValueError(
+            f"`strides` is {tuple(strides)}; expected each to be twice the one before"
+        )
+    side = jnp.sqrt((rois[..., 2] - rois[..., 0]) * (rois[..., 3] - rois[..., 1]))
+    octave = jnp.floor(math.log2(_STRIDE) + jnp.log2(side / _SIDE) + _EPSILON)
+    finest = math.log2(strides[0])
+    # A RoI of no area has no logarithm: it is small.
+    octave = jnp.where(side > 0, octave, finest)
+    level = jnp.clip(octave - finest, 0, len(strides) - 1)
+    return level.astype(jnp.int32)

@@ -1,0 +1,165 @@
+"""Two-stage detectors: Faster R-CNN, R-FCN and what else proposes, then classifies.
+
+This file only wires; each stage stands in its own module. `dcn_jax.networks` has the
+papers' networks.
+
+Shape letters: N images, H W canvas, M ground-truth boxes, B RoIs of an image, D
+detections.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, Num
+
+from dcn_jax.detection.box_head import (
+    BoxTargets,
+    DetectionSelection,
+    RoISampling,
+    box_losses,
+    box_targets,
+    select_detections,
+)
+from dcn_jax.detection.mimic import Mimic, MimicTargets
+from dcn_jax.detection.records import Batch, Detections
+from dcn_jax.detection.rpn import RPN, RPNOutput, RPNTargets
+from dcn_jax.trunk import Features, Trunk
+
+
+class Targets(NamedTuple):
+    """Every discrete decision of a training step; constants of the loss."""
+
+    rpn: RPNTargets
+    box: BoxTargets
+    mimic: MimicTargets | None
+
+
+class TwoStage(nnx.Module):
+    """A detector that classifies what a region proposal network proposes.
+
+    Args:
+      trunk: Images to levels.
+      rpn: Levels to proposals, of one class.
+      roi: RoIs to classes and boxes, see `dcn_jax.detection.roi_head.RoIHead`.
+      mimic: Feature mimicking, or None.
+      sampling: Which RoIs the head is trained on.
+      selection: Which boxes are detections.
+
+    Raises:
+      ValueError: The RPN tells classes apart.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        rpn: RPN,
+        roi: Any,
+        *,
+        mimic: Mimic | None = None,
+        sampling: RoISampling = RoISampling(),
+        selection: DetectionSelection = DetectionSelection(),
+    ):
+        if rpn.num_classes != 1:
+            raise ValueError(
+                f"`rpn` has {rpn.num_classes} classes; expected 1, as its boxes are "
+                "proposals"
+            )
+        self.trunk, self.rpn, self.roi = trunk, rpn, roi
+        self.mimic: Mimic | None = nnx.data(mimic)
+        self.sampling, self.selection = sampling, selection
+
+    @property
+    def frozen_paths(self) -> tuple[str, ...]:
+        """Beginnings of the paths of parameters that are not trained."""
+        names = self.trunk.backbone.frozen_names
+        return tuple(f"trunk.backbone.{name}." for name in names)
+
+    def losses(
+        self, batch: Batch, key: Key[Array, ""], targets: Targets | None = None
+    ) -> dict[str, Float[Array, ""]]:
+        """Training losses, weighted; their sum is to be minimised.
+
+        Every loss is a sum over the whole batch divided by a count over the whole
+        batch, so that a batch sharded over devices has the loss of the same batch on
+        one.
+
+        Args:
+          batch: Images with ground truth.
+          key: For the random samples, one for each step; the same key gives the same
+            samples.
+          targets: From `targets`, to hold all decisions fixed; None makes them here,
+            and is what training does.
+
+        Returns:
+          "rpn_class", "rpn_box", "class", "box", and when mimicking "mimic_class" and
+          "mimic_cos".
+        """
+        features = self.features(batch.images, batch.sizes)
+        proposed = self.rpn(features)
+        if targets is None:
+            targets = self._targets(proposed, batch, key)
+        losses = self.rpn.losses(proposed, targets.rpn)
+        seen = self.roi(features, targets.box.rois)
+        losses |= box_losses(seen.logits, seen.deltas, targets.box)
+        if self.mimic is not None:
+            losses |= self.mimic.losses(
+                self.trunk,
+                self.roi,
+                features,
+                seen.representation,
+                targets.box,
+                targets.mimic,
+            )
+        return losses
+
+    def targets(self, batch: Batch, key: Key[Array, ""]) -> Targets:
+        """The decisions that `losses` would take: matches, samples, proposals."""
+        features = self.features(batch.images, batch.sizes)
+        return self._targets(self.rpn(features), batch, key)
+
+    def _targets(self, proposed: RPNOutput, batch: Batch, key) -> Targets:
+        rpn_key, box_key, mimic_key = jax.random.split(key, 3)
+        truth = batch.boxes, batch.labels, batch.valid
+        of_rpn = self.rpn.targets(rpn_key, proposed, *truth)
+        proposals = self.rpn.propose(proposed, batch.sizes, training=True)
+        of_box = box_targets(
+            box_key,
+            proposals.boxes,
+            proposals.valid,
+            *truth,
+            self.sampling,
+            weights=self.roi.box_weights,
+        )
+        of_mimic = None
+        if self.mimic is not None:
+            of_mimic = self.mimic.targets(mimic_key, of_box)
+        return Targets(of_rpn, of_box, of_mimic)
+
+    def predict(
+        self, images: Num[Array, "N H W 3"], sizes: Int[Array, "N 2"]
+    ) -> Detections:
+        """Finds objects.
+
+        Args:
+          images: RGB, 0 to 255, padded at the right and bottom to the canvas.
+          sizes: Valid (height, width) of each.
+        """
+        features = self.features(images, sizes)
+        proposals = self.rpn.propose(self.rpn(features), sizes)
+        seen = self.roi(features, proposals.boxes)
+        return select_detections(
+            seen.logits,
+            seen.deltas,
+            proposals.boxes,
+            proposals.valid,
+            sizes,
+            self.selection,
+            weights=self.roi.box_weights,
+        )
+
+    def features(
+        self, images: Num[Array, "N H W 3"], sizes: Int[Array, "N 2"]
+    ) -> Features:
+        """What all stages read: normalised images and the levels of the neck."""
+        return self.trunk(images, sizes)

@@ -1,0 +1,3 @@
+"""What a network sees: reads what layers record, and is imported by none."""
+
+from dcn_jax.explain.health import offset_health as offset_health

@@ -1,0 +1,77 @@
+"""How healthy the learned offsets are: statistics of every deformable convolution.
+
+Shape letters: N batch, H W input map, P Q output map, G offset groups, R S kernel taps.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dcn_jax.modules.deform_conv import Samples
+
+# A sample with less weight than this neither says nor learns much.
+DEAD_MASK = 0.01
+
+
+def offset_health(
+    module: nnx.Module, call: Callable[[Any], Any]
+) -> dict[str, Float[Array, ""]]:
+    """Offset statistics of a forward pass, averaged over the deformable layers.
+
+    Args:
+      module: A model with `DeformConv` layers in it. It is not changed.
+      call: The pass: is given a copy of the model, for example
+        `lambda model: model(images)`. Its result is dropped.
+
+    Returns:
+      Scalars, each the mean over the layers that ran; empty when none did. Layers of
+      one module that `nnx.scan` or `nnx.vmap` runs count one by one.
+
+      offset/mean_abs: mean of |dy| and |dx|, in pixels of the input map.
+      offset/outside: share of the samples whose position is not in
+        [0, H-1] x [0, W-1]: all or part of their value is padding.
+      offset/dead: share of the samples that neither contribute nor learn: the position
+        is below -1 or at or above H (W), so that no pixel is next to it, or the mask is
+        below 0.01.
+    """
+    # A copy, since `nnx.capture` leaves its records on the modules.
+    _, records = nnx.capture(call, Samples)(nnx.clone(module))
+    layers = [
+        _statistics(samples)
+        for _, record in nnx.to_flat_state(records)
+        for samples in record.get_value()
+    ]
+    if not layers:
+        return {}
+    return {
+        f"offset/{name}": jnp.mean(jnp.concatenate([layer[name] for layer in layers]))
+        for name in layers[0]
+    }
+
+
+def _statistics(samples: Mapping[str, Array]) -> dict[str, Float[Array, " layers"]]:
+    """Of one record, which has a leading axis for each axis of scanned layers."""
+    flat = {
+        name: value.reshape(-1, *value.shape[value.ndim - rank :])
+        for name, rank in (("offset", 6), ("position", 6), ("mask", 5), ("map_size", 1))
+        if (value := samples[name]) is not None
+    }
+    return jax.vmap(_of_layer)(jax.lax.stop_gradient(flat))
+
+
+def _of_layer(samples: Mapping[str, Array]) -> dict[str, Float[Array, ""]]:
+    offset, position = samples["offset"], samples["position"]
+    size = samples["map_size"].astype(position.dtype)
+    outside = jnp.any(~((position >= 0) & (position <= size - 1)), axis=-1)
+    dead = jnp.any(~((position >= -1) & (position < size)), axis=-1)
+    if "mask" in samples:
+        dead |= samples["mask"] < DEAD_MASK
+    return {
+        "mean_abs": jnp.mean(jnp.abs(offset)),
+        "outside": jnp.mean(outside, dtype=offset.dtype),
+        "dead": jnp.mean(dead, dtype=offset.dtype),
+    }
