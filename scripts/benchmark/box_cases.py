@@ -8,8 +8,8 @@ import functools
 import numpy as np
 
 import xla_ops
-from scripts.benchmark_case import Candidate, Case, Peer, Ratio, Table
-from scripts.benchmark_conv_cases import nchw
+from scripts.benchmark.case import Candidate, Case, Peer, Ratio, Table
+from scripts.benchmark.conv_cases import nchw
 
 _SCALE = 1 / 16
 # What our operators take by themselves.

@@ -1,6 +1,6 @@
 """A pytest plugin that writes each test's outcome to a file as soon as it is known.
 
-    GPU_CHECK_RESULTS=FILE python -m pytest -p scripts.gpu_check_results ...
+    GPU_CHECK_RESULTS=FILE python -m pytest -p scripts.gpu_check.results ...
 
 A line is JSON: {"tests": how many there are} or {"test", "outcome", "seconds", "why"}.
 What ran is there even if pytest is killed.

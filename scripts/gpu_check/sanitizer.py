@@ -1,6 +1,6 @@
 """The stage that runs all kernels under compute-sanitizer.
 
-    python -m scripts.gpu_check_sanitizer [--emulated]
+    python -m scripts.gpu_check.sanitizer [--emulated]
 
 The calls run once alone, which fills a cache of compiled programs, and then under all
 tools at the same time: their figures do not matter.
@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.gpu_check_calls import LAST
-from scripts.gpu_check_runner import CUT_SHORT, SKIPPED, seconds_left
+from scripts.gpu_check.calls import LAST
+from scripts.gpu_check.runner import CUT_SHORT, SKIPPED, seconds_left
 
-_CALLS = [sys.executable, "-m", "scripts.gpu_check_calls"]
+_CALLS = [sys.executable, "-m", "scripts.gpu_check.calls"]
 # Its exit status where it finds something.
 _FOUND = 86
 _OURS = ("--kernel-name", "kns=xla_ops")

@@ -1,4 +1,4 @@
-"""The other end of `scripts.benchmark_torch_worker`."""
+"""A process that computes with torch: our end of `scripts.benchmark.torch_process`."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from scripts.benchmark_case import Candidate, Peer
+from scripts.benchmark.case import Candidate, Peer
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 class TorchWorker:
@@ -27,7 +27,7 @@ class TorchWorker:
 
     def __init__(self, python: str, threads: int, device: str = "cpu"):
         self._process = subprocess.Popen(
-            [python, "-m", "scripts.benchmark_torch_worker", str(threads), device],
+            [python, "-m", "scripts.benchmark.torch_process", str(threads), device],
             cwd=_ROOT,
             # OpenMP's threads would go on spinning in the next candidate's turn.
             env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},

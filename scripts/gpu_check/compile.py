@@ -1,6 +1,6 @@
 """The stage that compiles the programs of `scripts/aot.sh --short`, for this device.
 
-    python -m scripts.gpu_check_compile [--emulated]
+    python -m scripts.gpu_check.compile [--emulated]
 
 It comes first: a call that XLA does not know, or that is missing, is found in a minute.
 """
@@ -14,7 +14,7 @@ from scripts.aot.judge import cells, problems
 from scripts.aot.machines import MACHINES
 from scripts.aot.programs import programs
 from scripts.aot.worker import compile_program
-from scripts.gpu_check_runner import CUT_SHORT, seconds_left
+from scripts.gpu_check.runner import CUT_SHORT, seconds_left
 from train import sharding
 
 # A dry run shows that the stage runs.

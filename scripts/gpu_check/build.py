@@ -1,6 +1,6 @@
 """The stage that builds the kernel libraries against the jaxlib of this interpreter.
 
-    python -m scripts.gpu_check_build [--emulated]
+    python -m scripts.gpu_check.build [--emulated]
 
 Without network and without pip: CMake, ninja and pybind11 as they are found, for the
 GPUs that are found. The libraries land beside `xla_ops/__init__.py`.
@@ -13,9 +13,9 @@ import sysconfig
 import time
 from pathlib import Path
 
-from scripts.gpu_check_machine import compute_capabilities
+from scripts.gpu_check.machine import compute_capabilities
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def architectures() -> list[str]:

@@ -1,10 +1,10 @@
 """The stage that calls every target of the library once, forward and backward.
 
-    python -m scripts.gpu_check_calls [check [--emulated]]
+    python -m scripts.gpu_check.calls [check [--emulated]]
 
 With "check", results are compared with those of the plain jnp form, and exit status 1
 says that one is wrong, or that a target was not called. Without it, small work for
-compute-sanitizer (`scripts.gpu_check_sanitizer`). Shapes end within tiles of kernels.
+compute-sanitizer (`scripts.gpu_check.sanitizer`). Shapes end within tiles of kernels.
 """
 
 import functools

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from scripts.benchmark_case import Candidate
-from scripts.benchmark_conv_cases import deform_arguments, deform_candidate
-from scripts.benchmark_timing import (
+from scripts.benchmark.case import Candidate
+from scripts.benchmark.conv_cases import deform_arguments, deform_candidate
+from scripts.benchmark.timing import (
     output_cotangent,
     thread_count,
     value_and_gradients,
 )
-from scripts.benchmark_torch import TorchWorker
+from scripts.benchmark.torch_worker import TorchWorker
 
 Turn = Callable[[], float]
 

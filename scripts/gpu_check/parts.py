@@ -1,6 +1,6 @@
 """The stage that times the parts of deform_conv2d's backward pass.
 
-    python -m scripts.gpu_check_parts [--emulated]
+    python -m scripts.gpu_check.parts [--emulated]
 
 Each part is a program of its own, with arguments that the part before it made, so that
 the page says which of them to work on.
@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scripts.benchmark_conv_cases import SHAPES, deform_arguments
-from scripts.gpu_check_roofline import seconds_a_call
-from scripts.gpu_check_runner import seconds_left
-from scripts.gpu_check_speed import DRY, Plan
+from scripts.benchmark.conv_cases import SHAPES, deform_arguments
+from scripts.gpu_check.roofline import seconds_a_call
+from scripts.gpu_check.runner import seconds_left
+from scripts.gpu_check.speed import DRY, Plan
 from xla_ops import deform_conv2d
 from xla_ops.cuda import deform_conv as cuda
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from scripts.benchmark_case import FMA_PEAK, Candidate, Case
-from scripts.benchmark_fma import fma_flops
-from scripts.benchmark_torch import TorchWorker
+from scripts.benchmark.case import FMA_PEAK, Candidate, Case
+from scripts.benchmark.fma import fma_flops
+from scripts.benchmark.torch_worker import TorchWorker
 
 
 class Settings(NamedTuple):
@@ -23,7 +23,7 @@ class Settings(NamedTuple):
     Attributes:
       rounds: In each of them every candidate has its turn.
       torch_python: Interpreter that has torch, or None.
-      fma_peak: Program of `benchmark_fma`, or None.
+      fma_peak: Program of `scripts.benchmark.fma`, or None.
     """
 
     rounds: int

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from scripts.benchmark_conv_cases import deform_arguments, deform_candidate
-from scripts.benchmark_peak_rss import peak_growth
-from scripts.benchmark_timing import (
+from scripts.benchmark.conv_cases import deform_arguments, deform_candidate
+from scripts.benchmark.peak_rss import peak_growth
+from scripts.benchmark.timing import (
     open_torch,
     output_cotangent,
     value_and_gradients,

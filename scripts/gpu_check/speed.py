@@ -1,6 +1,6 @@
 """The stage that measures speed, beside torchvision and beside what the machine can do.
 
-    python -m scripts.gpu_check_speed [--emulated]
+    python -m scripts.gpu_check.speed [--emulated]
 
 The 13 deformable layers of a ResNet-50 at 800x1216, two images, forward and backward
 (the gradients of x, offset, kernel and mask), then RoI pooling and nms. Candidates take
@@ -25,16 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scripts.benchmark_box_cases import BOX_TABLE
-from scripts.benchmark_conv_cases import (
+from scripts.benchmark.box_cases import BOX_TABLE
+from scripts.benchmark.conv_cases import (
     SHAPES,
     conv_candidate,
     deform_arguments,
     deform_candidate,
 )
-from scripts.benchmark_timing import output_cotangent
-from scripts.gpu_check_machine import gpu_names, torch_python
-from scripts.gpu_check_roofline import (
+from scripts.benchmark.timing import output_cotangent
+from scripts.gpu_check.machine import gpu_names, torch_python
+from scripts.gpu_check.roofline import (
     BFLOAT16,
     DATA_SHEETS,
     FLOAT32,
@@ -45,8 +45,8 @@ from scripts.gpu_check_roofline import (
     measure_rates,
     seconds_a_call,
 )
-from scripts.gpu_check_runner import seconds_left
-from scripts.gpu_check_torch import (
+from scripts.gpu_check.runner import seconds_left
+from scripts.gpu_check.torchvision import (
     PARTS,
     Torchvision,
     Turn,

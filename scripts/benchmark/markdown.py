@@ -5,18 +5,18 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.benchmark_case import PARTS, Case, Ratio, Table
-from scripts.benchmark_memory import Scratch
+from scripts.benchmark.case import PARTS, Case, Ratio, Table
+from scripts.benchmark.memory import Scratch
 
-BEGIN = "<!-- benchmark_ops: begin -->"
-END = "<!-- benchmark_ops: end -->"
+BEGIN = "<!-- benchmark ops: begin -->"
+END = "<!-- benchmark ops: end -->"
 
 # Of each process, of each case: milliseconds by "candidate part".
 Found = Sequence[Sequence[dict[str, float]]]
 
 
 def timing_table(table: Table, found: Found) -> str:
-    """A table of `scripts.benchmark_case`, without the columns that have no figures."""
+    """A table of `scripts.benchmark.case`, without the columns that have no figures."""
     times = [name for name in table.candidates if _measured(found, name)]
     ratios = [
         ratio

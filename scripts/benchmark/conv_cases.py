@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from dcn_jax.fast_forms import max_pool_3x3, pointwise_conv
-from scripts.benchmark_case import FMA_PEAK, Candidate, Case, Peer, Ratio, Table
+from scripts.benchmark.case import FMA_PEAK, Candidate, Case, Peer, Ratio, Table
 from xla_ops import deform_conv2d
 
 # Channels, height, width: conv3, conv4 and conv5 of a ResNet-50 at 800x1216.

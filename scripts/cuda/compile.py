@@ -4,7 +4,7 @@ Prints the two tables of docs/cuda.md: what ptxas says of each kernel, and which
 instructions the machine code has. Fails where a kernel spills, or lacks an instruction
 that it was written for. Needs nvcc, c++filt, cuobjdump and nvdisasm, no GPU.
 
-    python -m scripts.cuda_compile [--architectures=80,90]
+    python -m scripts.cuda.compile [--architectures=80,90]
 """
 
 import argparse
@@ -15,10 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scripts.cuda_sass import Code, code_of, instruction_table, lacking, span
-from scripts.cuda_symbols import KernelName, kernel_names
+from scripts.cuda.sass import Code, code_of, instruction_table, lacking, span
+from scripts.cuda.symbols import KernelName, kernel_names
 
-XLA_OPS = Path(__file__).resolve().parent.parent / "xla_ops"
+XLA_OPS = Path(__file__).resolve().parents[2] / "xla_ops"
 CSRC = XLA_OPS / "csrc"
 FIGURES = {
     "registers": r"Used (\d+) registers",

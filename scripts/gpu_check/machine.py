@@ -1,6 +1,6 @@
 """The stage that says what it found: GPU, driver, compilers, Python and its packages.
 
-    python -m scripts.gpu_check_machine [--emulated]
+    python -m scripts.gpu_check.machine [--emulated]
 
 Fails where what the others cannot do without is missing.
 """
@@ -16,7 +16,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = (
     "jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "optax", "numpy",
     "torch", "torchvision", "pybind11", "pytest", "pytest-xdist", "hypothesis",

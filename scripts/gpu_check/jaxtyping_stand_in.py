@@ -1,4 +1,4 @@
-"""Stands in for jaxtyping where that is not installed; see `scripts.gpu_check`.
+"""Stands in for jaxtyping where that is not installed; see `stages.environment`.
 
 Annotations are its only use in this project outside the tests.
 """

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from scripts.cuda_symbols import KernelName, kernel_names
+from scripts.cuda.symbols import KernelName, kernel_names
 
 # Of each kernel and architecture, how often each instruction stands in it.
 Code = dict[tuple[KernelName, int], collections.Counter[str]]

@@ -1,6 +1,6 @@
 """Times one train step of the paper's ResNet-50 DCNv2 Faster R-CNN at 800x1216.
 
-    python -m scripts.benchmark_step [--row=dcnv2_mimic] [--batch=1] [--steps=2]
+    python -m scripts.benchmark.step [--row=dcnv2_mimic] [--batch=1] [--steps=2]
 
 Runs the step of `train.main` on random images with random boxes and prints seconds a
 step, the time of compiling and XLA's count of temporary memory.

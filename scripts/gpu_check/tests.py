@@ -1,6 +1,6 @@
 """The stages that run the operators' tests on the GPU.
 
-    python -m scripts.gpu_check_tests golden|others|generated [--emulated]
+    python -m scripts.gpu_check.tests golden|others|generated [--emulated]
 
 pytest is stopped when time ends; what ran until then is reported.
 """
@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.gpu_check_results import RESULTS
-from scripts.gpu_check_runner import CUT_SHORT, seconds_left
+from scripts.gpu_check.results import RESULTS
+from scripts.gpu_check.runner import CUT_SHORT, seconds_left
 
 FOLDER = "tests/xla_ops"
 GENERATED = f"{FOLDER}/test_generated.py"
@@ -59,7 +59,7 @@ def command(name: str, emulated: bool, ignored: Sequence[str]) -> list[str]:
     # The project's options name plugins that may not be here; warnings of versions
     # that nobody has seen yet are no failures.
     call = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-W", "default"]
-    call += ["-p", "no:cacheprovider", "-p", "scripts.gpu_check_results"]
+    call += ["-p", "no:cacheprovider", "-p", "scripts.gpu_check.results"]
     call += ["--continue-on-collection-errors"]
     call += [*where, "-k", expression, "-m", "not slow"]
     call += [f"--ignore={path}" for path in ignored]
@@ -70,7 +70,7 @@ def command(name: str, emulated: bool, ignored: Sequence[str]) -> list[str]:
 
 
 def read_results(text: str) -> list[dict]:
-    """Lines of `scripts.gpu_check_results`, without one that a kill cut off."""
+    """Lines of `scripts.gpu_check.results`, without one that a kill cut off."""
     lines = []
     for line in text.splitlines():
         with contextlib.suppress(json.JSONDecodeError):

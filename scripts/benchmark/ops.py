@@ -1,6 +1,6 @@
 """Times operators against plain jnp, XLA's convolution, torchvision and torch.
 
-    python -m scripts.benchmark_ops [--torch-python=.venv-torch/bin/python] [--write]
+    python -m scripts.benchmark.ops [--torch-python=.venv-torch/bin/python] [--write]
 
 Within a process the candidates take turns call by call, so that a busy moment of the
 machine falls on all of them. A ratio is taken within a process, and the tables show
@@ -25,9 +25,9 @@ from typing import Any
 
 import jax
 
-from scripts.benchmark_box_cases import BOX_TABLE
-from scripts.benchmark_case import Table
-from scripts.benchmark_conv_cases import (
+from scripts.benchmark.box_cases import BOX_TABLE
+from scripts.benchmark.case import Table
+from scripts.benchmark.conv_cases import (
     BFLOAT16_TABLE,
     CONV_TABLE,
     FORM_TABLE,
@@ -35,12 +35,12 @@ from scripts.benchmark_conv_cases import (
     ODD_TABLE,
     SHAPES,
 )
-from scripts.benchmark_fma import build_fma_peak, fma_flops
-from scripts.benchmark_markdown import memory_table, replace_section, timing_table
-from scripts.benchmark_memory import measure_scratch
-from scripts.benchmark_timing import Settings, measure, open_torch, thread_count
+from scripts.benchmark.fma import build_fma_peak, fma_flops
+from scripts.benchmark.markdown import memory_table, replace_section, timing_table
+from scripts.benchmark.memory import measure_scratch
+from scripts.benchmark.timing import Settings, measure, open_torch, thread_count
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 TABLES = (CONV_TABLE, GROUP_TABLE, BFLOAT16_TABLE, ODD_TABLE, BOX_TABLE, FORM_TABLE)
 MEMORY_CASES = {
     f"{channels}ch {height}x{width}, {images} images": (images, channels, height, width)

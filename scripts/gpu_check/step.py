@@ -1,6 +1,6 @@
 """The stages that train a Faster R-CNN (DCNv2) on the GPU.
 
-    python -m scripts.gpu_check_step check|time [--emulated]
+    python -m scripts.gpu_check.step check|time [--emulated]
 
 "check" takes a step of a small one at the highest precision, beside the same step by
 the CPU's kernels in a process of its own. "time" takes steps of the paper's ResNet-50
@@ -27,7 +27,7 @@ from flax import nnx
 from dcn_jax.backbones import ResNet
 from dcn_jax.rcnn import FasterRCNN
 from dcn_jax.types import Batch
-from scripts.gpu_check_runner import seconds_left
+from scripts.gpu_check.runner import seconds_left
 
 # Losses are sums of rounded numbers in another order. Those of the second stage depend
 # on proposals, which may change places where their scores are close.
@@ -193,7 +193,7 @@ def check_against_cpu(detector: Detector) -> bool:
         environment.pop("XLA_OPS_EMULATE_CUDA", None)
         size = "tiny" if detector is TINY else "small"
         other = subprocess.Popen(
-            [sys.executable, "-m", "scripts.gpu_check_step", _ON_CPU, size, str(path)],
+            [sys.executable, "-m", "scripts.gpu_check.step", _ON_CPU, size, str(path)],
             env=environment,
         )
         try:

@@ -1,6 +1,6 @@
 // Prints the GFLOP/s of independent fused multiply-adds in registers, argv[1] threads
 // at once: what no float32 kernel of this machine can pass. Compiled for the machine
-// it runs on, by scripts/benchmark_fma.py.
+// it runs on, by scripts/benchmark/fma.py.
 
 #include <algorithm>
 #include <chrono>

@@ -1,6 +1,6 @@
-"""torch and torchvision, answering `scripts.benchmark_torch` over a pipe.
+"""torch and torchvision, answering `scripts.benchmark.torch_worker` over a pipe.
 
-    PYTHON -m scripts.benchmark_torch_worker THREADS cpu|cuda
+    PYTHON -m scripts.benchmark.torch_process THREADS cpu|cuda
 
 PYTHON is an interpreter that has torch, torchvision and numpy, and needs nothing else.
 Each line of standard input is a command in JSON, each line of standard output
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torchvision.ops
 
-from scripts.benchmark_peak_rss import peak_growth
+from scripts.benchmark.peak_rss import peak_growth
 
 
 def _deform_conv2d(x, offset, kernel, mask, **settings):

@@ -1,4 +1,4 @@
-"""What `scripts.benchmark_ops` measures: candidates, cases and tables.
+"""What `scripts.benchmark.ops` measures: candidates, cases and tables.
 
 A candidate is a function with its arguments, a case some candidates that take turns,
 and a table some cases with the ratios to show. Everything but the arrays is described
@@ -21,7 +21,7 @@ class Peer(NamedTuple):
 
     Attributes:
       name: Of the peer as a candidate.
-      operator: A key of `scripts.benchmark_torch_worker.OPERATORS`.
+      operator: A key of `scripts.benchmark.torch_process.OPERATORS`.
       layouts: For each argument of the candidate, what lays it (or its gradient) out
         as torch wants it.
       output: The same for the result.
