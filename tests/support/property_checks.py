@@ -4,9 +4,10 @@ import functools
 
 import jax
 import numpy as np
-from deform_conv_case import FAST_COMPILE
 from hypothesis import settings
 from hypothesis import strategies as st
+
+from tests.support.backend import FAST_COMPILE
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 many = settings(max_examples=40, deadline=None, derandomize=True, database=None)

@@ -4,40 +4,17 @@ Letters: N batch, H W input map, P Q output map, C in channels, K out channels,
 R S kernel taps, G offset groups.
 """
 
-import os
-from pathlib import Path
-
 import jax
 import numpy as np
 
-GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+from tests.support.backend import CUDA
+from tests.support.golden import GOLDEN
+
 NAMES = ("x", "offset", "kernel", "mask", "bias")
-
-# This is a GPU, or else the CPU may run the CUDA kernels.
-GPU = jax.default_backend() == "gpu"
-CUDA = GPU or os.environ.get("XLA_OPS_EMULATE_CUDA") == "1"
-PLATFORM = "cuda" if GPU else "cpu"
-
-# The reference's many small fusions compile three times as fast like this. XLA cannot
-# do without optimisation for a GPU.
-FAST_COMPILE: dict = {} if GPU else {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11) and not GPU:
-    # Newer XLA has no such option.
-    FAST_COMPILE["xla_cpu_use_fusion_emitters"] = False
 
 # Custom calls of the two passes.
 FORWARD_CALLS = ["columns"] if CUDA else ["fwd"]
 BACKWARD_CALLS = ["gather", "list", "visit"] if CUDA else ["bwd"]
-
-
-def on_cpu():
-    """A context in which jax computes on the CPU, for what results are compared with.
-
-    On a GPU XLA's own float32 quotients are not always the nearest number, and fused
-    products are not rounded: edges of bins move to another pixel. Its convolutions may
-    take an algorithm that is less exact.
-    """
-    return jax.default_device(jax.devices("cpu")[0])
 
 
 def random_case(
@@ -130,13 +107,3 @@ def value_and_pull_back(function, arguments, cotangent):
     """The output and the gradient of each argument, None where it is None."""
     output, pull_back = jax.vjp(function, *arguments)
     return output, pull_back(cotangent)
-
-
-def relative_error(actual, expected):
-    """Largest difference, over the largest magnitude expected."""
-    actual, expected = (np.asarray(a, np.float64) for a in (actual, expected))
-    assert actual.shape == expected.shape
-    if not expected.size:
-        return 0.0
-    difference = np.abs(actual - expected).max()
-    return difference / max(np.abs(expected).max(), np.finfo(np.float32).tiny)

@@ -53,11 +53,6 @@ def random_case(
     return case
 
 
-def relative_error(got, want):
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    return np.abs(got - want).max() / np.abs(want).max()
-
-
 class Images:
     """Moves RoIs between one list with image numbers and [N, B] with filler."""
 

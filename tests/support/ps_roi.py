@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import roi_case
 
 from xla_ops import deform_ps_roi_pool, ps_roi_align, ps_roi_pool
 

@@ -1,8 +1,8 @@
 """A detector that compiles in a second, with the entries of the real one.
 
-As a program, `python -m tests.train.double --config=...`, it is train.main with this
-detector in the place of Faster R-CNN; `python -m tests.train.double train.predict ...`
-is another program.
+As a program, `python -m tests.support.double --config=...`, it is train.main with this
+detector in the place of Faster R-CNN; with `train.predict` before the flags it is that
+program.
 """
 
 if __name__ == "__main__":

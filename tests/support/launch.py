@@ -36,7 +36,7 @@ def environment(devices=1):
 def start(program, *flags, data, workdir, devices=1):
     """Starts a program; its output can be read from the process.
 
-    "tests.train.double train.evaluate" is train.evaluate with the double.
+    "tests.support.double train.evaluate" is train.evaluate with the double.
     """
     return subprocess.Popen(
         [

@@ -1,8 +1,5 @@
 """A detector and a batch so small that a test can afford to compile them."""
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -10,13 +7,6 @@ from flax import nnx
 from dcn_jax.backbones import ResNet
 from dcn_jax.rcnn import FasterRCNN
 from dcn_jax.types import Batch
-
-# jax.jit for a program that runs once or twice: compiles in less than half the time.
-_OPTIONS: dict = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):
-    # Newer XLA has no such option.
-    _OPTIONS["xla_cpu_use_fusion_emitters"] = False
-quick_jit = partial(jax.jit, compiler_options=_OPTIONS)
 
 
 def make_backbone(**kwargs):
