@@ -192,6 +192,29 @@ def test_nested_vmap_and_gradient_outside():
     assert relative_error(gradient(offset), np.sum(factors**2) * single) < 1e-5
 
 
+@pytest.mark.parametrize("mapped", [0, 3])
+@pytest.mark.parametrize("images", [0, 2])
+def test_vmap_of_the_gradient_where_there_is_nothing(mapped, images):
+    """No image of an element, or no element: gradients keep their shapes, and are 0."""
+    x, offset, kernel, mask, _ = random_case(**SMALL)
+    arguments = tuple(
+        jnp.zeros((mapped, images, *a.shape[1:]), a.dtype) for a in (x, offset, mask)
+    )
+    kernels = jnp.broadcast_to(kernel, (mapped, *kernel.shape))
+
+    def gradients(x, offset, mask, kernel):
+        return jax.grad(lambda *a: loss(*a), (0, 1, 2, 3))(x, offset, kernel, mask)
+
+    for per_element in (kernels, None):
+        axes = (0, 0, 0, None if per_element is None else 0)
+        own = kernel if per_element is None else per_element
+        got = fast_jit(jax.vmap(gradients, axes))(*arguments, own)
+        like = (*arguments[:2], kernels, arguments[2])
+        for gradient, argument in zip(got, like, strict=True):
+            assert gradient.shape == argument.shape
+            np.testing.assert_array_equal(gradient, 0)
+
+
 def test_checkpoint_scan_and_donation():
     """Three layers in a scan, recomputed in the backward pass, state donated."""
     x, offset, kernel, mask, _ = random_case(**SMALL)

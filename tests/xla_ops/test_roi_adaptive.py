@@ -1,5 +1,7 @@
 """RoI sampling where samples lie at a border, and as many on a map as can."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,22 +104,23 @@ def test_every_sample_on_the_map_counts(implementation, cases):
 def test_bins_of_whole_and_half_pixels(bins):
     """A quotient that is rounded twice makes a sample more, or moves one away."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((1, 24, 24, 9)).astype(np.float32)
+    x = jnp.asarray(rng.standard_normal((1, 24, 24, 9)), jnp.float32)
     sizes, corners = np.arange(1, 40) * bins, (-3.0, 0.0, 0.5, 1.0)
     rois = [[at, at, at + size / 4, at + size / 2] for size in sizes for at in corners]
     rois = jnp.asarray([rois], jnp.float32)
-    settings = dict(output_size=bins, spatial_scale=1.0)
+    align = functools.partial(deform_roi_pool, x[..., :1], sampling_ratio=0)
+    parts = functools.partial(deform_ps_roi_pool, x, group_size=3, samples_per_part=3)
+    for operator in (align, parts):
 
-    def align(implementation):
-        how = dict(sampling_ratio=0, implementation=implementation)
-        return deform_roi_pool(x[..., :1], rois, **settings, **how)
+        def pool(implementation, operator=operator):
+            return operator(
+                rois=rois,
+                output_size=bins,
+                spatial_scale=1.0,
+                implementation=implementation,
+            )
 
-    def pool_parts(implementation):
-        how = dict(group_size=3, samples_per_part=3, implementation=implementation)
-        return deform_ps_roi_pool(x, rois, **settings, **how)
-
-    for operator in (align, pool_parts):
-        got = jax.jit(operator, static_argnums=0)("ffi")
+        got = jax.jit(pool, static_argnums=0)("ffi")
         with on_cpu():
-            want = jax.jit(operator, static_argnums=0)("reference")
+            want = jax.jit(pool, static_argnums=0)("reference")
         np.testing.assert_allclose(got, want, atol=1e-5)
