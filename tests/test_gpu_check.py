@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from scripts.benchmark.conv_cases import SHAPES, deform_arguments, deform_candidate
+from scripts.benchmark.conv_cases import deform_arguments, deform_candidate
+from scripts.benchmark.layers import COUNTS, SHAPES
 from scripts.gpu_check import machine, roofline, speed, stages, tests
 from scripts.gpu_check.__main__ import head
 from scripts.gpu_check.machine import is_older
@@ -275,7 +276,7 @@ def test_the_least_time_of_a_layer():
         for backward in (False, True):
             least = sum(
                 count * roofline.least_seconds(rates, 2, shape, precision, backward)
-                for count, shape in zip((4, 6, 3), SHAPES, strict=True)
+                for count, shape in zip(COUNTS, SHAPES, strict=True)
             )
             assert least == pytest.approx(forward * (1 + backward), rel=0.01)
     slow = rates._replace(copy=1e9)

@@ -7,6 +7,7 @@ Commands, each `python -m scripts.benchmark.NAME`:
 
 What `ops` is made of:
 
+    layers                   sizes of the paper's ResNet-50
     case                     what is measured: candidates, their peers, cases, tables
     conv_cases, box_cases    the tables: convolutions and layers; RoI pooling and NMS
     timing                   candidates take turns within a process

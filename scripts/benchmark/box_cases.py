@@ -1,6 +1,6 @@
 """Cases of RoI pooling and of non-maximum suppression.
 
-Boxes are 16 to 315 pixels wide and high, anywhere on an image of 800x1216.
+Boxes are 16 to 315 pixels wide and high, anywhere on the image.
 """
 
 import functools
@@ -10,6 +10,7 @@ import numpy as np
 import xla_ops
 from scripts.benchmark.case import Candidate, Case, Peer, Ratio, Table
 from scripts.benchmark.conv_cases import nchw
+from scripts.benchmark.layers import CANVAS, CONV4
 
 _SCALE = 1 / 16
 # What our operators take by themselves.
@@ -18,7 +19,7 @@ _SAMPLES = {"sampling_ratio": 2}
 
 def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     size = rng.uniform(16, 315, (count, 2))
-    corner = rng.uniform(0, 1, (count, 2)) * (np.array([1216, 800]) - size)
+    corner = rng.uniform(0, 1, (count, 2)) * (np.array(CANVAS[::-1]) - size)
     return np.concatenate([corner, corner + size], -1).astype(np.float32)
 
 
@@ -51,7 +52,7 @@ def _pool(
       settings: Of ours.
     """
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(1, 50, 76, channels)).astype(np.float32)
+    features = rng.normal(size=(1, *CONV4[1:], channels)).astype(np.float32)
     rois = _boxes(rng, 512)
     arguments = [features]
     if offset is not None:

@@ -13,10 +13,8 @@ from flax import nnx
 
 from dcn_jax.fast_forms import max_pool_3x3, pointwise_conv
 from scripts.benchmark.case import FMA_PEAK, Candidate, Case, Peer, Ratio, Table
+from scripts.benchmark.layers import CONV3, CONV4, CONV5, SHAPES
 from xla_ops import deform_conv2d
-
-# Channels, height, width: conv3, conv4 and conv5 of a ResNet-50 at 800x1216.
-SHAPES = ((128, 100, 152), (256, 50, 76), (512, 25, 38))
 
 
 def nchw(x: np.ndarray) -> np.ndarray:
@@ -210,10 +208,10 @@ ODD_TABLE = Table(
             factor=even / odd,
         )
         for odd, even, height, width in (
-            (125, 128, 100, 152),
-            (83, 96, 100, 152),
-            (250, 256, 50, 76),
-            (509, 512, 25, 38),
+            (125, *CONV3),
+            (83, 96, *CONV3[1:]),
+            (250, *CONV4),
+            (509, *CONV5),
         )
     ),
 )

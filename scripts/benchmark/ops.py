@@ -33,9 +33,9 @@ from scripts.benchmark.conv_cases import (
     FORM_TABLE,
     GROUP_TABLE,
     ODD_TABLE,
-    SHAPES,
 )
 from scripts.benchmark.fma import build_fma_peak, fma_flops
+from scripts.benchmark.layers import SHAPES
 from scripts.benchmark.markdown import memory_table, replace_section, timing_table
 from scripts.benchmark.memory import measure_scratch
 from scripts.benchmark.timing import Settings, measure, open_torch, thread_count

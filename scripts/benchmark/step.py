@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcn_jax.types import Batch
+from scripts.benchmark.layers import CANVAS
 from scripts.train_step import make_step
 from train import sharding
 from train.configs import coco_faster_rcnn
 
-_CANVAS = (800, 1216)
 _CLASSES = 80
 _BOXES = 20
 
@@ -27,10 +27,10 @@ def random_batch(batch: int) -> Batch:
     """Images of noise with boxes of 20 to 400 pixels."""
     rng = np.random.default_rng(0)
     size = rng.uniform(20, 400, (batch, _BOXES, 2))
-    corner = rng.uniform(0, 1, (batch, _BOXES, 2)) * (np.array(_CANVAS[::-1]) - size)
+    corner = rng.uniform(0, 1, (batch, _BOXES, 2)) * (np.array(CANVAS[::-1]) - size)
     return Batch(
-        images=jnp.asarray(rng.integers(0, 256, (batch, *_CANVAS, 3)), jnp.uint8),
-        sizes=jnp.tile(jnp.array([_CANVAS], jnp.int32), (batch, 1)),
+        images=jnp.asarray(rng.integers(0, 256, (batch, *CANVAS, 3)), jnp.uint8),
+        sizes=jnp.tile(jnp.array([CANVAS], jnp.int32), (batch, 1)),
         boxes=jnp.asarray(np.concatenate([corner, corner + size], -1), jnp.float32),
         labels=jnp.asarray(rng.integers(1, _CLASSES + 1, (batch, _BOXES)), jnp.int32),
         valid=jnp.ones((batch, _BOXES), bool),

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scripts.benchmark.conv_cases import SHAPES, deform_arguments
+from scripts.benchmark.conv_cases import deform_arguments
+from scripts.benchmark.layers import SHAPES
 from scripts.gpu_check.roofline import seconds_a_call
 from scripts.gpu_check.runner import seconds_left
 from scripts.gpu_check.speed import DRY, Plan

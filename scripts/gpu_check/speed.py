@@ -27,11 +27,11 @@ import numpy as np
 
 from scripts.benchmark.box_cases import BOX_TABLE
 from scripts.benchmark.conv_cases import (
-    SHAPES,
     conv_candidate,
     deform_arguments,
     deform_candidate,
 )
+from scripts.benchmark.layers import COUNTS, SHAPES
 from scripts.benchmark.timing import output_cotangent
 from scripts.gpu_check.machine import gpu_names, torch_python
 from scripts.gpu_check.roofline import (
@@ -57,8 +57,6 @@ from scripts.gpu_check.torchvision import (
 )
 from xla_ops import deform_conv2d
 
-# How many layers of each of SHAPES a ResNet-50 has: conv3, conv4, conv5.
-_LAYERS = (4, 6, 3)
 _NAMES = ("conv3", "conv4", "conv5")
 _TINY_SHAPES = ((16, 5, 6), (16, 4, 5), (32, 3, 4))
 _INPUT_GRADIENT = "DCN_JAX_CUDA_INPUT_GRADIENT"
@@ -103,7 +101,7 @@ class Layers(NamedTuple):
 
     def total(self, name: str) -> float:
         """Of the 13 layers."""
-        return sum(n * s[name] for n, s in zip(_LAYERS, self.seconds, strict=True))
+        return sum(n * s[name] for n, s in zip(COUNTS, self.seconds, strict=True))
 
     def has(self, name: str) -> bool:
         """Whether the candidate was measured in all shapes."""
@@ -250,7 +248,7 @@ def measure_layers(
     say(f"### {precision.title}")
     # Of the first one, nearly all to compile it.
     last = 12.0
-    for name, count, shape in zip(_NAMES, _LAYERS, plan.shapes, strict=True):
+    for name, count, shape in zip(_NAMES, COUNTS, plan.shapes, strict=True):
         first = time.monotonic()
         if seconds_left(begin) < 1.2 * last + 5:
             say(f"Skipped: {precision.title} from {name} on, for want of time.")
@@ -267,7 +265,7 @@ def measure_layers(
     rows = {}
     for part in PARTS:
         names = filter(layers[part].has, layers[part].seconds[0])
-        floor = sum(n * s for n, s in zip(_LAYERS, least[part], strict=True))
+        floor = sum(n * s for n, s in zip(COUNTS, least[part], strict=True))
         totals = {name: layers[part].total(name) for name in names}
         rows[f"**13 layers, {part}**"] = (totals, floor)
     say(layer_table(rows))
@@ -320,7 +318,7 @@ def bars(
         if found:
             least = sum(
                 count * least_seconds(those, plan.images, shape, BFLOAT16, False)
-                for count, shape in zip(_LAYERS, plan.shapes, strict=True)
+                for count, shape in zip(COUNTS, plan.shapes, strict=True)
             )
             value = least / found["forward"].total("ours")
         what = f"bfloat16 forward: share of the least time, by {how}"

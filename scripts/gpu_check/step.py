@@ -27,6 +27,7 @@ from flax import nnx
 from dcn_jax.backbones import ResNet
 from dcn_jax.rcnn import FasterRCNN
 from dcn_jax.types import Batch
+from scripts.benchmark.layers import CANVAS
 from scripts.gpu_check.runner import seconds_left
 
 # Losses are sums of rounded numbers in another order. Those of the second stage depend
@@ -70,7 +71,7 @@ SMALL = Detector(
     size=(128, 160),
 )
 PAPER = Detector(
-    dict(depths=(3, 4, 6, 3), frozen_stages=2), dict(num_classes=80), 2, (800, 1216)
+    dict(depths=(3, 4, 6, 3), frozen_stages=2), dict(num_classes=80), 2, CANVAS
 )
 TINY = SMALL._replace(
     backbone=dict(depths=(1, 1, 1, 1), stem_features=4, norm="group_norm"),

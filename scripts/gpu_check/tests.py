@@ -60,7 +60,7 @@ def command(name: str, emulated: bool, ignored: Sequence[str]) -> list[str]:
     # that nobody has seen yet are no failures.
     call = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-W", "default"]
     call += ["-p", "no:cacheprovider", "-p", "scripts.gpu_check.results"]
-    call += ["--continue-on-collection-errors"]
+    call += ["--import-mode=importlib", "--continue-on-collection-errors"]
     call += [*where, "-k", expression, "-m", "not slow"]
     call += [f"--ignore={path}" for path in ignored]
     workers = min(_WORKERS, (os.cpu_count() or 1) - 2)
