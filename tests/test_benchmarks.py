@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts import benchmark_ops
-from scripts.benchmark_case import FMA_PEAK, Candidate, Case, Ratio, Table
-from scripts.benchmark_conv_cases import conv_candidate, deform_arguments
-from scripts.benchmark_fma import build_fma_peak, fma_flops
-from scripts.benchmark_markdown import BEGIN, END, replace_section, timing_table
-from scripts.benchmark_memory import Scratch
-from scripts.benchmark_peak_rss import peak_growth
-from scripts.benchmark_timing import Settings, value_and_gradients
-from scripts.benchmark_torch import TorchWorker
+from scripts.benchmark import ops
+from scripts.benchmark.case import FMA_PEAK, Candidate, Case, Ratio, Table
+from scripts.benchmark.conv_cases import conv_candidate, deform_arguments
+from scripts.benchmark.fma import build_fma_peak, fma_flops
+from scripts.benchmark.markdown import BEGIN, END, replace_section, timing_table
+from scripts.benchmark.memory import Scratch
+from scripts.benchmark.peak_rss import peak_growth
+from scripts.benchmark.timing import Settings, value_and_gradients
+from scripts.benchmark.torch_worker import TorchWorker
 from xla_ops import deform_conv2d
 
 
@@ -56,7 +56,7 @@ def cells(text):
 
 def test_a_table_is_measured_in_fresh_processes(tmp_path):
     settings = Settings(rounds=1, fma_peak=build_fma_peak(tmp_path))
-    text = benchmark_ops.timed_section(TINY, 1, settings)
+    text = ops.timed_section(TINY, 1, settings)
     assert text.startswith("### Tiny\n\nA sentence.\n\n| milliseconds |")
     table = cells(text)
     assert list(table) == [
@@ -87,7 +87,7 @@ def test_ratios_are_medians_of_the_ratios_of_processes():
 
 
 def test_scratch_memory_is_that_of_a_fresh_process():
-    text = benchmark_ops.memory_section({"tiny": (2, 16, 8, 8)}, Settings(rounds=1))
+    text = ops.memory_section({"tiny": (2, 16, 8, 8)}, Settings(rounds=1))
     (found,) = cells(text).values()
     assert list(found) == ["XLA's plan", "peak RSS", "bound"]
     assert found["bound"] == f"{16 + 3 * 9 * 16 * 16 * 4 / 2**20:.1f}"
@@ -97,7 +97,7 @@ def test_scratch_memory_is_that_of_a_fresh_process():
 
 def test_torchs_memory_has_a_column_where_it_is_measured():
     scratch = Scratch(xla=2**20, resident=2**21, bound=2**22, torchvision=2**23)
-    (found,) = cells(benchmark_ops.memory_table({"row": scratch})).values()
+    (found,) = cells(ops.memory_table({"row": scratch})).values()
     assert list(found.values()) == ["1.0", "2.0", "4.0", "8.0"]
 
 
@@ -133,16 +133,14 @@ def test_an_interpreter_without_torch_is_reported():
 
 def test_cases_can_be_sent_and_picked():
     names = [
-        f"{table.title}: {case.title}"
-        for table in benchmark_ops.TABLES
-        for case in table.cases
+        f"{table.title}: {case.title}" for table in ops.TABLES for case in table.cases
     ]
     assert len(set(names)) == len(names)
-    pickle.dumps(benchmark_ops.TABLES)
+    pickle.dumps(ops.TABLES)
 
 
 def test_the_document_has_a_place_for_the_tables(tmp_path):
-    document = benchmark_ops.DOCUMENT.read_text()
+    document = ops.DOCUMENT.read_text()
     assert document.count(BEGIN) == document.count(END) == 1
     copy = tmp_path / "copy.md"
     copy.write_text(document)

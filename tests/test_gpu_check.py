@@ -11,18 +11,14 @@ from typing import Any
 
 import pytest
 
-from scripts import (
-    gpu_check,
-    gpu_check_machine,
-    gpu_check_roofline,
-    gpu_check_speed,
-    gpu_check_tests,
-)
-from scripts.benchmark_conv_cases import SHAPES, deform_arguments, deform_candidate
-from scripts.gpu_check_machine import is_older
-from scripts.gpu_check_results import RESULTS
-from scripts.gpu_check_roofline import BFLOAT16, FLOAT32, TF32, Rates
-from scripts.gpu_check_runner import (
+from scripts.benchmark.conv_cases import deform_arguments, deform_candidate
+from scripts.benchmark.layers import COUNTS, SHAPES
+from scripts.gpu_check import machine, roofline, speed, stages, tests
+from scripts.gpu_check.__main__ import head
+from scripts.gpu_check.machine import is_older
+from scripts.gpu_check.results import RESULTS
+from scripts.gpu_check.roofline import BFLOAT16, FLOAT32, TF32, Rates
+from scripts.gpu_check.runner import (
     CUT_SHORT,
     SECONDS,
     SKIPPED,
@@ -31,9 +27,9 @@ from scripts.gpu_check_runner import (
     run_stages,
     write_report,
 )
-from scripts.gpu_check_sanitizer import is_of_others, judge
-from scripts.gpu_check_speed import Layers
-from scripts.gpu_check_torch import Torchvision, torchvision
+from scripts.gpu_check.sanitizer import is_of_others, judge
+from scripts.gpu_check.speed import Layers
+from scripts.gpu_check.torchvision import Torchvision, torchvision
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -152,29 +148,29 @@ def test_the_report_is_there_at_every_moment(tmp_path):
 
 def test_every_stage_is_there():
     for emulated in (True, False):
-        found = gpu_check.stages(emulated)
+        found = stages.stages(emulated)
         assert len({s.title for s in found}) == len(found)
         for s in found:
             assert importlib.util.find_spec(s.command[2]) is not None
             assert ("--emulated" in s.command) == emulated
         # Even if all before them take their time, the last ones start.
         kept = sum(s.least for s in found if not s.spare)
-        assert kept < gpu_check.SECONDS < 540
+        assert kept < stages.SECONDS < 540
 
 
 def test_what_is_measured_are_the_kernels():
     """Not the plain jnp form, where the library does not load."""
-    by_title = {stage.title: stage for stage in gpu_check.stages(False)}
+    by_title = {stage.title: stage for stage in stages.stages(False)}
     for title in ("Train step", "Speed", "Time of a train step", "Sanitizers"):
         assert by_title[title].environment["DCN_JAX_IMPLEMENTATION"] == "ffi"
 
 
 def test_chosen_stages_have_all_time():
-    found = gpu_check.stages(False, "Operator|Generated")
+    found = stages.stages(False, "Operator|Generated")
     assert [s.title for s in found] == ["Operator tests", "Generated layers"]
-    assert {s.most for s in found} == {gpu_check.SECONDS}
-    assert gpu_check.stages(False, "no such stage") == []
-    assert "--only='Speed'" in gpu_check.head(False, "Speed", ["GPU"])
+    assert {s.most for s in found} == {stages.SECONDS}
+    assert stages.stages(False, "no such stage") == []
+    assert "--only='Speed'" in head(False, "Speed", ["GPU"])
 
 
 def test_nothing_is_kept_for_a_spare_stage():
@@ -208,12 +204,12 @@ def test_older_versions(version, floor, older):
 
 
 def test_old_packages_are_said(monkeypatch, capsys):
-    monkeypatch.setattr(gpu_check_machine, "package_version", lambda name: "0.1")
-    monkeypatch.setattr(gpu_check_machine, "tool_version", lambda name: None)
-    assert gpu_check_machine.main() == 1
+    monkeypatch.setattr(machine, "package_version", lambda name: "0.1")
+    monkeypatch.setattr(machine, "tool_version", lambda name: None)
+    assert machine.main() == 1
     said = capsys.readouterr().out
     for name in ("jax", "flax", "optax", "numpy", "pybind11", "jaxtyping"):
-        floor = gpu_check_machine.floors()[name]
+        floor = machine.floors()[name]
         assert f"{name} 0.1 is older than {floor}" in said
 
 
@@ -232,7 +228,7 @@ def test_setup(broken): pass
 def test_results_are_written_test_by_test(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS)
     results = tmp_path / "results"
-    command = [sys.executable, "-m", "pytest", "-p", "scripts.gpu_check_results"]
+    command = [sys.executable, "-m", "pytest", "-p", "scripts.gpu_check.results"]
     env = os.environ | {RESULTS: str(results), "PYTHONPATH": str(ROOT)}
     env.pop("PYTEST_XDIST_WORKER", None)  # it starts anew
     subprocess.run(
@@ -242,8 +238,8 @@ def test_results_are_written_test_by_test(tmp_path):
         capture_output=True,
     )
     assert results.stat().st_size < 10**4
-    lines = gpu_check_tests.read_results(results.read_text())
-    text, failed, missing = gpu_check_tests.summary(lines)
+    lines = tests.read_results(results.read_text())
+    text, failed, missing = tests.summary(lines)
     assert (failed, missing) == (3, 0)
     assert text.startswith("1 passed, 3 failed, 1 skipped.")
     assert "Skipped: 1 tests: no reason" in text
@@ -255,21 +251,21 @@ def test_results_are_written_test_by_test(tmp_path):
 def test_results_that_were_cut_off_are_left_out():
     whole = {"test": "a", "outcome": "failed", "seconds": 1.0, "why": "no"}
     text = json.dumps(whole) + '\n{"test": "b", "outco'
-    assert gpu_check_tests.read_results(text) == [whole]
+    assert tests.read_results(text) == [whole]
 
 
 def test_pytest_stopped_while_collecting(monkeypatch, capfd):
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    monkeypatch.setattr(gpu_check_tests, "command", lambda *_: sleep)
+    monkeypatch.setattr(tests, "command", lambda *_: sleep)
     monkeypatch.setattr(sys, "argv", ["tests", "generated"])
     monkeypatch.setenv(SECONDS, "1")
-    assert gpu_check_tests.main() == CUT_SHORT
+    assert tests.main() == CUT_SHORT
     assert "Skipped: all, stopped while collecting." in capfd.readouterr().out
 
 
 def test_tests_that_never_ran_are_counted():
     line = {"test": "a", "outcome": "passed", "seconds": 1.0, "why": ""}
-    text, failed, missing = gpu_check_tests.summary([{"tests": 3}, line])
+    text, failed, missing = tests.summary([{"tests": 3}, line])
     assert (failed, missing) == (0, 2)
     assert "Skipped: 2 tests, for want of time." in text
 
@@ -279,15 +275,14 @@ def test_the_least_time_of_a_layer():
     for precision, forward in ((FLOAT32, 1740e-6), (TF32, 291e-6), (BFLOAT16, 148e-6)):
         for backward in (False, True):
             least = sum(
-                count
-                * gpu_check_roofline.least_seconds(rates, 2, shape, precision, backward)
-                for count, shape in zip((4, 6, 3), SHAPES, strict=True)
+                count * roofline.least_seconds(rates, 2, shape, precision, backward)
+                for count, shape in zip(COUNTS, SHAPES, strict=True)
             )
             assert least == pytest.approx(forward * (1 + backward), rel=0.01)
     slow = rates._replace(copy=1e9)
     # x, y, offset, mask and kernel of conv3.
     expected = 2 * (2 * 15200 * 128 * 2 + 15200 * 27 * 4) + 9 * 128**2 * 2
-    least = gpu_check_roofline.least_seconds(slow, 2, SHAPES[0], BFLOAT16, False)
+    least = roofline.least_seconds(slow, 2, SHAPES[0], BFLOAT16, False)
     assert least == pytest.approx(expected / 1e9)
 
 
@@ -299,8 +294,8 @@ def test_bars():
 
     def cells(title, found):
         shares = {"measured rates": rates, "data sheet": rates._replace(copy=1e9)}
-        plan = gpu_check_speed.Plan()
-        lines = gpu_check_speed.bars(title, found, plan, shares).splitlines()
+        plan = speed.Plan()
+        lines = speed.bars(title, found, plan, shares).splitlines()
         return {line.split(" | ")[0]: line.split(" | ")[2:] for line in lines}
 
     tf32 = cells(
@@ -331,7 +326,7 @@ def test_bars():
 def test_rows_of_a_layer():
     seconds = {"forward": {"ours": 2e-6}, "backward": {"ours": 4e-6, "atomic": 8e-6}}
     rows = {part: (found, 1e-6) for part, found in seconds.items()}
-    assert gpu_check_speed.layer_table(rows).splitlines() == [
+    assert speed.layer_table(rows).splitlines() == [
         "| microseconds | ours | atomic | least time | share of it |",
         "| --- | --- | --- | --- | --- |",
         "| forward | 2.0 |  | 1.0 | 50% |",
@@ -349,13 +344,13 @@ def test_each_shape_is_said_at_once(monkeypatch, capsys):
             part: {"ours": 1e-4, "atomic": 1e-4} for part in ("forward", "backward")
         }
 
-    monkeypatch.setattr(gpu_check_speed, "measure_shape", measure)
+    monkeypatch.setattr(speed, "measure_shape", measure)
     rates = Rates(1e12, {"TF32": 1e12})
-    given = TF32, gpu_check_speed.DRY, Torchvision(None), rates
+    given = TF32, speed.DRY, Torchvision(None), rates
     with pytest.raises(ValueError, match="too late"):
-        gpu_check_speed.measure_layers(*given, time.monotonic())
+        speed.measure_layers(*given, time.monotonic())
     monkeypatch.setenv(SECONDS, "1")
-    assert gpu_check_speed.measure_layers(*given, time.monotonic()) == {}
+    assert speed.measure_layers(*given, time.monotonic()) == {}
     assert "Skipped: TF32 from conv3 on" in capsys.readouterr().out
 
 
@@ -390,10 +385,10 @@ class BrokenWorker:
 def test_ours_goes_on_without_torchvision(broken, capsys):
     worker: Any = BrokenWorker(broken)
     peer = Torchvision(worker)
-    shape = gpu_check_speed.DRY.shapes[0]
+    shape = speed.DRY.shapes[0]
     candidate = deform_candidate(deform_arguments(1, *shape))
     turns = {"ours forward": lambda: 2.0, **peer.turns(candidate, {"theirs": "tf32"})}
-    times = gpu_check_speed.take_turns(turns, rounds=2)
+    times = speed.take_turns(turns, rounds=2)
     theirs = {"theirs forward": 1.0, "theirs backward": 1.0} if broken is None else {}
     assert times == {"ours forward": 2.0, **theirs}
     assert peer.failed == (broken is not None)
@@ -405,7 +400,7 @@ def test_ours_goes_on_without_torchvision(broken, capsys):
 def test_torchvision_is_left_out_where_it_does_not_agree(broken, capsys):
     worker: Any = BrokenWorker(broken)
     peer = Torchvision(worker)
-    peer.check(gpu_check_speed.DRY.shapes[0])
+    peer.check(speed.DRY.shapes[0])
     assert (peer.failed, peer.worker) == (True, None)
     reason = {
         "versions": "RuntimeError: no torch",
@@ -425,7 +420,7 @@ def test_a_torch_that_does_not_start(python, capsys):
 
 
 def test_the_stand_in_for_jaxtyping(tmp_path):
-    source = ROOT / "scripts" / "gpu_check_jaxtyping.py"
+    source = ROOT / "scripts" / "gpu_check" / "jaxtyping_stand_in.py"
     (tmp_path / "jaxtyping.py").write_bytes(source.read_bytes())
     program = "import dcn_jax.detection.two_stage, jaxtyping; print(jaxtyping.__file__)"
     done = subprocess.run(

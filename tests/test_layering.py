@@ -12,6 +12,7 @@ FORBIDDEN = {
     "dcn_jax": {"train", "tests", "torch", "ml_collections", "grain", "absl"},
     "train": {"tests", "torch", "tensorflow"},
     "tests": {"torch"},
+    "scripts": {"tests"},
 }
 
 

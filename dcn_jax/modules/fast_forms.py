@@ -3,7 +3,7 @@
 Both compute exactly what `jax.lax.conv_general_dilated` and `flax.nnx.max_pool` do. On
 a CPU the gradient of a 1x1 convolution takes several times as long as that of the same
 matrix product, and the gradient of a windowed maximum (select-and-scatter) as that of a
-maximum of shifted maps: `scripts/benchmark_ops.py`, figures in docs/benchmarks.md.
+maximum of shifted maps: `scripts/benchmark/ops.py`, figures in docs/benchmarks.md.
 
 Shape letters: N images, H W input map, P Q output map, C in channels, K out channels.
 """

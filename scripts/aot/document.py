@@ -7,7 +7,7 @@ from pathlib import Path
 from scripts.aot.figures import OURS
 from scripts.aot.judge import MUST_NOT_GROW, cells
 from scripts.aot.worker import Result
-from scripts.benchmark_markdown import replace_section
+from scripts.benchmark.markdown import replace_section
 
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "aot.md"
 _LIBRARIES = {"__cublas": "cuBLAS", "__cudnn": "cuDNN"}

@@ -17,7 +17,7 @@ from scripts.aot.document import DOCUMENT, markers
 from scripts.aot.library import missing_code
 from scripts.aot.machines import MACHINES
 from scripts.aot.planted import MUTANTS, QUIET, SEEN
-from scripts.benchmark_markdown import replace_section
+from scripts.benchmark.markdown import replace_section
 
 
 def _ask(key: str, how: str) -> str:

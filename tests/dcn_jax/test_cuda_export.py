@@ -7,8 +7,8 @@ import optax
 import pytest
 from flax import nnx
 from jax import export
-from tiny_detector import make_detector, tiny_batch
 
+from tests.support.tiny_detector import make_detector, tiny_batch
 from xla_ops import _call, backends
 
 # What the step calls on CUDA, beside the kernel of deform_conv2d's forward pass.

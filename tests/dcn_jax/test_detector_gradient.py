@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_detector import make_detector, quick_jit, tiny_batch
+
+from tests.support.backend import quick_jit
+from tests.support.tiny_detector import make_detector, tiny_batch
 
 # Half the distance between the two sides: small enough that hardly a ReLU of the
 # thousands after the parameter turns over on the way.

@@ -2,11 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_detector import quick_jit, tiny_batch, tiny_detector
 
 from dcn_jax import mimic
 from dcn_jax.detection.box_head import BoxTargets
 from dcn_jax.detection.mimic import crop_patches
+from tests.support.backend import quick_jit
+from tests.support.tiny_detector import tiny_batch, tiny_detector
 
 # One compilation in place of one for each operation.
 mimic_losses = jax.jit(

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_detector import make_detector, quick_jit, tiny_batch, tiny_detector
 
 from dcn_jax.backbones import resnet50
 from dcn_jax.detection.two_stage import FasterRCNN
+from tests.support.backend import quick_jit
+from tests.support.tiny_detector import make_detector, tiny_batch, tiny_detector
 
 DETECTOR_LOSSES = {"rpn_class", "rpn_box", "class", "box"}
 

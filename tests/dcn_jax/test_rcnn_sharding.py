@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from tiny_detector import quick_jit, tiny_batch, tiny_detector
+
+from tests.support.backend import quick_jit
+from tests.support.tiny_detector import tiny_batch, tiny_detector
 
 # Anything that moves pieces of arrays between devices; an all-reduce adds them.
 MOVES = re.compile(

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import save_file
-from tiny_detector import filled, quick_jit, tiny_backbone
 
 from dcn_jax.backbones import ResNet, resnet50, resnet101
 from dcn_jax.modules import DeformConv
 from dcn_jax.weights import init_from
+from tests.support.backend import quick_jit
+from tests.support.tiny_detector import filled, tiny_backbone
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "resnet_bottleneck_1111.npz"
 

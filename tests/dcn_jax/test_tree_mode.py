@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_detector import make_detector, quick_jit, tiny_batch, tiny_detector
+
+from tests.support.backend import quick_jit
+from tests.support.tiny_detector import make_detector, tiny_batch, tiny_detector
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from torch_files import Call, Parameter, View, write_pth
 
 from dcn_jax.weights import read_state_dict
 from dcn_jax.weights.pth import read_pth
+from tests.support.torch_files import Call, Parameter, View, write_pth
 
 DTYPES = (
     *("float64", "float32", "float16", "bfloat16", "complex64", "complex128"),

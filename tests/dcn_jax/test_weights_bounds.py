@@ -15,10 +15,10 @@ import zlib
 
 import numpy as np
 import pytest
-from torch_files import View, write_pth
 
 from dcn_jax.weights import read_state_dict
 from dcn_jax.weights.pth import read_pth
+from tests.support.torch_files import View, write_pth
 
 MIB = 1 << 20
 

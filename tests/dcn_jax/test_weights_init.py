@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import save_file
-from torch_files import write_pth
 
 from dcn_jax.backbones.resnet import ResNet
 from dcn_jax.weights import init_from
+from tests.support.torch_files import write_pth
 
 
 @functools.cache

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train import double
-from tests.train.test_step import host, make, run
+from tests.support import double
+from tests.support.training import host, make, run
 from train import sharding
 from train.checkpoint import Checkpoints, abstract
 

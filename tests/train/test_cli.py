@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from launch import ROOT, environment
+from tests.support.launch import ROOT, environment
 
 
 def test_an_error_is_one_short_printable_line(tmp_path):

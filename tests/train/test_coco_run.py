@@ -7,12 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-from coco_folder import write_coco_folder
 from flax import nnx
 from safetensors.numpy import save_file
 
 from dcn_jax.backbones import ResNet
-from tests.train import launch
+from tests.support import launch
+from tests.support.coco_folder import write_coco_folder
 from train.checkpoint import read_arrays
 from train.metrics import read_metrics
 

@@ -5,13 +5,13 @@ import json
 import os
 from pathlib import Path
 
-import coco_folder
 import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tests.support import coco_folder
 from train.data import coco_annotations, eval_loader, examples, make_source
 from train.data.source import Source
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.train import launch
+from tests.support import launch
 
 
 @pytest.mark.slow

@@ -6,11 +6,11 @@ import resource
 import time
 from typing import Any
 
-import coco_folder
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from tests.support import coco_folder
 from train.data import coco_annotations, coco_masks
 
 HEIGHT, WIDTH = 96, 128

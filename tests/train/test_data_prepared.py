@@ -14,12 +14,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import coco_folder
 import cv2
 import numpy as np
 import pytest
 
-from tests.train import launch
+from tests.support import coco_folder, launch
 from train.data import make_source, prepared, train_loader
 from train.data.source import Source
 

@@ -6,11 +6,11 @@ import logging
 import struct
 from pathlib import Path
 
-import coco_folder
 import cv2
 import numpy as np
 import pytest
 
+from tests.support import coco_folder
 from train import inputs
 from train.configs import coco_faster_rcnn
 from train.data import examples, make_source, report, train_loader

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train import double
+from tests.support import double
 from train import inputs, sharding
 from train.configs import digits
 from train.model import build_skeleton

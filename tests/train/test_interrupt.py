@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.train.launch import ROOT
+from tests.support.launch import ROOT
 from train import interrupt
 
 SETTING = """

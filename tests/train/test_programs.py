@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from tests.train import double
+from tests.support import double
 from train import cli, evaluate, inputs, loop, model, predict, sharding
 from train.checkpoint import read_arrays
 from train.configs import coco_faster_rcnn, digits

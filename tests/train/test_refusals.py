@@ -5,9 +5,9 @@ import json
 import jax
 import pytest
 from absl.testing import flagsaver
-from coco_folder import write_coco_folder
 
-from tests.train import double
+from tests.support import double
+from tests.support.coco_folder import write_coco_folder
 from train import cli, loop, model
 from train.configs import coco_faster_rcnn, digits
 

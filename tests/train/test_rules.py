@@ -6,7 +6,7 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from tests.train import launch
+from tests.support import launch
 from train.configs import _base, coco_faster_rcnn, digits
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.train import launch
+from tests.support import launch
 from train.checkpoint import read_arrays
 from train.metrics import read_metrics
 from train.workdir import claim
 
-DOUBLE = "tests.train.double"
+DOUBLE = "tests.support.double"
 FOUND = "detections.json"
 
 

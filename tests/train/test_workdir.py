@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.train.launch import ROOT, environment
+from tests.support.launch import ROOT, environment
 from train import workdir
 
 HOLDER = """

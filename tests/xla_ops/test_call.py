@@ -7,17 +7,13 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from deform_conv_case import (
-    BACKWARD_CALLS,
-    FORWARD_CALLS,
-    PLATFORM,
-    random_case,
-    relative_error,
-)
 from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.support.backend import PLATFORM
+from tests.support.comparison import relative_error
+from tests.support.deform_conv import BACKWARD_CALLS, FORWARD_CALLS, random_case
 from xla_ops import _call, backends, deform_conv2d, roi_align, roi_pool
 
 TARGETS = [f"dcn_jax.deform_conv2d.{n}" for n in FORWARD_CALLS + BACKWARD_CALLS]

@@ -10,19 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import (
-    CUDA,
-    FAST_COMPILE,
+
+from tests.support.backend import CUDA, FAST_COMPILE, PLATFORM, on_cpu
+from tests.support.comparison import relative_error
+from tests.support.deform_conv import (
     NAMES,
-    PLATFORM,
     GoldenCase,
     golden_names,
-    on_cpu,
     random_case,
-    relative_error,
     value_and_pull_back,
 )
-
 from xla_ops import backends, deform_conv2d
 
 # (output, gradients) of the largest magnitude.
@@ -365,7 +362,7 @@ def test_the_same_bits_every_time():
 
 _OTHER_PROCESS = """
 import sys, jax, numpy as np
-from deform_conv_case import random_case, value_and_pull_back
+from tests.support.deform_conv import random_case, value_and_pull_back
 from xla_ops import _cpu, deform_conv2d
 arguments = random_case(batch=3, size=(13, 11), channels=40, features=24)
 cotangent = np.random.default_rng(1).normal(size=(3, 13, 11, 24)).astype("f")
@@ -377,8 +374,7 @@ np.savez(sys.argv[1], _cpu.instruction_set(), *jax.tree.leaves(out))
 @pytest.mark.skipif(CUDA, reason="of the CPU's own kernels")
 @pytest.mark.parametrize("isa, threads", [("baseline", 2), ("avx2", 2), ("", 1)])
 def test_other_instruction_sets_and_one_thread(isa, threads, tmp_path):
-    here = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(here), str(here.parent.parent)])
+    path = str(Path(__file__).resolve().parents[2])
     environment = dict(os.environ, PYTHONPATH=path, XLA_OPS_CPU_ISA=isa, XLA_FLAGS="")
     if threads == 1:
         environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import CUDA, random_case, relative_error
 from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.support.backend import CUDA
+from tests.support.comparison import relative_error
+from tests.support.deform_conv import random_case
 from xla_ops import backends, deform_conv2d
 from xla_ops.cuda import deform_conv as cuda
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import random_case
 
 import xla_ops
+from tests.support.deform_conv import random_case
 from xla_ops import deform_conv
 
 # Without the type checks of the tests, as a user calls it.

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import CUDA, FAST_COMPILE, random_case, relative_error
 from jax.lax import DotAlgorithmPreset, Precision
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.support.backend import CUDA, FAST_COMPILE
+from tests.support.comparison import relative_error
+from tests.support.deform_conv import random_case
 from xla_ops import deform_conv2d
 from xla_ops.cuda.deform_conv import allows_tf32, fits_fused_kernel
 

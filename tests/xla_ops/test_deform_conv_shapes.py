@@ -4,10 +4,11 @@ import functools
 
 import jax
 import numpy as np
-from deform_conv_case import FAST_COMPILE, random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.backend import FAST_COMPILE
+from tests.support.deform_conv import random_case
 from xla_ops import deform_conv2d
 
 PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))

@@ -6,17 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import (
-    BACKWARD_CALLS,
-    CUDA,
-    FAST_COMPILE,
-    FORWARD_CALLS,
-    random_case,
-    relative_error,
-)
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.support.backend import CUDA, FAST_COMPILE
+from tests.support.comparison import relative_error
+from tests.support.deform_conv import BACKWARD_CALLS, FORWARD_CALLS, random_case
 from xla_ops import deform_conv2d
 
 pytestmark = pytest.mark.devices(8)

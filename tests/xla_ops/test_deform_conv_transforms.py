@@ -8,16 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import (
-    BACKWARD_CALLS,
-    FAST_COMPILE,
-    FORWARD_CALLS,
-    NAMES,
-    random_case,
-    relative_error,
-)
 from jax.test_util import check_grads
 
+from tests.support.backend import FAST_COMPILE
+from tests.support.comparison import relative_error
+from tests.support.deform_conv import BACKWARD_CALLS, FORWARD_CALLS, NAMES, random_case
 from xla_ops import deform_conv2d
 
 SMALL = dict(batch=2, size=(3, 4), channels=2, features=2)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import operator_table
 import pytest
-from deform_conv_case import CUDA
 
 import xla_ops
+from tests.support import operators
+from tests.support.backend import CUDA
 
 DTYPES = ("float32", "bfloat16")
 
@@ -23,7 +23,7 @@ def run(name, dtype):
 
     Which values they have does not matter, so half precision is float32 rounded.
     """
-    row = operator_table.operator(name, batch=3, scale=4)
+    row = operators.operator(name, batch=3, scale=4)
     arguments = jax.tree.map(
         lambda a: a.astype(dtype) if a.dtype == np.float32 else a,
         tuple(row.arguments.values()),
@@ -40,7 +40,7 @@ def run(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", operator_table.NAMES)
+@pytest.mark.parametrize("name", operators.OPERATORS)
 def test_a_hundred_runs_are_equal(name, dtype):
     first = run(name, dtype)()
     assert all(leaf.any() for leaf in first)
@@ -52,8 +52,10 @@ def test_a_hundred_runs_are_equal(name, dtype):
 _ON_ONE_CORE = """
 import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-import numpy as np, operator_table, test_determinism
-for name in operator_table.NAMES:
+import numpy as np
+from tests.support import operators
+from tests.xla_ops import test_determinism
+for name in operators.OPERATORS:
     for dtype in test_determinism.DTYPES:
         out = test_determinism.run(name, dtype)()
         np.savez(os.path.join(sys.argv[1], f"{name}-{dtype}.npz"), *out)
@@ -65,11 +67,10 @@ print(len(os.sched_getaffinity(0)))
 def one_core(tmp_path_factory):
     """Results of a process that has one core, and so one thread."""
     folder = tmp_path_factory.mktemp("one_core")
-    here = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(here), str(here.parent.parent)])
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", _ON_ONE_CORE, str(folder)],
-        env=dict(os.environ, PYTHONPATH=path, XLA_FLAGS=""),
+        env=dict(os.environ, PYTHONPATH=str(root), XLA_FLAGS=""),
         check=True,
         capture_output=True,
         text=True,
@@ -81,7 +82,7 @@ def one_core(tmp_path_factory):
 @pytest.mark.skipif(CUDA, reason="of the CPU's own kernels")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="has one core itself")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", operator_table.NAMES)
+@pytest.mark.parametrize("name", operators.OPERATORS)
 def test_one_thread_and_several_are_equal(name, dtype, one_core):
     with np.load(one_core / f"{name}-{dtype}.npz") as file:
         there = list(file.values())

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import operator_table
 import pytest
-from deform_conv_case import relative_error
 
+from tests.support import operators
+from tests.support.comparison import relative_error
 from xla_ops import nms
 
 BOTH = pytest.mark.parametrize("implementation", [None, "reference"])
@@ -14,7 +14,7 @@ BOTH = pytest.mark.parametrize("implementation", [None, "reference"])
 # Kernels, and some of the plain forms.
 FORMS = pytest.mark.parametrize(
     ("name", "implementation"),
-    [(name, None) for name in operator_table.NAMES]
+    [(name, None) for name in operators.OPERATORS]
     + [(name, "reference") for name in ("deform_conv2d", "roi_pool", "ps_roi_pool")],
 )
 
@@ -60,7 +60,7 @@ def twice_then_count(function, compilations):
 
 @FORMS
 def test_the_third_call_compiles_nothing(name, implementation, compilations):
-    row = operator_table.operator(name)
+    row = operators.operator(name)
     arguments = tuple(row.arguments.values())
 
     def step():
@@ -82,7 +82,7 @@ def test_the_third_call_compiles_nothing(name, implementation, compilations):
 def test_the_third_second_derivative_compiles_nothing(
     name, implementation, compilations
 ):
-    row = operator_table.operator(name)
+    row = operators.operator(name)
 
     def step():
         return second_derivative(row, implementation)
@@ -106,12 +106,12 @@ def test_the_third_nms_compiles_nothing(implementation, compilations):
 
 @pytest.mark.parametrize(
     ("name", "implementation"),
-    [(name, None) for name in operator_table.NAMES]
+    [(name, None) for name in operators.OPERATORS]
     # Operation by operation plain forms take long.
     + [pytest.param("deform_conv2d", "reference", marks=pytest.mark.slow)],
 )
 def test_without_jit(name, implementation):
-    row = operator_table.operator(name, batch=1)
+    row = operators.operator(name, batch=1)
     arguments = tuple(row.arguments.values())
     expected = row.output(*arguments)
     with jax.disable_jit():
@@ -121,7 +121,7 @@ def test_without_jit(name, implementation):
 
 @pytest.mark.parametrize("name", ["deform_conv2d", "deform_roi_pool"])
 def test_gradients_and_vmap_without_jit(name):
-    row = operator_table.operator(name, batch=1)
+    row = operators.operator(name, batch=1)
     arguments = tuple(row.arguments.values())
     expected = row.gradients(*arguments)
     stacked = jax.tree.map(lambda x: x[None], arguments)

@@ -12,17 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import (
-    FAST_COMPILE,
+
+from tests.support.backend import FAST_COMPILE
+from tests.support.comparison import relative_error
+from tests.support.deform_conv import (
     NAMES,
     GoldenCase,
     golden_names,
     random_case,
-    relative_error,
     value_and_pull_back,
 )
-from deform_conv_oracle import Window, value_and_gradients
-
+from tests.support.deform_conv_oracle import Window, value_and_gradients
 from xla_ops import deform_conv2d
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import FAST_COMPILE
 
+from tests.support.backend import FAST_COMPILE
 from xla_ops import (
     deform_conv2d,
     deform_ps_roi_pool,

@@ -14,15 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import (
-    CUDA,
-    FAST_COMPILE,
-    NAMES,
-    random_case,
-    value_and_pull_back,
-)
-from deform_conv_oracle import Window, value_and_gradients
 
+from tests.support.backend import CUDA, FAST_COMPILE
+from tests.support.deform_conv import NAMES, random_case, value_and_pull_back
+from tests.support.deform_conv_oracle import Window, value_and_gradients
 from xla_ops import deform_conv2d
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
@@ -211,7 +206,8 @@ def test_nothing_but_hostile_numbers(value):
 
 
 _OTHER_PROCESS = """
-import jax, numpy as np, test_hostile_values as hostile
+import jax, numpy as np
+from tests.xla_ops import test_hostile_values as hostile
 jax.config.update("jax_default_matmul_precision", "highest")
 count = 0
 for case in hostile.every_case():
@@ -246,8 +242,7 @@ print(count)
     ],
 )
 def test_the_process_lives(isa):
-    here = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(here), str(here.parent.parent)])
+    path = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
         [sys.executable, "-c", _OTHER_PROCESS],
         env=dict(os.environ, PYTHONPATH=path, XLA_OPS_CPU_ISA=isa),

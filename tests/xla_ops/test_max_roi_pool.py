@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import FAST_COMPILE, GOLDEN
-from roi_case import OUTPUT_SIZE, SCALES, random_case
 
+from tests.support.backend import FAST_COMPILE
+from tests.support.golden import GOLDEN
+from tests.support.roi import OUTPUT_SIZE, SCALES, random_case
 from xla_ops import roi_pool
 
 FILES = sorted(p.stem for p in GOLDEN.glob("roi_pool_*.npz"))

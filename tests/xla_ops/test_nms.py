@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import FAST_COMPILE, GOLDEN
 
+from tests.support.backend import FAST_COMPILE
+from tests.support.golden import GOLDEN
 from xla_ops import nms
 
 FILES = sorted(p.stem for p in GOLDEN.glob("*nms_*.npz"))

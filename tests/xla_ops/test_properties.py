@@ -7,11 +7,12 @@ import functools
 
 import jax
 import numpy as np
-from deform_conv_case import FAST_COMPILE, on_cpu, random_case
 from hypothesis import given
 from hypothesis import strategies as st
-from property_checks import PAIRS, SEEDS, compiled, few, many, same
 
+from tests.support.backend import FAST_COMPILE, on_cpu
+from tests.support.deform_conv import random_case
+from tests.support.property_checks import PAIRS, SEEDS, compiled, few, many, same
 from xla_ops import deform_conv2d, nms
 
 

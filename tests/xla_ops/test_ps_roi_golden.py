@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import FAST_COMPILE, GOLDEN
-from roi_case import Images
 
+from tests.support.backend import FAST_COMPILE
+from tests.support.golden import GOLDEN
+from tests.support.roi import Images
 from xla_ops import deform_ps_roi_pool, ps_roi_align, ps_roi_pool
 
 FILES = sorted(

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import FAST_COMPILE, on_cpu
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
-from ps_roi_case import CALLS, random_case
-from roi_case import relative_error
 
+from tests.support.backend import FAST_COMPILE, on_cpu
+from tests.support.comparison import relative_error
+from tests.support.ps_roi import CALLS, random_case
 from xla_ops import deform_ps_roi_pool, ps_roi_align, ps_roi_pool, roi_align
 
 ALL = pytest.mark.parametrize("name", CALLS)

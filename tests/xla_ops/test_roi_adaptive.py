@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import FAST_COMPILE, on_cpu
-from roi_case import relative_error
 
+from tests.support.backend import FAST_COMPILE, on_cpu
+from tests.support.comparison import relative_error
 from xla_ops import deform_ps_roi_pool, deform_roi_pool
 
 SIZES = (1, 2, 5)

@@ -8,14 +8,16 @@ import functools
 
 import jax
 import numpy as np
-import operator_table
 import pytest
-from deform_conv_case import FAST_COMPILE, relative_error
+
+from tests.support import operators
+from tests.support.backend import FAST_COMPILE
+from tests.support.comparison import relative_error
 
 CASES = [
     (name, array)
-    for name in operator_table.NAMES
-    for array in operator_table.operator(name).moving
+    for name in operators.OPERATORS
+    for array in operators.operator(name).moving
     if array in ("features", "mask") and name not in ("deform_conv2d", "roi_pool")
 ]
 VALUES = {
@@ -31,7 +33,7 @@ VALUES = {
 @functools.cache
 def pooling(name, array):
     """As a function of the first map, or of the mask: that array, output, gradient."""
-    row = operator_table.operator(name)
+    row = operators.operator(name)
     given = row.arguments[array]
     maps = isinstance(given, tuple)
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import FAST_COMPILE
-from roi_case import OUTPUT_SIZE, SCALES, random_case, relative_error
 
+from tests.support.backend import FAST_COMPILE
+from tests.support.comparison import relative_error
+from tests.support.roi import OUTPUT_SIZE, SCALES, random_case
 from xla_ops import deform_roi_pool, roi_align, roi_pool
 
 BOTH = pytest.mark.parametrize("implementation", ["ffi", "reference"])

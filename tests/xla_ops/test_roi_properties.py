@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from deform_conv_case import FAST_COMPILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from property_checks import PAIRS, SEEDS, compiled, few, same
 
+from tests.support.backend import FAST_COMPILE
+from tests.support.property_checks import PAIRS, SEEDS, compiled, few, same
 from xla_ops import (
     deform_ps_roi_pool,
     deform_roi_pool,

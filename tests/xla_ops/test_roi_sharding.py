@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deform_conv_case import FAST_COMPILE
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from roi_case import OUTPUT_SIZE, SCALES, random_case
 
+from tests.support.backend import FAST_COMPILE
+from tests.support.roi import OUTPUT_SIZE, SCALES, random_case
 from xla_ops import deform_roi_pool, nms
 
 pytestmark = pytest.mark.devices(8)

@@ -1,11 +1,13 @@
 """A batch of one, split over mesh axes of one device."""
 
 import jax
-import operator_table
 import pytest
-from deform_conv_case import FAST_COMPILE, relative_error
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from tests.support import operators
+from tests.support.backend import FAST_COMPILE
+from tests.support.comparison import relative_error
 
 MESHES = pytest.mark.parametrize(
     ("axes", "split"),
@@ -24,9 +26,9 @@ def put(row, mesh, split):
 
 
 @MESHES
-@pytest.mark.parametrize("name", operator_table.NAMES)
+@pytest.mark.parametrize("name", operators.OPERATORS)
 def test_gradients_on_an_explicit_mesh(name, axes, split):
-    row = operator_table.operator(name, batch=1)
+    row = operators.operator(name, batch=1)
     expected = row.gradients(*row.arguments.values())
     mesh = jax.make_mesh(
         (1,) * len(axes), axes, axis_types=(AxisType.Explicit,) * len(axes)
@@ -43,7 +45,7 @@ def test_gradients_on_an_explicit_mesh(name, axes, split):
 @pytest.mark.parametrize("implementation", [None, "reference"])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_eager_gradients(kind, implementation):
-    row = operator_table.operator("deform_ps_roi_pool", batch=1)
+    row = operators.operator("deform_ps_roi_pool", batch=1)
     expected = row.gradients(*row.arguments.values())
     mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(kind,) * 2)
     with jax.set_mesh(mesh):

@@ -15,21 +15,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import operator_table
 import pytest
-from deform_conv_case import (
-    BACKWARD_CALLS,
-    FAST_COMPILE,
-    FORWARD_CALLS,
-    relative_error,
-)
 from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.support import operators
+from tests.support.backend import FAST_COMPILE
+from tests.support.comparison import relative_error
+from tests.support.deform_conv import BACKWARD_CALLS, FORWARD_CALLS
 from xla_ops import deform_conv2d
 
-ALL = pytest.mark.parametrize("name", operator_table.NAMES)
+ALL = pytest.mark.parametrize("name", operators.OPERATORS)
 KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 
 
@@ -63,7 +60,7 @@ def both_calls(row):
 @ALL
 def test_second_order(name, x64):
     """Gradient of gradient and tangent of gradient, by kernel and by reference."""
-    row = operator_table.operator(name, batch=1, dtype=np.float64)
+    row = operators.operator(name, batch=1, dtype=np.float64)
     arguments = flat(row)
     rng = np.random.default_rng(0)
     moving = tuple(arguments[place] for place in row.places)
@@ -98,7 +95,7 @@ def test_second_order(name, x64):
 
 
 def subsets(name):
-    count = len(operator_table.operator(name).arguments)
+    count = len(operators.operator(name).arguments)
     for size in range(1, count + 1):
         yield from itertools.combinations(range(count), size)
 
@@ -113,7 +110,7 @@ def rolled(row, place, by):
 @ALL
 def test_vmap_of_any_arguments_is_one_custom_call(name):
     """Forward and backward, that is vmap of grad."""
-    row = operator_table.operator(name)
+    row = operators.operator(name)
     arguments = flat(row)
     single = fast_jit(row.value_and_gradients)
     copies = 2
@@ -144,7 +141,7 @@ def test_vmap_of_any_arguments_is_one_custom_call(name):
 @ALL
 def test_checkpoint_scan_donation_and_cache(name):
     """Two recomputed steps of a scan, the moving arguments donated, twice."""
-    row = operator_table.operator(name)
+    row = operators.operator(name)
     arguments = flat(row)
     fixed = [None if p in row.places else a for p, a in enumerate(arguments)]
 
@@ -193,8 +190,8 @@ def test_export_and_reload_in_a_new_process(tmp_path):
     """A program with kernels is a file; whoever loads it imports xla_ops first."""
     pytest.importorskip("flatbuffers")
     folders = []
-    for name in operator_table.NAMES:
-        row = operator_table.operator(name)
+    for name in operators.OPERATORS:
+        row = operators.operator(name)
         checks = [
             export.DisabledSafetyCheck.custom_call(f"dcn_jax.{call}")
             for call in both_calls(row)
@@ -211,8 +208,8 @@ def test_export_and_reload_in_a_new_process(tmp_path):
         env=dict(os.environ, PYTHONPATH=path),
         check=True,
     )
-    for name in operator_table.NAMES:
-        row = operator_table.operator(name)
+    for name in operators.OPERATORS:
+        row = operators.operator(name)
         with np.load(tmp_path / name / "results.npz") as file:
             there = list(file.values())
         here = jax.tree.leaves(jax.jit(row.gradients)(*flat(row)))
@@ -247,7 +244,7 @@ def compile_and_run(function, arguments):
 @ALL
 def test_batch_over_devices(name, kind):
     """Forward and backward: no all-gather, one all-reduce where there are weights."""
-    row = operator_table.operator(name, batch=8)
+    row = operators.operator(name, batch=8)
     expected = jax.jit(row.gradients)(*flat(row))
     mesh = mesh_of(kind)
     arguments = [
@@ -266,7 +263,7 @@ def test_batch_over_devices(name, kind):
 @ALL
 def test_shard_map(name, check_vma):
     """With check_vma the gradient of a weight is summed by the cast's transpose."""
-    row = operator_table.operator(name, batch=8)
+    row = operators.operator(name, batch=8)
     expected = jax.jit(row.gradients)(*flat(row))
 
     def step(*arguments):
@@ -296,7 +293,7 @@ def test_shard_map(name, check_vma):
 @pytest.mark.parametrize("how", ["Auto", "Explicit", "shard_map"])
 def test_output_channels_over_devices(how):
     """Tensor parallel: a device has the filters of some output channels."""
-    row = operator_table.operator("deform_conv2d", batch=4)
+    row = operators.operator("deform_conv2d", batch=4)
     arguments = flat(row)
     expected = jax.jit(row.gradients)(*arguments)
     names = ("data", "model")

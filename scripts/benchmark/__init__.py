@@ -1,0 +1,19 @@
+"""Measures speed and memory on this machine, for docs/benchmarks.md.
+
+Commands, each `python -m scripts.benchmark.NAME`:
+
+    ops     operators beside plain jnp, XLA's convolution, torchvision and torch
+    step    a train step of the paper's detector
+
+What `ops` is made of:
+
+    layers                   sizes of the paper's ResNet-50
+    case                     what is measured: candidates, their peers, cases, tables
+    conv_cases, box_cases    the tables: convolutions and layers; RoI pooling and NMS
+    timing                   candidates take turns within a process
+    fma                      the machine's peak of multiply-adds, by fma_peak.cc
+    memory, peak_rss         scratch memory; how far a call raises resident memory
+    torch_worker             a process of another interpreter that computes with torch,
+    torch_process            and what runs in it
+    markdown                 the tables as text, and their place in the document
+"""

@@ -1,0 +1,96 @@
+"""A detector that compiles in a second, with the entries of the real one.
+
+As a program, `python -m tests.support.double --config=...`, it is train.main with this
+detector in the place of Faster R-CNN; with `train.predict` before the flags it is that
+program.
+"""
+
+if __name__ == "__main__":
+    from train import interrupt
+
+    interrupt.end_at_once()
+
+import importlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dcn_jax.detection.records import Detections
+
+
+class _Backbone(nnx.Module):
+    def __init__(self, rngs):
+        self.frozen_names = ("conv1",)
+        self.conv1 = nnx.Conv(3, 4, (3, 3), strides=4, rngs=rngs)
+        self.offset_conv = nnx.Conv(4, 4, (1, 1), rngs=rngs)
+
+
+class TinyDetector(nnx.Module):
+    """Says which of the classes are in an image, at the place of the whole image."""
+
+    def __init__(self, num_classes, rngs):
+        self.backbone = _Backbone(rngs)
+        self.norm = nnx.LayerNorm(4, rngs=rngs)
+        self.head = nnx.Linear(4, num_classes, rngs=rngs)
+
+    def _logits(self, images):
+        x = self.backbone.conv1(images.astype(jnp.float32) / 255)
+        x = self.norm(jnp.tanh(self.backbone.offset_conv(x)))
+        return self.head(x.mean((1, 2)))
+
+    def losses(self, batch, key):
+        # Dropout of whole images makes the loss depend on the key.
+        kept = jax.random.bernoulli(key, 0.8, batch.labels.shape[:1])
+        classes = jnp.arange(1, self.head.out_features + 1)[None, None]
+        present = (batch.labels[..., None] == classes).any(1).astype(jnp.float32)
+        log_p = jax.nn.log_softmax(self._logits(batch.images))
+        class_loss = -(log_p * present).sum(1)
+        return {
+            "class": jnp.where(kept, class_loss, 0.0).mean(),
+            "box": 0.1 * jnp.square(self.head.kernel[...]).mean(),
+        }
+
+    def detect(self, images, sizes):
+        scores, labels = jax.lax.top_k(jax.nn.softmax(self._logits(images)), 2)
+        height, width = sizes[:, 0], sizes[:, 1]
+        box = jnp.stack([0 * width, 0 * width, width, height], -1).astype(jnp.float32)
+        boxes = jnp.broadcast_to(box[:, None], (len(box), 2, 4))
+        return Detections(boxes, scores, labels + 1, scores > 0)
+
+    def offset_health(self, images, sizes):
+        return {"offset/mean_abs": jnp.abs(self.backbone.offset_conv.bias[...]).mean()}
+
+
+def install() -> None:
+    """Puts the double in the place of the detector that train builds."""
+    from train import model
+
+    model.build_detector = lambda config, classes, rngs: TinyDetector(classes, rngs)
+
+
+def batch(n=8, side=32, seed=0):
+    """A random training batch, as the loader yields it."""
+    rng = np.random.default_rng(seed)
+    boxes = np.zeros((n, 3, 4), np.float32)
+    boxes[:, 0] = [4, 4, 20, 24]
+    boxes[:, 1] = [10, 2, 30, 12]
+    labels = rng.integers(1, 4, (n, 3)).astype(np.int32)
+    labels[:, 2] = 0
+    return {
+        "images": rng.integers(0, 256, (n, side, side, 3)).astype(np.uint8),
+        "sizes": np.full((n, 2), side, np.int32),
+        "boxes": boxes,
+        "labels": labels,
+        "valid": labels > 0,
+    }
+
+
+if __name__ == "__main__":
+    install()
+    from train import cli
+
+    named = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
+    cli.run(importlib.import_module(sys.argv.pop(1) if named else "train.main").main)
