@@ -31,7 +31,7 @@ def faster_rcnn(
     pool: Settings,
     box: Settings,
     pool_layer: Callable[..., Any] = DeformRoIPool,
-    trunk: Settings = {},
+    trunk: Settings | None = None,
     mimic: Settings | None = None,
     sampling: RoISampling = RoISampling(),
     selection: DetectionSelection = DetectionSelection(),
@@ -49,7 +49,7 @@ def faster_rcnn(
       pool: Of `pool_layer`.
       box: Of `BoxHead`.
       pool_layer: RoI pooling: `RoIPool`, `RoIAlign` or `DeformRoIPool`.
-      trunk: Of `Trunk`.
+      trunk: Of `Trunk`; None takes its defaults.
       mimic: Of `Mimic`; None does not mimic.
       sampling: Which RoIs the head is trained on.
       selection: Which boxes are detections.
@@ -78,7 +78,7 @@ def faster_rcnn(
         **types,
     )
     return TwoStage(
-        Trunk(body, levels, **trunk),
+        Trunk(body, levels, **(trunk or {})),
         proposals,
         head,
         mimic=None if mimic is None else Mimic(head, **mimic, **types),

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dcn_jax.quoting import quoted
 from dcn_jax.detection.records import Batch
+from dcn_jax.quoting import quoted
 from train import sharding
 from train.config_dict import ConfigDict
 from train.data import report

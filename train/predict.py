@@ -26,8 +26,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from dcn_jax.quoting import one_line
 from dcn_jax.detection.records import Detections
+from dcn_jax.quoting import one_line
 from train import cli, draw, interrupt, sharding
 from train.config_dict import ConfigDict
 from train.data import transforms

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv
 from dcn_jax.modules.arguments import check_integer, check_rngs
 from dcn_jax.modules.deform_conv import DeformConv
+from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv
 from dcn_jax.modules.norm import NORMS, make_norm
 from dcn_jax.padding import clear_padding, map_sizes
 
@@ -88,7 +88,9 @@ class Bottleneck(nnx.Module):
             self.downsample_conv = nnx.Conv(
                 in_features, out_features, strides=strides, padding=0, **pointwise
             )
-            self.downsample_norm = make_norm(norm, out_features, param_dtype=param_dtype)
+            self.downsample_norm = make_norm(
+                norm, out_features, param_dtype=param_dtype
+            )
 
     def __call__(
         self, x: Float[Array, "N H W C"], sizes: Int[Array, "N 2"] | None = None
@@ -283,16 +285,16 @@ def _deformed(deform_blocks: Sequence[int], depths: Sequence[int]) -> tuple[int,
     """How many blocks of each stage deform."""
     if len(deform_blocks) != 4:
         raise ValueError(
-            f"`deform_blocks` is {tuple(deform_blocks)}; expected 4 integers, for conv2 "
-            "to conv5"
+            f"`deform_blocks` is {tuple(deform_blocks)}; expected 4 integers, for "
+            "conv2 to conv5"
         )
     counts = []
     for count, depth in zip(deform_blocks, depths, strict=True):
         count = check_integer("deform_blocks", count, -1)
         if count > depth:
             raise ValueError(
-                f"`deform_blocks` is {tuple(deform_blocks)}; expected at most `depths`, "
-                f"which is {tuple(depths)}, or -1 for all"
+                f"`deform_blocks` is {tuple(deform_blocks)}; expected at most "
+                f"`depths`, which is {tuple(depths)}, or -1 for all"
             )
         counts.append(depth if count == -1 else count)
     return tuple(counts)

@@ -5,6 +5,7 @@ Shape letters: N images, B RoIs of an image.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
@@ -31,7 +32,7 @@ def levels_of_rois(
     Source: Lin et al. 2017 (arXiv:1612.03144) eq. 1, rounded as in torchvision's
     LevelMapper.
     """
-    if any(b != 2 * a for a, b in zip(strides, strides[1:], strict=False)):
+    if any(b != 2 * a for a, b in pairwise(strides)):
         raise ValueError(
             f"`strides` is {tuple(strides)}; expected each to be twice the one before"
         )

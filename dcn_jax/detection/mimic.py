@@ -92,8 +92,8 @@ class Mimic(nnx.Module):
         check_rngs(rngs)
         if not hasattr(head, "represent"):
             raise TypeError(
-                f"`head` is {type(head).__name__}, which has no representation of a RoI "
-                "to mimic; expected a head with `represent`, such as BoxHead"
+                f"`head` is {type(head).__name__}, which has no representation of a "
+                "RoI to mimic; expected a head with `represent`, such as BoxHead"
             )
         _check_choice("regions", regions, REGIONS)
         _check_choice("reduction", reduction, REDUCTIONS)

@@ -198,7 +198,9 @@ class RPN(nnx.Module):
         deltas = self.deltas(x).reshape(x.shape[0], count, 4)
         return logits, deltas, anchors, usable
 
-    def anchors_of_grid(self, grid_hw: tuple[int, int], stride: int) -> Float[Array, "n 4"]:
+    def anchors_of_grid(
+        self, grid_hw: tuple[int, int], stride: int
+    ) -> Float[Array, "n 4"]:
         """Anchors of a level, in pixels of the image."""
         coarser = stride / self.strides[0]
         cell = cell_anchors(
@@ -362,7 +364,8 @@ def rpn_losses(
 
     Returns:
       "rpn_class": mean cross entropy, binary where there is one logit. "rpn_box":
-      smooth L1 (beta 1/9) summed over the positives, over the number of sampled anchors.
+      smooth L1 (beta 1/9) summed over the positives, over the number of sampled
+      anchors.
     """
     logits = gather_rows(logits, targets.index)
     deltas = gather_rows(deltas, targets.index)

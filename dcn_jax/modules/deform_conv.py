@@ -280,9 +280,7 @@ def branch_dtype(dtype: Any, param_dtype: Any) -> np.dtype:
     return wanted if wanted.itemsize > 4 else jnp.dtype(jnp.float32)
 
 
-def bound(
-    offset: Float[Array, "*s"], max_offset: float | None
-) -> Float[Array, "*s"]:
+def bound(offset: Float[Array, "*s"], max_offset: float | None) -> Float[Array, "*s"]:
     """Offsets within [-max_offset, max_offset], with slope 1 at 0; None bounds none."""
     if max_offset is None:
         return offset

@@ -25,8 +25,8 @@ import optax
 from flax import nnx
 
 from dcn_jax.backbones import ResNet
-from dcn_jax.detection.two_stage import FasterRCNN
 from dcn_jax.detection.records import Batch
+from dcn_jax.detection.two_stage import FasterRCNN
 from scripts.benchmark.layers import CANVAS
 from scripts.gpu_check.runner import seconds_left
 

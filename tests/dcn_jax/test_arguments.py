@@ -8,8 +8,9 @@ import pytest
 from flax import nnx
 
 from dcn_jax.detection.box_head import BoxHead
-from dcn_jax.modules import DeformConv, DeformRoIPool, linen
-from dcn_jax.detection.rpn import RPNHead
+from dcn_jax.detection.rpn import RPN
+from dcn_jax.modules import DeformConv, DeformRoIPool, RoIAlign, linen
+from dcn_jax.necks import DilatedConv5
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +25,17 @@ def make(layer, **changes):
         DeformRoIPool: dict(
             in_features=4, output_size=2, spatial_scale=0.5, hidden_features=3
         ),
-        BoxHead: dict(in_features=4, num_classes=2, features=3),
-        RPNHead: dict(in_features=4, num_anchors=2, features=3),
+        BoxHead: dict(
+            pool=RoIAlign(2, spatial_scale=1),
+            in_features=4,
+            num_classes=2,
+            strides=(1,),
+            features=3,
+        ),
+        RPN: dict(in_features=4, strides=(4,), features=3),
+        DilatedConv5: dict(
+            channels={"c4": 4, "c5": 8}, strides={"c4": 16, "c5": 16}, features=3
+        ),
     }[layer]
     return layer(**{**arguments, "rngs": nnx.Rngs(0), **changes})
 
@@ -44,9 +54,10 @@ NUMBERS = [
     (BoxHead, "in_features"),
     (BoxHead, "num_classes"),
     (BoxHead, "features"),
-    (RPNHead, "in_features"),
-    (RPNHead, "num_anchors"),
-    (RPNHead, "features"),
+    (RPN, "in_features"),
+    (RPN, "num_classes"),
+    (RPN, "features"),
+    (DilatedConv5, "features"),
 ]
 
 
@@ -69,6 +80,10 @@ def test_bad_numbers(layer, name):
         (DeformConv, dict(padding=(1, 1, 1)), ValueError, r"`padding` is \(1, 1, 1"),
         (DeformConv, dict(mask_scale=3), ValueError, "`mask_scale` is 3; expected 1"),
         (DeformConv, dict(mask_scale="2"), ValueError, "`mask_scale` is '2'; expect"),
+        (DeformConv, dict(max_offset=0), ValueError, "`max_offset` is 0.0; expected"),
+        (DeformConv, dict(max_offset="3"), TypeError, "`max_offset` is '3'; expected"),
+        (RPN, dict(strides=(0,)), ValueError, "`strides` is 0; expected at least 1"),
+        (RPN, dict(anchor_sizes=(0,)), ValueError, r"`sizes` is \(0.0,\); expected"),
         (DeformRoIPool, dict(sampling_ratio=-1), ValueError, "`sampling_ratio` is -1"),
         (DeformRoIPool, dict(sampling_ratio=2.0), TypeError, "`sampling_ratio` is 2."),
         (DeformRoIPool, dict(spatial_scale=0), ValueError, "`spatial_scale` is 0; ex"),
@@ -85,7 +100,7 @@ def test_bad_arguments(layer, changes, error, message):
         make(layer, **changes)
 
 
-@pytest.mark.parametrize("layer", [DeformConv, DeformRoIPool, BoxHead, RPNHead])
+@pytest.mark.parametrize("layer", [DeformConv, DeformRoIPool, BoxHead, RPN])
 def test_bad_rngs(layer):
     for rngs in (0, None, jax.random.key(0)):
         with pytest.raises(TypeError, match=r"`rngs` is .*; expected flax"):

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dcn_jax import box_head
-from dcn_jax.detection.box_head import BoxHead
+from dcn_jax.boxes import levels_of_rois
+from dcn_jax.detection import box_head
+from dcn_jax.detection.box_head import BoxHead, DetectionSelection, RoISampling
+from dcn_jax.detection.roi_head import pool_rois
+from dcn_jax.modules import RoIAlign
+from dcn_jax.necks import Levels
+from dcn_jax.trunk import Features
 
 # One compilation in place of one for each operation.
 box_losses = jax.jit(box_head.box_losses)
-box_targets = jax.jit(
-    box_head.box_targets, static_argnames=("samples", "positive_fraction")
-)
-select_detections = jax.jit(
-    box_head.select_detections,
-    static_argnames=("score_threshold", "max_detections", "candidates"),
-)
+box_targets = jax.jit(box_head.box_targets, static_argnums=6)
+select_detections = jax.jit(box_head.select_detections, static_argnums=5)
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "detectors" / "faster_rcnn_dc5.npz"
 
@@ -45,7 +45,7 @@ def test_detections_are_those_of_the_peer(peer):
         rois,
         valid,
         jnp.asarray(peer["image_sizes"].astype(np.int32)),
-        score_threshold=float(peer["config/box_score_thresh"]),
+        DetectionSelection(score_threshold=float(peer["config/box_score_thresh"])),
     )
     for i in range(2):
         n = len(peer[f"detection_boxes_{i}_f32"])
@@ -77,7 +77,7 @@ def test_targets_are_those_of_the_peer(peer):
         boxes,
         labels.astype(jnp.int32),
         jnp.ones((2, 6), bool),
-        samples=400,
+        RoISampling(samples=400),
     )
     for i in range(2):
         rois = np.asarray(targets.rois[i][targets.valid[i]])
@@ -103,8 +103,7 @@ def tiny_targets(valid=True):
         boxes,
         jnp.asarray([[2, 0]], jnp.int32),
         jnp.asarray([[True, False]]) & valid,
-        samples=8,
-        positive_fraction=0.5,
+        RoISampling(samples=8, positive_fraction=0.5),
     )
 
 
@@ -149,7 +148,7 @@ def test_class_agnostic_boxes_serve_all_classes():
         rois,
         jnp.asarray([[True, False]]),
         jnp.asarray([[64, 64]], jnp.int32),
-        max_detections=5,
+        DetectionSelection(max_detections=5),
     )
     assert found.labels[0].tolist() == [1, 3, 0, 0, 0]
     assert found.valid[0].tolist() == [True, True, False, False, False]
@@ -163,26 +162,64 @@ def test_a_candidate_cut_keeps_the_best():
     rois = jnp.stack([corner, corner, corner + 10, corner + 10], -1)[None]
     sizes = jnp.asarray([[200, 200]], jnp.int32)
     args = logits, deltas, rois, jnp.ones((1, 6), bool), sizes
-    whole = select_detections(*args, max_detections=4)
-    cut = select_detections(*args, max_detections=4, candidates=4)
+    whole = select_detections(*args, DetectionSelection(max_detections=4))
+    cut = select_detections(*args, DetectionSelection(max_detections=4, candidates=4))
     for a, b in zip(whole, cut, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
+def make_head(**options):
+    pool = RoIAlign(2, spatial_scale=0.25)
+    settings = dict(strides=(4,), features=5, rngs=nnx.Rngs(0))
+    return BoxHead(pool, 3, 3, **settings, **options)
+
+
+def on_one_map(images, dtype=jnp.float32):
+    """Features of images of 24 x 28 pixels, three channels at stride 4."""
+    levels = Levels((), (jnp.ones((images, 6, 7, 3), dtype),))
+    return Features(jnp.ones((images, 24, 28, 3)), None, levels)
+
+
+def test_rois_read_the_level_of_their_size():
+    """224 pixels and more at stride 16, 112 at 8, and what is smaller at 4."""
+    sides = jnp.asarray([2000.0, 224, 223, 112, 111, 56, 5, 0])
+    rois = jnp.stack([0 * sides, 0 * sides, sides, sides], -1)[None]
+    levels = levels_of_rois(rois, (4, 8, 16))
+    assert levels[0].tolist() == [2, 2, 1, 1, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match=r"`strides` is \(4, 16\); expected each"):
+        levels_of_rois(rois, (4, 16))
+
+
+def test_a_pyramid_is_pooled_by_level_and_without_padding():
+    """A map of each level holds its number; half of the second image is padding."""
+    maps = tuple(jnp.full((2, 64 // s, 64 // s, 3), float(s)) for s in (4, 8))
+    sizes = jnp.asarray([[64, 64], [64, 32]], jnp.int32)
+    features = Features(jnp.ones((2, 64, 64, 3)), sizes, Levels((), maps))
+    pool = RoIAlign(1, spatial_scale=(0.25, 0.125))
+    rois = jnp.asarray([[[0.0, 0, 20, 20], [0, 0, 300, 300], [34, 0, 60, 60]]] * 2)
+    pooled = pool_rois(pool, features, rois, (4, 8))[..., 0, 0, 0]
+    np.testing.assert_allclose(pooled[:, 0], 4)
+    assert 0 < pooled[0, 1] < 8
+    np.testing.assert_allclose(pooled[:, 2], [4, 0], atol=1)
+    assert pooled[0, 2] == 4 and pooled[1, 2] < 1
+
+
 def test_head_shapes_and_reduced_precision():
-    head = BoxHead(18, 3, features=8, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    logits, deltas = head(jnp.ones((2, 5, 3, 3, 2), jnp.bfloat16))
-    assert logits.shape == (2, 5, 4) and deltas.shape == (2, 5, 3, 4)
-    assert logits.dtype == jnp.bfloat16
-    agnostic = BoxHead(18, 3, features=8, class_agnostic=True, rngs=nnx.Rngs(0))
-    assert agnostic(jnp.ones((2, 5, 3, 3, 2)))[1].shape == (2, 5, 1, 4)
+    rois = jnp.ones((2, 5, 4))
+    seen = make_head(dtype=jnp.bfloat16)(on_one_map(2, jnp.bfloat16), rois)
+    assert seen.logits.shape == (2, 5, 4) and seen.deltas.shape == (2, 5, 3, 4)
+    assert seen.representation.shape == (2, 5, 5)
+    assert seen.logits.dtype == jnp.bfloat16
+    agnostic = make_head(class_agnostic=True)(on_one_map(2), rois)
+    assert agnostic.deltas.shape == (2, 5, 1, 4)
 
 
 @pytest.mark.parametrize("class_agnostic", [True, False])
 @pytest.mark.parametrize(("images", "rois"), [(2, 0), (0, 3), (0, 0)])
 def test_no_rois_or_no_images(images, rois, class_agnostic):
-    head = BoxHead(12, 3, features=5, class_agnostic=class_agnostic, rngs=nnx.Rngs(0))
-    logits, deltas = head(jnp.ones((images, rois, 2, 2, 3)))
+    head = make_head(class_agnostic=class_agnostic)
+    seen = head(on_one_map(images), jnp.ones((images, rois, 4)))
+    logits, deltas = seen.logits, seen.deltas
     assert logits.shape == (images, rois, 4)
     assert deltas.shape == (images, rois, 1 if class_agnostic else 3, 4)
     boxes, valid = jnp.ones((images, rois, 4)), jnp.ones((images, rois), bool)
@@ -195,7 +232,7 @@ def test_no_rois_or_no_images(images, rois, class_agnostic):
         boxes,
         valid,
         jnp.ones((images, 2), jnp.int32),
-        max_detections=5,
+        DetectionSelection(max_detections=5),
     )
     assert detections.boxes.shape == (images, 5, 4)
     assert not detections.valid.any()

@@ -10,7 +10,9 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dcn_jax.modules import DeformConv, OffsetStatistics, offset_health
+from dcn_jax.explain import offset_health
+from dcn_jax.modules import DeformConv, deform_conv
+from dcn_jax.modules.deform_conv import Samples
 from xla_ops import deform_conv2d
 
 
@@ -233,9 +235,23 @@ def test_health_of_scanned_layers_counts_each():
 def test_health_costs_nothing_unless_asked_for():
     layer, x = DeformConv(2, 2, 3, rngs=nnx.Rngs(0)), random_input(1, 4, 4, 2)
     jaxpr = str(jax.make_jaxpr(lambda m, x: m(x))(layer, x))
-    assert " abs " not in jaxpr
-    captured = nnx.capture(lambda m: m(x), OffsetStatistics)
-    assert " abs " in str(jax.make_jaxpr(captured)(nnx.clone(layer)))
+    assert "iota" not in jaxpr
+    captured = nnx.capture(lambda m: m(x), Samples)
+    assert "iota" in str(jax.make_jaxpr(captured)(nnx.clone(layer)))
+
+
+def test_offsets_stay_within_their_bound():
+    free = DeformConv(2, 2, 1, rngs=nnx.Rngs(0))
+    bounded = DeformConv(2, 2, 1, max_offset=1.5, rngs=nnx.Rngs(0))
+    x = jnp.ones((1, 4, 4, 2))
+    for dy, dx in ((0.01, -0.01), (3.0, -40.0)):
+        for layer in (free, bounded):
+            layer.offset_conv.bias.set_value(jnp.asarray([dy, dx, 0.0]))
+        raw, bound = (layer.sampling(x)[0] for layer in (free, bounded))
+        np.testing.assert_allclose(bound, 1.5 * np.tanh(raw / 1.5), rtol=1e-5)
+        assert abs(bound).max() <= 1.5
+    # Near 0 they are what they were, and learn at the same rate.
+    np.testing.assert_allclose(jax.grad(lambda o: deform_conv.bound(o, 1.5))(0.0), 1)
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])

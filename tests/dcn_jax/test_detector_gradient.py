@@ -21,31 +21,31 @@ _EARLY, _LATE = 1e-8, 1e-6
 # A parameter of each kind: path, part of its last axis, step.
 _ALL = slice(None)
 KINDS = {
-    "stem": (("backbone", "conv1", "kernel"), _ALL, _EARLY),
+    "stem": (("trunk", "backbone", "conv1", "kernel"), _ALL, _EARLY),
     "deformable kernel": (
-        ("backbone", "layer3", 0, "conv2", "kernel"),
+        ("trunk", "backbone", "layer3", 0, "conv2", "kernel"),
         _ALL,
         _EARLY,
     ),
     "offset branch": (
-        ("backbone", "layer3", 0, "conv2", "offset_conv", "kernel"),
+        ("trunk", "backbone", "layer3", 0, "conv2", "offset_conv", "kernel"),
         slice(0, 18),
         _EARLY,
     ),
     "mask branch": (
-        ("backbone", "layer4", 0, "conv2", "offset_conv", "kernel"),
+        ("trunk", "backbone", "layer4", 0, "conv2", "offset_conv", "kernel"),
         slice(18, 27),
         _EARLY,
     ),
-    "reduction": (("reduction", "kernel"), _ALL, _EARLY),
-    "RoI branch, hidden": (("roi_pool", "fc1", "kernel"), _ALL, _LATE),
-    "RoI branch, offsets": (("roi_pool", "offset_fc", "bias"), slice(0, 18), _LATE),
-    "RoI branch, masks": (("roi_pool", "offset_fc", "bias"), slice(18, 27), _LATE),
+    "reduction": (("trunk", "neck", "reduction", "kernel"), _ALL, _EARLY),
+    "RoI branch, hidden": (("roi", "pool", "fc1", "kernel"), _ALL, _LATE),
+    "RoI branch, offsets": (("roi", "pool", "offset_fc", "bias"), slice(0, 18), _LATE),
+    "RoI branch, masks": (("roi", "pool", "offset_fc", "bias"), slice(18, 27), _LATE),
     "RPN": (("rpn", "conv", "kernel"), _ALL, _EARLY),
     "RPN boxes": (("rpn", "deltas", "kernel"), _ALL, _LATE),
-    "head": (("head", "fc6", "kernel"), _ALL, _LATE),
-    "head boxes": (("head", "regressor", "kernel"), _ALL, _LATE),
-    "mimic classifier": (("mimic_classifier", "kernel"), _ALL, _LATE),
+    "head": (("roi", "fc6", "kernel"), _ALL, _LATE),
+    "head boxes": (("roi", "regressor", "kernel"), _ALL, _LATE),
+    "mimic classifier": (("mimic", "classifier", "kernel"), _ALL, _LATE),
 }
 
 
@@ -70,8 +70,8 @@ def values(params):
 
 def make():
     return make_detector(
-        {"deform_stages": (False, False, True, True), "param_dtype": jnp.float64},
-        mimic="fg",
+        {"deform_blocks": (0, 0, -1, -1)},
+        mimic={},
         param_dtype=jnp.float64,
     )
 
@@ -90,7 +90,7 @@ def derivatives():
         targets = quick_jit(lambda p: merged(p).targets(batch, jax.random.key(0)))(
             params
         )
-        assert targets.mimic.valid.any() and targets.rpn.positive.any()
+        assert targets.mimic.valid.any() and (targets.rpn.labels > 0).any()
 
         def total(params, targets):
             return sum(

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dcn_jax import mimic
+from dcn_jax.detection import mimic
 from dcn_jax.detection.box_head import BoxTargets
 from dcn_jax.detection.mimic import crop_patches
 from tests.support.backend import quick_jit
@@ -122,15 +122,16 @@ def test_features_without_direction_are_finite():
 
 def test_a_crop_of_the_whole_image_has_the_features_of_the_image():
     """Backbone, reduction, pooling and head are shared, and the patch is the image."""
-    model = tiny_detector(mimic="fg")
+    model = tiny_detector(mimic={})
     batch = tiny_batch(images=1, height=32, width=32)
     whole = jnp.asarray([[[0, 0, 32, 32]]], jnp.float32)
 
     @quick_jit
     def both(model):
-        maps = model.features(batch.images, batch.sizes)
-        alone = model._represent(maps["roi"], whole, model._map_sizes(batch.sizes))
-        return alone, model._represent_crops(batch, whole)
+        features = model.features(batch.images, batch.sizes)
+        alone = model.roi.represent(features, whole)
+        crops = model.mimic.represent_crops(model.trunk, model.roi, features, whole)
+        return alone, crops
 
     # 32 x 32 pixels in 32 x 32: 2 x 2 samples blur a little, so a smooth image.
     ramp = jnp.linspace(0, 255, 32)[None, :, None, None]

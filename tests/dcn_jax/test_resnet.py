@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from dcn_jax.backbones import ResNet, resnet50, resnet101
 from dcn_jax.modules import DeformConv
+from dcn_jax.modules.norm import FrozenStat
 from dcn_jax.weights import init_from
 from tests.support.backend import quick_jit
 from tests.support.tiny_detector import filled, tiny_backbone
@@ -69,35 +70,35 @@ def test_frozen_batch_norm_is_no_parameter():
     assert {p[-1] for p, _ in frozen} == {"scale", "bias", "mean", "var"}
 
 
-def test_deformable_and_dilated_stages_are_where_they_were_asked_for():
+def test_deformable_blocks_and_dilated_stages_are_where_they_were_asked_for():
     model = nnx.eval_shape(
         lambda: ResNet(
             (1, 2, 1, 2),
             stem_features=8,
-            deform_stages=(False, True, False, True),
+            deform_blocks=(0, -1, 0, 1),
             modulated=False,
             offset_groups=2,
-            dilate_conv5=True,
+            output_stride=16,
             rngs=nnx.Rngs(0),
         )
     )
     assert model.strides == {"c2": 4, "c3": 8, "c4": 16, "c5": 16}
     for name, deformable, dilation in (
-        ("layer1", False, 1),
-        ("layer2", True, 1),
-        ("layer3", False, 1),
-        ("layer4", True, 2),
+        ("layer1", (False,), 1),
+        ("layer2", (True, True), 1),
+        ("layer3", (False,), 1),
+        ("layer4", (False, True), 2),
     ):
-        for block in getattr(model, name):
-            assert isinstance(block.conv2, DeformConv) == deformable
+        for block, deforms in zip(getattr(model, name), deformable, strict=True):
+            assert isinstance(block.conv2, DeformConv) == deforms
             assert block.conv2.kernel_dilation in (dilation, (dilation, dilation))
-            if deformable:
+            if deforms:
                 assert block.conv2.offset_conv.out_features == 2 * 18
 
 
 @pytest.mark.parametrize("norm", ["frozen_bn", "group_norm"])
 def test_padding_changes_nothing(norm):
-    model = tiny_backbone(norm=norm, deform_stages=(False, False, True, True))
+    model = tiny_backbone(norm=norm, deform_blocks=(0, 0, -1, -1))
     for layer in (model.layer3, model.layer4):
         bias = layer[0].conv2.offset_conv.bias
         bias[...] = jax.random.normal(jax.random.key(1), bias.shape)
@@ -145,7 +146,7 @@ def test_frozen_stages_are_not_differentiated(frozen_stages):
 
 
 def test_reduced_precision_keeps_parameters():
-    model = tiny_backbone(dtype=jnp.bfloat16, deform_stages=(False, True, True, True))
+    model = tiny_backbone(dtype=jnp.bfloat16, deform_blocks=(0, -1, -1, -1))
     maps = quick_jit(model)(jnp.ones((1, 32, 32, 3)), jnp.full((1, 2), 30, jnp.int32))
     assert {v.dtype for v in maps.values()} == {jnp.dtype(jnp.bfloat16)}
     params = nnx.state(model, nnx.Param)
@@ -156,7 +157,16 @@ def test_reduced_precision_keeps_parameters():
     ("argument", "message"),
     [
         ({"depths": (1, 1, 1)}, "`depths` is (1, 1, 1); expected 4"),
-        ({"deform_stages": (True,)}, "`deform_stages` is (True,); expected 4"),
+        ({"deform_blocks": (1,)}, "`deform_blocks` is (1,); expected 4"),
+        (
+            {"deform_blocks": (0, 0, 0, 4)},
+            "`deform_blocks` is (0, 0, 0, 4); exp",
+        ),
+        (
+            {"deform_blocks": (0, 0, 0, -2)},
+            "`deform_blocks` is -2; expected at",
+        ),
+        ({"output_stride": 8}, "`output_stride` is 8; expected 16 or 32"),
         ({"norm": "batch"}, "`norm` is 'batch'; expected one of"),
         ({"frozen_stages": 6}, "`frozen_stages` is 6; expected 0 to 5"),
     ],

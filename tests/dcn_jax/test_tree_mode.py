@@ -16,11 +16,10 @@ def tree_mode():
 
 
 def test_a_detector_is_made_split_and_differentiated_in_tree_mode(tree_mode):
-    assert nnx.eval_shape(lambda: make_detector(mimic="fg")) is not None
+    assert nnx.eval_shape(lambda: make_detector(mimic={})) is not None
     model = tiny_detector(
-        {"deform_stages": (False, True, True, True)},
-        mimic="fg",
-        roi_pooling="modulated",
+        {"deform_blocks": (0, -1, -1, -1)},
+        mimic={},
     )
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     batch = tiny_batch()

@@ -22,7 +22,7 @@ def abstract_resnet(norm):
             stem_features=4,
             groups=2,
             norm=norm,
-            deform_stages=(False, False, False, True),
+            deform_blocks=(0, 0, 0, -1),
             rngs=nnx.Rngs(0),
         )
     )

@@ -5,35 +5,52 @@ import numpy as np
 from flax import nnx
 
 from dcn_jax.backbones import ResNet
-from dcn_jax.detection.two_stage import FasterRCNN
+from dcn_jax.detection.box_head import DetectionSelection, RoISampling
 from dcn_jax.detection.records import Batch
+from dcn_jax.detection.rpn import AnchorSampling, Selection
+from dcn_jax.modules import DeformRoIPool
+from dcn_jax.networks import faster_rcnn
+
+_BACKBONE = dict(
+    depths=(1, 1, 1, 1), stem_features=8, output_stride=16, norm="group_norm"
+)
 
 
 def make_backbone(**kwargs):
     """A ResNet of one block a stage whose widths are an eighth of the usual ones."""
-    defaults = dict(stem_features=8, dilate_conv5=True, norm="group_norm")
-    return ResNet((1, 1, 1, 1), **(defaults | kwargs), rngs=nnx.Rngs(0))
+    return ResNet(**(_BACKBONE | kwargs), rngs=nnx.Rngs(0))
 
 
-def make_detector(backbone=None, **kwargs):
-    """Faster R-CNN with a handful of everything; `backbone` has its arguments."""
-    defaults = dict(
-        rpn_features=8,
-        anchor_sizes=(16, 32),
-        rpn_pre_nms_top_n=(60, 60),
-        rpn_post_nms_top_n=(20, 20),
-        rpn_samples=16,
-        reduction_features=8,
-        roi_output_size=3,
-        roi_branch_features=8,
-        roi_samples=12,
-        head_features=16,
-        max_detections=10,
-        mimic_count=3,
-        mimic_crop_size=32,
+def make_detector(
+    backbone=None, *, pool=None, box=None, mimic=None, pool_layer=DeformRoIPool, **rest
+):
+    """Faster R-CNN with a handful of everything.
+
+    Mappings change the settings of a stage; without `mimic` it does not mimic.
+    """
+    few = dict(output_size=3)
+    if pool_layer is DeformRoIPool:
+        few["hidden_features"] = 8
+    return faster_rcnn(
+        3,
+        backbone=_BACKBONE | (backbone or {}),
+        neck=dict(features=8),
+        rpn=dict(
+            features=8,
+            anchor_sizes=(16, 32),
+            sampling=AnchorSampling(samples=16),
+            train=Selection(60, 20),
+            test=Selection(60, 20),
+        ),
+        pool_layer=pool_layer,
+        pool=few | (pool or {}),
+        box=dict(features=16) | (box or {}),
+        mimic=None if mimic is None else dict(count=3, crop_size=32) | mimic,
+        sampling=RoISampling(samples=12),
+        selection=DetectionSelection(max_detections=10),
+        rngs=nnx.Rngs(1),
+        **rest,
     )
-    backbone = make_backbone(**(backbone or {}))
-    return FasterRCNN(backbone, 3, **(defaults | kwargs), rngs=nnx.Rngs(1))
 
 
 def tiny_backbone(**kwargs):

@@ -1,4 +1,5 @@
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dcn_jax.backbones import resnet50
-from dcn_jax.detection.two_stage import FasterRCNN
+from dcn_jax.detection.mimic import Mimic
+from dcn_jax.explain import offset_health
+from dcn_jax.modules import DeformRoIPool, RoIAlign, RoIPool
+from dcn_jax.networks import faster_rcnn
+from dcn_jax.trunk import Trunk
 from tests.support.backend import quick_jit
 from tests.support.tiny_detector import make_detector, tiny_batch, tiny_detector
 
@@ -32,8 +36,7 @@ def step(model):
 
 
 def test_losses_are_finite_also_where_there_is_nothing_to_learn():
-    dcnv2 = {"deform_stages": (False, False, True, True)}
-    run = step(tiny_detector(dcnv2, roi_pooling="modulated", mimic="fg"))
+    run = step(tiny_detector({"deform_blocks": (0, 0, -1, -1)}, mimic={}))
     batch = tiny_batch(images=3)
     # The second image has no ground truth, the third one not even pixels.
     batch = batch._replace(
@@ -51,13 +54,13 @@ def test_losses_are_finite_also_where_there_is_nothing_to_learn():
 
 
 def test_padding_changes_no_detection():
-    model = tiny_detector({"deform_stages": (False, False, False, True)})
+    model = tiny_detector({"deform_blocks": (0, 0, 0, -1)})
     for bias in (
-        model.backbone.layer4[0].conv2.offset_conv.bias,
-        model.roi_pool.offset_fc.bias,
+        model.trunk.backbone.layer4[0].conv2.offset_conv.bias,
+        model.roi.pool.offset_fc.bias,
     ):
         bias[...] = jax.random.normal(jax.random.key(1), bias.shape)
-    detect = quick_jit(lambda model, images, sizes: model.detect(images, sizes))
+    detect = quick_jit(lambda model, images, sizes: model.predict(images, sizes))
     batch = tiny_batch(images=2, height=50, width=41)
     exact = detect(model, batch.images, batch.sizes)
     canvas = jnp.pad(
@@ -79,7 +82,7 @@ def test_padding_changes_no_detection():
 
 
 def test_targets_hold_the_decisions_that_the_losses_take():
-    model = tiny_detector(roi_pooling="roi_align", mimic="fg", mimic_crop_size=16)
+    model = tiny_detector(pool_layer=RoIAlign, mimic={"crop_size": 16})
     batch = tiny_batch()
 
     @quick_jit
@@ -97,13 +100,13 @@ def test_targets_hold_the_decisions_that_the_losses_take():
 @pytest.mark.parametrize(
     "options",
     [
-        {"roi_pooling": "roi_align", "class_agnostic_boxes": True},
-        {"roi_pooling": "deform", "dtype": jnp.bfloat16},
+        {"pool_layer": RoIAlign, "box": {"class_agnostic": True}},
+        {"pool_layer": RoIPool},
+        {"pool": {"modulated": False}, "dtype": jnp.bfloat16},
     ],
 )
 def test_other_poolings_heads_and_types(options):
-    dtype = options.get("dtype")
-    model = tiny_detector({"norm": "frozen_bn", "dtype": dtype}, **options)
+    model = tiny_detector({"norm": "frozen_bn"}, **options)
     losses, gradient = step(model)(tiny_batch())
     assert set(losses) == DETECTOR_LOSSES
     assert {v.dtype for v in losses.values()} == {jnp.dtype(jnp.float32)}
@@ -116,9 +119,9 @@ def test_offset_health():
     batch = tiny_batch()
 
     def health(model):
-        return model.offset_health(batch.images, batch.sizes)
+        return offset_health(model, lambda m: m.features(batch.images, batch.sizes))
 
-    deformable = tiny_detector({"deform_stages": (False, False, False, True)})
+    deformable = tiny_detector({"deform_blocks": (0, 0, 0, -1)})
     statistics = quick_jit(health)(deformable)
     assert set(statistics) == {"offset/mean_abs", "offset/outside", "offset/dead"}
     assert statistics["offset/mean_abs"] == 0
@@ -126,72 +129,107 @@ def test_offset_health():
 
 
 def test_traces_with_64_bit_types_on(x64):
-    wide = {"param_dtype": jnp.float64}
-    model = tiny_detector(wide, mimic="fg", **wide)
+    model = tiny_detector(mimic={}, param_dtype=jnp.float64)
     batch = tiny_batch()
-    found = jax.eval_shape(lambda m: m.detect(batch.images, batch.sizes), model)
+    found = jax.eval_shape(lambda m: m.predict(batch.images, batch.sizes), model)
     assert found.boxes.dtype == found.scores.dtype == jnp.float32
     losses = jax.eval_shape(lambda m: m.losses(batch, jax.random.key(0)), model)
     assert {v.dtype for v in losses.values()} == {jnp.dtype(jnp.float64)}
 
 
 @functools.cache
-def count(deform_stages, modulated, roi_pooling) -> int:
+def count(deform_blocks, pool_layer, modulated) -> int:
+    deforms = pool_layer is DeformRoIPool
+
     def make():
-        backbone = resnet50(
-            deform_stages=deform_stages,
-            modulated=modulated,
-            dilate_conv5=True,
+        return faster_rcnn(
+            80,
+            backbone=dict(
+                depths=(3, 4, 6, 3),
+                deform_blocks=deform_blocks,
+                modulated=modulated,
+                output_stride=16,
+            ),
+            neck={},
+            rpn={},
+            pool_layer=pool_layer,
+            pool=dict(output_size=7) | (dict(modulated=modulated) if deforms else {}),
+            box={},
             rngs=nnx.Rngs(0),
         )
-        return FasterRCNN(backbone, 80, roi_pooling=roi_pooling, rngs=nnx.Rngs(0))
 
     params = nnx.state(nnx.eval_shape(make), nnx.Param)
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize(
-    ("deform_stages", "modulated", "roi_pooling", "added"),
+    ("deform_blocks", "pool_layer", "modulated", "added"),
     [
-        ("5", False, "roi_align", 248_886),
-        ("45", False, "roi_align", 497_826),
-        ("345", False, "roi_align", 580_842),
-        ("5", False, "deform", 1_478_296),
-        ("345", False, "deform", 1_810_252),
-        ("345", True, "modulated", 14_917_618),
+        ((0, 0, 0, -1), RoIAlign, False, 248_886),
+        ((0, 0, 0, 3), RoIAlign, False, 248_886),
+        ((0, 0, -1, -1), RoIAlign, False, 497_826),
+        ((0, -1, -1, -1), RoIAlign, False, 580_842),
+        ((0, 0, 0, -1), DeformRoIPool, False, 1_478_296),
+        ((0, -1, -1, -1), DeformRoIPool, False, 1_810_252),
+        ((0, -1, -1, -1), DeformRoIPool, True, 14_917_618),
     ],
 )
 def test_parameters_added_by_the_rows_of_the_papers_tables(
-    deform_stages, modulated, roi_pooling, added
+    deform_blocks, pool_layer, modulated, added
 ):
-    regular = count((False,) * 4, False, "roi_align")
-    stages = tuple(str(i) in deform_stages for i in range(2, 6))
-    assert count(stages, modulated, roi_pooling) - regular == added
+    regular = count((0, 0, 0, 0), RoIPool, False)
+    assert count(deform_blocks, pool_layer, modulated) - regular == added
+
+
+def test_deformed_blocks_are_the_last():
+    """One of the last stage, as the first paper's smallest row."""
+    one = count((0, 0, 0, 1), RoIAlign, False) - count((0, 0, 0, 0), RoIAlign, False)
+    assert 3 * one == 248_886
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error", "message"),
     [
-        ({"roi_pooling": "max"}, "`roi_pooling` is 'max'; expected one of"),
-        ({"mimic": "all"}, "`mimic` is 'all'; expected one of"),
-        ({"mimic_reduction": "max"}, "`mimic_reduction` is 'max'; expected one of"),
+        ({"mimic": {"regions": "all"}}, ValueError, "`regions` is 'all'; expected one"),
+        ({"mimic": {"reduction": "max"}}, ValueError, "`reduction` is 'max'; expected"),
+        ({"mimic": {"count": 0}}, ValueError, "`count` is 0; expected at least 1"),
+        (
+            {"box": {"features": 8.0}},
+            TypeError,
+            "`features` is 8.0; expected an",
+        ),
+        ({"pool": {"output_size": 0}}, ValueError, "`output_size` is 0; expected"),
+        (
+            {"trunk": {"pixel_std": (1, 2)}},
+            ValueError,
+            "`pixel_std` is (1, 2); exp",
+        ),
     ],
 )
-def test_wrong_arguments_are_named(options, message):
-    with pytest.raises(ValueError) as error:
+def test_wrong_arguments_are_named(options, error, message):
+    with pytest.raises(error) as raised:
         nnx.eval_shape(lambda: make_detector(**options))
-    assert str(error.value).startswith(message)
+    assert str(raised.value).startswith(message)
 
 
 def test_a_backbone_of_stride_32_is_refused():
     with pytest.raises(ValueError, match="one stride for c4 and c5"):
-        nnx.eval_shape(lambda: make_detector({"dilate_conv5": False}))
+        nnx.eval_shape(lambda: make_detector({"output_stride": 32}))
+
+
+def test_a_head_without_a_representation_cannot_mimic():
+    class Head(nnx.Module):
+        num_classes, box_weights = 3, (1.0, 1.0, 1.0, 1.0)
+
+    with pytest.raises(TypeError, match="`head` is Head, which has no representation"):
+        Mimic(Head(), rngs=nnx.Rngs(0))
 
 
 def test_wrong_images_are_named():
     # Not through `features`, where the tests' type checker comes first.
-    model = tiny_detector()
+    normalise = inspect.unwrap(Trunk.normalise)
+    trunk = tiny_detector().trunk
     with pytest.raises(ValueError, match=r"`images` has shape \(1, 8, 8, 4\)"):
-        model._normalise(jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 2), jnp.int32))
+        normalise(trunk, jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 2), jnp.int32))
     with pytest.raises(ValueError, match=r"`sizes` has shape \(2, 2\)"):
-        model._normalise(jnp.zeros((1, 8, 8, 3)), jnp.zeros((2, 2), jnp.int32))
+        normalise(trunk, jnp.zeros((1, 8, 8, 3)), jnp.zeros((2, 2), jnp.int32))
