@@ -229,7 +229,7 @@ def mimic_targets(
 def crop_patches(
     images: Float[Array, "N H W 3"],
     rois: Float[Array, "N E 4"],
-    sizes: Int[Array, "N 2"],
+    sizes: Int[Array, "N 2"] | None,
     *,
     crop_size: int = 224,
 ) -> Float[Array, "N E crop_size crop_size 3"]:

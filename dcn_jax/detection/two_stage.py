@@ -102,7 +102,7 @@ class TwoStage(nnx.Module):
         losses = self.rpn.losses(proposed, targets.rpn)
         seen = self.roi(features, targets.box.rois)
         losses |= box_losses(seen.logits, seen.deltas, targets.box)
-        if self.mimic is not None:
+        if self.mimic is not None and targets.mimic is not None:
             losses |= self.mimic.losses(
                 self.trunk,
                 self.roi,
