@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from xla_ops import backends, deform_conv2d
-from xla_ops.cuda import deform_conv as cuda
+from xla_ops.deform_conv.cuda import composition as cuda
 
 with_cuda = pytest.mark.skipif(not CUDA, reason="of the CUDA kernels")
 

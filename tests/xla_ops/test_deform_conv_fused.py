@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from xla_ops import deform_conv2d
-from xla_ops.cuda.deform_conv import allows_tf32, fits_fused_kernel
+from xla_ops.deform_conv.cuda.fused import allows_tf32, fits_fused_kernel
 
 with_cuda = pytest.mark.skipif(not CUDA, reason="of the CUDA kernels")
 DTYPES = ("bfloat16", "float16", "float32")
