@@ -1,6 +1,7 @@
 """Imports go one way: xla_ops <- dcn_jax <- train <- tests, scripts; inside too."""
 
 import ast
+import functools
 import inspect
 from pathlib import Path
 
@@ -37,11 +38,16 @@ def files_of(root: Path, room: str) -> list[Path]:
     return sorted((root / room).rglob("*.py"))
 
 
+@functools.cache
+def nodes_of(text: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(text)))
+
+
 def imported_names(root: Path, path: Path) -> set[str]:
     """Full names of what a file imports, wherever it does so."""
     package = path.relative_to(root).parent.parts
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path.read_text()):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -53,9 +59,17 @@ def imported_names(root: Path, path: Path) -> set[str]:
 
 def jax_attributes(path: Path) -> set[str]:
     """What a file names of jax by attributes, such as "jax.ffi.ffi_call"."""
-    tree = ast.walk(ast.parse(path.read_text()))
-    texts = (ast.unparse(node) for node in tree if isinstance(node, ast.Attribute))
-    return {text for text in texts if text.startswith("jax.")}
+    return {
+        ast.unparse(node)
+        for node in nodes_of(path.read_text())
+        if isinstance(node, ast.Attribute) and root_of(node) == "jax"
+    }
+
+
+def root_of(node: ast.expr) -> str:
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def begins_with(name: str, modules: tuple[str, ...]) -> bool:
