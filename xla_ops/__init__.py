@@ -1,15 +1,12 @@
 """Operators of deformable networks for JAX, as XLA custom calls."""
 
-from xla_ops._call import backends
-from xla_ops.deform_conv import deform_conv2d
-from xla_ops.nms import nms
-from xla_ops.ps_roi_pool import deform_ps_roi_pool, ps_roi_align, ps_roi_pool
-from xla_ops.roi_pool import deform_roi_pool, roi_align
-
-# isort: split
-# Last: the first import of the submodule `roi_pool` binds that name here, and the
-# function has to come after it, which the alphabet does not say.
-from xla_ops.max_roi_pool import roi_pool
+from xla_ops._jax import backends
+from xla_ops.deform_conv.convolution import deform_conv2d
+from xla_ops.deform_conv.positions import sampling_positions
+from xla_ops.non_max_suppression.greedy import nms
+from xla_ops.roi.bilinear import deform_roi_pool, roi_align
+from xla_ops.roi.position_sensitive import deform_ps_roi_pool, ps_roi_align, ps_roi_pool
+from xla_ops.roi.quantised import roi_pool
 
 __all__ = [
     "backends",
@@ -21,4 +18,5 @@ __all__ = [
     "ps_roi_pool",
     "roi_align",
     "roi_pool",
+    "sampling_positions",
 ]

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from xla_ops import _geometry
+from xla_ops import arguments
+from xla_ops.deform_conv import window
 
-check_integer = _geometry.check_integer
+check_integer = arguments.check_integer
 
 
 def check_pair(name: str, value: Any) -> tuple[int, int]:
@@ -24,7 +25,7 @@ def check_pair(name: str, value: Any) -> tuple[int, int]:
       TypeError: It is none of them.
       ValueError: There are not two, or one is less than 1.
     """
-    return _geometry.check_pair(name, _as_list(value))
+    return arguments.check_pair(name, _as_list(value))
 
 
 def check_padding(
@@ -35,7 +36,7 @@ def check_padding(
     Raises:
       TypeError, ValueError: `padding` is neither that, nor an integer or a pair.
     """
-    return _geometry.check_padding(_as_list(padding))
+    return window.check_padding(_as_list(padding))
 
 
 def check_number(name: str, value: Any) -> float:

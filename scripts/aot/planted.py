@@ -58,23 +58,23 @@ def _wrong_name(name: str, platform: str) -> tuple[str, str]:
 def _wrong_attribute() -> None:
     import numpy as np
 
-    from xla_ops.cuda import deform_conv
+    from xla_ops.deform_conv.cuda import kernels
 
     class Narrow:
         def __getattr__(self, name: str) -> Any:
             return getattr(np, "int32" if name == "int64" else name)
 
-    setattr(deform_conv, "np", Narrow())  # noqa: B010
+    setattr(kernels, "np", Narrow())  # noqa: B010
 
 
 def _wrong_shape() -> None:
-    from xla_ops.cuda import deform_conv
+    from xla_ops.deform_conv.cuda import kernels
 
     def one_corner_less(x, first_row, offset, joint, **settings):  # pragma: no cover
         images, rows, columns, groups, taps, _ = offset.shape
         return [((images, groups, 3 * rows * columns * taps), np.uint32)]
 
-    deform_conv._list_results.__code__ = one_corner_less.__code__
+    kernels._list_results.__code__ = one_corner_less.__code__
 
 
 def _no_library() -> None:

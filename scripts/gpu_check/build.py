@@ -67,15 +67,14 @@ def main() -> int:
     )
 
     import xla_ops
-    from xla_ops import _call
+    from xla_ops._jax import libraries
 
-    modules = {
-        platform: _call._libraries()[platform] for platform in xla_ops.backends()
-    }
+    known = libraries.library_modules()
+    modules = {platform: known[platform] for platform in xla_ops.backends()}
     print("\nLoaded: " + ", ".join(f"{m} for {p}" for p, m in modules.items()) + ".")
     wanted = "cpu" if emulated else "cuda"
     if wanted not in modules:
-        print(f"\nNot loaded for {wanted}: {_call._load_errors[wanted]}")
+        print(f"\nNot loaded for {wanted}: {libraries.load_errors[wanted]}")
         return 1
     return 0
 

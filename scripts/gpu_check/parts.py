@@ -23,7 +23,17 @@ from scripts.gpu_check.roofline import seconds_a_call
 from scripts.gpu_check.runner import seconds_left
 from scripts.gpu_check.speed import DRY, Plan
 from xla_ops import deform_conv2d
-from xla_ops.cuda import deform_conv as cuda
+from xla_ops.deform_conv.cuda.composition import (
+    by_group,
+    columns_gradient,
+    kernel_gradient,
+)
+from xla_ops.deform_conv.cuda.input_gradient import sort_corners
+from xla_ops.deform_conv.cuda.kernels import (
+    gather_input_gradient,
+    list_corners,
+    visit_samples,
+)
 
 _SETTINGS: dict[str, Any] = dict(
     window=(3, 3), strides=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1
@@ -44,7 +54,7 @@ def parts(shape: tuple[int, int, int], images: int, dtype: Any) -> dict[str, Cal
     rng = np.random.default_rng(3)
     gradient = jnp.asarray(rng.standard_normal(x.shape), dtype)
     first_row = jnp.zeros(images, jnp.int32)
-    weights = cuda.by_group(kernel[None], 1)
+    weights = by_group(kernel[None], 1)
     g = gradient.reshape(*gradient.shape[:3], 1, -1)
     kept = dtype if dtype == jnp.bfloat16 else jnp.float32
     found: dict[str, Callable] = {}
@@ -56,13 +66,13 @@ def parts(shape: tuple[int, int, int], images: int, dtype: Any) -> dict[str, Cal
 
     dcolumns = part(
         "product: gradient of the columns",
-        lambda g, weights: cuda.columns_gradient(g, weights, _PRECISION, kept),
+        lambda g, weights: columns_gradient(g, weights, _PRECISION, kept),
         g,
         weights,
     )
     columns, *_ = part(
         "visit: columns, gradients of offset and mask",
-        functools.partial(cuda.visit_samples, scatter=False, **_SETTINGS),
+        functools.partial(visit_samples, scatter=False, **_SETTINGS),
         x,
         first_row,
         offset,
@@ -71,7 +81,7 @@ def parts(shape: tuple[int, int, int], images: int, dtype: Any) -> dict[str, Cal
     )
     part(
         "product: gradient of the kernel",
-        lambda columns, g: cuda.kernel_gradient(
+        lambda columns, g: kernel_gradient(
             columns, g, (1, images), _PRECISION, jnp.float32
         ),
         columns,
@@ -79,14 +89,14 @@ def parts(shape: tuple[int, int, int], images: int, dtype: Any) -> dict[str, Cal
     )
     (pixel,) = part(
         "list: pixels of the corners",
-        functools.partial(cuda.list_corners, joint=True, **_SETTINGS),
+        functools.partial(list_corners, joint=True, **_SETTINGS),
         x,
         first_row,
         offset,
     )
-    pixel, number = part("sort by pixel", lambda p: cuda.sort_corners(p, True), pixel)
+    pixel, number = part("sort by pixel", lambda p: sort_corners(p, True), pixel)
     gather = functools.partial(
-        cuda.gather_input_gradient,
+        gather_input_gradient,
         shape=x.shape[1:],
         dtype=dtype,
         joint=True,

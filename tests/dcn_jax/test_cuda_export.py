@@ -9,7 +9,8 @@ from flax import nnx
 from jax import export
 
 from tests.support.tiny_detector import make_detector, tiny_batch
-from xla_ops import _call, backends
+from xla_ops import backends
+from xla_ops._jax import libraries
 
 # What the step calls on CUDA, beside the kernel of deform_conv2d's forward pass.
 CALLS = {
@@ -44,7 +45,7 @@ def lowered_step():
         platforms=["cuda"],
         disabled_checks=[
             export.DisabledSafetyCheck.custom_call(name)
-            for name in _call._targets["cuda"]
+            for name in libraries.targets["cuda"]
         ],
     )(
         parameters,

@@ -14,10 +14,11 @@ from jax.sharding import PartitionSpec as P
 from tests.support.backend import PLATFORM
 from tests.support.comparison import relative_error
 from tests.support.deform_conv import BACKWARD_CALLS, FORWARD_CALLS, random_case
-from xla_ops import _call, backends, deform_conv2d, roi_align, roi_pool
+from xla_ops import backends, deform_conv2d, roi_align, roi_pool
+from xla_ops._jax import libraries, lowering
 
 TARGETS = [f"dcn_jax.deform_conv2d.{n}" for n in FORWARD_CALLS + BACKWARD_CALLS]
-LIBRARY = _call._libraries()[PLATFORM]
+LIBRARY = libraries.library_modules()[PLATFORM]
 ALLOWED = [export.DisabledSafetyCheck.custom_call(name) for name in TARGETS]
 SMALL = dict(batch=8, size=(3, 4), channels=2, features=2)
 
@@ -38,12 +39,12 @@ def case():
 
 def test_backends():
     assert backends()[0] == "cpu"
-    assert set(TARGETS) <= set(_call._targets[PLATFORM])
+    assert set(TARGETS) <= set(libraries.targets[PLATFORM])
 
 
 def test_missing_library_names_the_build_command(case, monkeypatch):
-    monkeypatch.delitem(_call._targets, PLATFORM)
-    monkeypatch.setitem(_call._load_errors, PLATFORM, f"No module named '{LIBRARY}'")
+    monkeypatch.delitem(libraries.targets, PLATFORM)
+    monkeypatch.setitem(libraries.load_errors, PLATFORM, f"No module named '{LIBRARY}'")
     for implementation in (None, "ffi"):
         with pytest.raises(
             RuntimeError, match=rf"{LIBRARY}'\. Build .* `scripts/build\.sh`"
@@ -54,7 +55,7 @@ def test_missing_library_names_the_build_command(case, monkeypatch):
 
 
 def test_library_without_the_handler(case, monkeypatch):
-    monkeypatch.setitem(_call._targets, PLATFORM, {})
+    monkeypatch.setitem(libraries.targets, PLATFORM, {})
     with pytest.raises(RuntimeError, match=rf"has no {TARGETS[0]}"):
         fresh()(*case)
 
@@ -62,15 +63,15 @@ def test_library_without_the_handler(case, monkeypatch):
 @pytest.mark.parametrize("installed", [(0, 0), (1, 3)])
 def test_library_for_another_ffi_is_refused(installed, monkeypatch):
     """Registering it would leave the process without that backend."""
-    monkeypatch.setattr(_call, "_framework_ffi_version", lambda: installed)
+    monkeypatch.setattr(libraries, "framework_ffi_version", lambda: installed)
     monkeypatch.delattr(jax.ffi, "register_ffi_target")
     expected = rf"built for XLA FFI 0\.\d+, but jaxlib has {installed[0]}\."
     with pytest.raises(ImportError, match=expected):
-        _call._load_library(LIBRARY, PLATFORM)
+        libraries.load_library(LIBRARY, PLATFORM)
 
 
 def test_ffi_version_is_read():
-    assert _call._framework_ffi_version() >= (0, 3)
+    assert libraries.framework_ffi_version() >= (0, 3)
 
 
 def test_environment_chooses_the_implementation(case, monkeypatch):
@@ -89,7 +90,7 @@ def test_environment_chooses_the_implementation(case, monkeypatch):
 
 def test_platform_without_kernels(case):
     """It takes the reference, with one warning; "ffi" raises."""
-    _call._warn_of_reference.cache_clear()
+    lowering.warn_of_reference.cache_clear()
     with pytest.warns(UserWarning, match="no kernels for tpu") as caught:
         exported = export.export(fresh(), platforms=["tpu"])(*case)
     assert len(caught) == 1
@@ -98,7 +99,7 @@ def test_platform_without_kernels(case):
         warnings.simplefilter("error")
         export.export(jax.jit(gradients), platforms=["tpu"])(*case)
         # Nor is there a warning where the reference was asked for.
-        _call._warn_of_reference.cache_clear()
+        lowering.warn_of_reference.cache_clear()
         export.export(fresh("reference"), platforms=["tpu"])(*case)
     with pytest.raises(NotImplementedError, match=r"no dcn_jax.* is built for tpu"):
         export.export(fresh("ffi"), platforms=["tpu"])(*case)

@@ -16,7 +16,7 @@ from tests.support.backend import CUDA
 from tests.support.comparison import relative_error
 from tests.support.deform_conv import random_case
 from xla_ops import backends, deform_conv2d
-from xla_ops.cuda import deform_conv as cuda
+from xla_ops.deform_conv.cuda import composition as cuda
 
 with_cuda = pytest.mark.skipif(not CUDA, reason="of the CUDA kernels")
 

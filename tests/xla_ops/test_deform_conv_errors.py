@@ -9,7 +9,7 @@ import pytest
 
 import xla_ops
 from tests.support.deform_conv import random_case
-from xla_ops import deform_conv
+from xla_ops.deform_conv import primitives
 
 # Without the type checks of the tests, as a user calls it.
 deform_conv2d = inspect.unwrap(xla_ops.deform_conv2d)
@@ -254,7 +254,7 @@ def test_the_handler_checks_again(index):
     operands[index] = operands[index][:, :, :-1]
     with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT: deform"):
         jax.block_until_ready(
-            deform_conv._forward(
+            primitives._forward(
                 *operands,
                 strides=(1, 1),
                 padding=(1, 1),

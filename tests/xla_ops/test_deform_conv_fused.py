@@ -15,7 +15,7 @@ from tests.support.backend import CUDA, FAST_COMPILE
 from tests.support.comparison import relative_error
 from tests.support.deform_conv import random_case
 from xla_ops import deform_conv2d
-from xla_ops.cuda.deform_conv import allows_tf32, fits_fused_kernel
+from xla_ops.deform_conv.cuda.fused import allows_tf32, fits_fused_kernel
 
 with_cuda = pytest.mark.skipif(not CUDA, reason="of the CUDA kernels")
 DTYPES = ("bfloat16", "float16", "float32")

@@ -30,10 +30,10 @@ def start_plugin():
     xla_client.register_custom_call_handler("CUDA", receive)
 
 def load_library():
-    from xla_ops import _call
+    from xla_ops._jax import libraries
 
     if library == "_cuda_emulated":
-        _call._load_library(library, "cuda")
+        libraries.load_library(library, "cuda")
 
 steps = {"plugin": start_plugin, "library": load_library}
 for step in order.split():

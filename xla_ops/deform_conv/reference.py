@@ -1,4 +1,7 @@
-"""Deformable convolution in plain jnp.
+"""Deformable convolution in plain jnp, written to be read.
+
+It is the oracle of the tests, the path for platforms that have no kernel, and what
+second derivatives run.
 
 Letters: N batch, H W input map, P Q output map, C in channels, K out channels,
 R S kernel taps, G offset groups.
@@ -8,6 +11,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
+
+from xla_ops.deform_conv.positions import positions_in_window
 
 
 def deform_conv2d(x, offset, kernel, mask=None, *, precision, **geometry):
@@ -33,9 +38,9 @@ def deform_conv2d_gradients(x, offset, kernel, *mask_and_gradient, **params):
     """The backward pass.
 
     Args:
-      x: As in `deform_conv2d`, like offset and kernel.
-      offset: See there.
-      kernel: See there.
+      x: [N, H, W, C].
+      offset: [N, P, Q, G, R*S, 2] as (dy, dx) in input pixels, in the type of sums.
+      kernel: [1 or N, R, S, C/groups, K].
       *mask_and_gradient: The mask, if there is one, then the gradient of the output,
         [N, P, Q, K] in the type of x.
       **params: As in `deform_conv2d`.
@@ -53,45 +58,48 @@ def deform_conv2d_gradients(x, offset, kernel, *mask_and_gradient, **params):
     return pull_back(gradient.astype(offset.dtype))
 
 
-def _convolve(x, offset, kernel, mask=None, **params):
+def _convolve(
+    x, offset, kernel, mask=None, *, strides, padding, dilation, groups, precision
+):
     """The forward pass, in the type of offset."""
+    positions = positions_in_window(
+        offset, kernel.shape[1:3], strides, padding, dilation
+    )
     per_image = kernel.shape[0] == x.shape[0]
     convolve = jax.vmap(
-        functools.partial(_convolve_image, **params),
+        functools.partial(_convolve_image, groups=groups, precision=precision),
         in_axes=(0, 0, 0 if per_image else None, None if mask is None else 0),
     )
-    return convolve(x, offset, kernel if per_image else kernel[0], mask)
+    return convolve(x, positions, kernel if per_image else kernel[0], mask)
 
 
-def _convolve_image(
-    x, offset, kernel, mask, *, strides, padding, dilation, groups, precision
-):
-    """`_convolve` for one image: operands without their first axis."""
+def _convolve_image(x, positions, kernel, mask, *, groups, precision):
+    """`_convolve` for one image, [P, Q, K].
+
+    Args:
+      x: [H, W, C].
+      positions: [P, Q, G, R*S, 2] as (y, x) in pixels of x.
+      kernel: [R, S, C/groups, K].
+      mask: [P, Q, G, R*S] or None.
+      groups: Of channels that are convolved apart.
+      precision: Of the products.
+    """
     height, width, channels = x.shape
-    rows, columns, offset_groups, taps, _ = offset.shape
-    _, kernel_width, _, features = kernel.shape
-    real = offset.dtype
+    rows, columns, offset_groups, taps, _ = positions.shape
+    features = kernel.shape[-1]
+    real = positions.dtype
     pixels = x.astype(real).reshape(
         height * width, offset_groups, channels // offset_groups
     )
     kernel = kernel.astype(real).reshape(
         taps, channels // groups, groups, features // groups
     )
-    top = jnp.arange(rows) * strides[0] - padding[0]
-    left = jnp.arange(columns) * strides[1] - padding[1]
 
     # The backward pass samples again instead of keeping the samples of all taps.
     @jax.checkpoint
-    def convolve_tap(tap, offset, kernel, mask):
-        y = (top + tap // kernel_width * dilation[0]).astype(real)
-        x = (left + tap % kernel_width * dilation[1]).astype(real)
-        sample = _sample(
-            pixels,
-            y[:, None, None] + offset[..., 0],
-            x[None, :, None] + offset[..., 1],
-            height,
-            width,
-        )
+    def convolve_tap(position, kernel, mask):
+        y, x = position[..., 0], position[..., 1]
+        sample = _sample(pixels, y, x, height, width)
         if mask is not None:
             sample = sample * mask[..., None]
         sample = sample.reshape(rows, columns, groups, channels // groups)
@@ -101,13 +109,12 @@ def _convolve_image(
         return total + convolve_tap(*operands), None
 
     by_tap = (
-        jnp.arange(taps),
-        jnp.moveaxis(offset, 3, 0),
+        jnp.moveaxis(positions, 3, 0),
         kernel,
         None if mask is None else jnp.moveaxis(mask, 3, 0),
     )
     shape = (rows, columns, groups, features // groups)
-    total, _ = jax.lax.scan(add_tap, jnp.zeros_like(offset, shape=shape), by_tap)
+    total, _ = jax.lax.scan(add_tap, jnp.zeros_like(positions, shape=shape), by_tap)
     return total.reshape(rows, columns, features)
 
 

@@ -1,4 +1,6 @@
-"""Non-maximum suppression in plain jnp.
+"""Non-maximum suppression in plain jnp, written to be read.
+
+It is the oracle of the tests and the path for platforms that have no kernel.
 
 Letters: B boxes of an image, D outputs.
 """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from xla_ops._call import make_kernel
+from xla_ops._jax import Kernel
 
 
 def with_scratch(
@@ -16,15 +16,15 @@ def with_scratch(
     """Makes the CUDA form of a call whose kernels need memory beside its results.
 
     Args:
-      target: As in `make_kernel`, like results and attributes.
-      scratch: Shape and dtype of more results, from the same arguments as `results`.
-      results: See there.
-      attributes: See there.
+      target: FFI target name.
+      scratch: `(*operands, **params) -> [(shape, dtype), ...]` of the memory.
+      results: The same of the call's own results.
+      attributes: `(**params) -> {name: value}` that the handler decodes.
 
     Returns:
-      The function for `cuda` of `make_primitive`.
+      The function for `cuda` of `OperatorPrimitive`.
     """
-    kernel = make_kernel(
+    kernel = Kernel(
         target,
         results=lambda *operands, **params: [
             *results(*operands, **params),

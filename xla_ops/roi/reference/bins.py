@@ -4,57 +4,63 @@ Letters: N batch, L pyramid levels, G channel groups, H W map, C channels, B RoI
 image, h w bins of a RoI, S samples of a bin along one axis, T their pixels.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+
+from xla_ops.roi.operands import RoIOperands
 
 # Values of an image's feature maps that one step of the loop over RoIs may hold.
 _STEP_ELEMENTS = 1 << 24
 
 
 def pool_boxes(
-    pool_box, features, boxes, levels, map_sizes, shift, mask, *, output_size, cost
-):
+    pool_box: Callable[[RoIOperands], jax.Array],
+    operands: RoIOperands,
+    *,
+    output_size: tuple[int, int],
+    cost: int,
+) -> jax.Array:
     """Pools every box of every image.
 
     Args:
-      pool_box: `(maps, map_sizes, box, level, shift, mask) -> [h, w, C]` for one box.
-      features: Tuple of L maps, [N, ..., C].
-      boxes: [N, B, 4]. Sums are in this type.
-      levels: [N, B] int32.
-      map_sizes: [N, L, 2] int32.
-      shift: None, or leads with N, B.
-      mask: None, or leads with N, B.
+      pool_box: `(operands) -> [h, w, C]` for one box.
+      operands: Of all boxes. Sums are in the type of `boxes`.
       output_size: (h, w).
       cost: Values of the maps that `pool_box` holds at a time.
 
     Returns:
       [N, B, h, w, C] in the maps' dtype.
     """
-    num_boxes = levels.shape[1]
-    channels = features[0].shape[-1]
-    dtype = features[0].dtype
+    num_boxes = operands.levels.shape[1]
+    channels, dtype = operands.maps[0].shape[-1], operands.maps[0].dtype
     if 0 in (num_boxes, channels):
-        return jnp.zeros((*levels.shape, *output_size, channels), dtype)
+        return jnp.zeros((*operands.levels.shape, *output_size, channels), dtype)
     # Gradients of the maps, too, are then summed in the type of the boxes.
-    features = [f.astype(boxes.dtype) for f in features]
+    maps = [x.astype(operands.boxes.dtype) for x in operands.maps]
     step = max(1, min(num_boxes, _STEP_ELEMENTS // max(cost, 1)))
 
     @jax.vmap
-    def pool_image(features, map_sizes, *per_box):
+    def pool_image(image):
         @jax.checkpoint
         def pool(per_box):
-            return pool_box(features, map_sizes, *per_box)
+            box, level, shift, mask = per_box
+            return pool_box(
+                image._replace(boxes=box, levels=level, shift=shift, mask=mask)
+            )
 
+        per_box = image.boxes, image.levels, image.shift, image.mask
         return jax.lax.map(pool, per_box, batch_size=step)
 
-    return pool_image(features, map_sizes, boxes, levels, shift, mask).astype(dtype)
+    return pool_image(operands._replace(maps=maps)).astype(dtype)
 
 
-def gather(features, group, level, rows, columns):
+def gather(maps, group, level, rows, columns):
     """Sums the weighted pixels of a box's bins.
 
     Args:
-      features: Sequence of maps, [G, H, W, C].
+      maps: L maps, [G, H, W, C].
       group: [h or 1, w or 1] int32, which of the groups each bin reads.
       level: Which map the box reads.
       rows: Index, weight, and whether it counts, of the pixels along the vertical
@@ -64,17 +70,17 @@ def gather(features, group, level, rows, columns):
     Returns:
       [h, w, C].
     """
-    areas = [f.shape[0] * f.shape[1] * f.shape[2] for f in features]
+    areas = [x.shape[0] * x.shape[1] * x.shape[2] for x in maps]
     flat = jnp.concatenate(
-        [f.reshape(area, f.shape[-1]) for f, area in zip(features, areas, strict=True)]
+        [x.reshape(area, x.shape[-1]) for x, area in zip(maps, areas, strict=True)]
     )
-    level, known = known_level(level, len(features))
+    level, known = known_level(level, len(maps))
     first, height, width = (
         jnp.asarray(values, jnp.int32)[level]
         for values in (
             [sum(areas[:i]) for i in range(len(areas))],
-            [f.shape[1] for f in features],
-            [f.shape[2] for f in features],
+            [x.shape[1] for x in maps],
+            [x.shape[2] for x in maps],
         )
     )
     y, inside_y = (t[..., :, None] for t in (rows[0], rows[2]))

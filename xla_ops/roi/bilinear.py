@@ -1,4 +1,4 @@
-"""RoI pooling: `roi_align` and `deform_roi_pool`, on one map or a pyramid.
+"""RoI pooling by bilinear samples: `roi_align` and `deform_roi_pool`.
 
 Letters: N batch, L pyramid levels, H W map, C channels, B RoIs of an image,
 h w bins of a RoI.
@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xla_ops import _geometry
-from xla_ops._call import align, resolve_implementation
-from xla_ops._roi_arguments import (
+from xla_ops._jax import resolve_implementation
+from xla_ops.arguments import check_beside, check_shape
+from xla_ops.roi.arguments import (
     boxes_of_corners,
-    check_beside,
     check_maps,
     check_number,
     check_output_size,
@@ -24,8 +23,9 @@ from xla_ops._roi_arguments import (
     scales_of_rois,
     shift_of_offset,
 )
-from xla_ops._roi_call import make_pooling
-from xla_ops.reference import roi_pool as reference
+from xla_ops.roi.operands import RoIOperands
+from xla_ops.roi.pooling import RoIPooling
+from xla_ops.roi.reference.bilinear import pool_bilinear
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Num
@@ -133,17 +133,22 @@ def deform_roi_pool(
     offset gives NaN in its bin, and passes no gradient; an infinite one gives 0.
 
     Args:
-      features: As in `roi_align`, like rois.
-      rois: See there.
+      features: Map [N, H, W, C], float32, bfloat16, float16 or float64; or a sequence
+        of maps of one C, the levels of a pyramid.
+      rois: [N, B, 4] as x1 y1 x2 y2, in pixels of the input image.
       offset: [N, B, h, w, 2] as (dy, dx), in units of the RoI's size. May be float32
         beside half-precision `features`. None: no bin is moved.
       mask: [N, B, h, w], a factor for each bin; None is DCNv1. May be float32 like
         `offset`.
-      output_size: As in `roi_align`, like all arguments to sampling_ratio.
-      spatial_scale: See there.
-      levels: See there.
-      map_sizes: See there.
-      sampling_ratio: See there.
+      output_size: Bins (h, w), or one number for both.
+      spatial_scale: Map pixels per image pixel; for a pyramid, one for each level.
+      levels: [N, B], only for a pyramid: the level that each RoI reads. RoIs with any
+        other number than 0 to L - 1 are not pooled: zeros.
+      map_sizes: [N, 2] as (height, width) in pixels of the map: the part of each
+        image's map that is no padding. Samples see a map of that size. For a pyramid,
+        one for each level. None: whole maps.
+      sampling_ratio: Samples of a bin along each axis, at most 65,536. 0:
+        ceil(RoI size / bins), of which only those on the map cost time.
       offset_scale: gamma of the papers.
       implementation: As in `roi_align`.
 
@@ -202,30 +207,23 @@ def _pool(
     shift = None
     if offset is not None:
         offset = check_beside("offset", offset, maps[0])
-        _geometry.check_shape("offset", offset, (*bins, 2), "N, B, h, w, 2")
+        check_shape("offset", offset, (*bins, 2), "N, B, h, w, 2")
         shift = shift_of_offset(offset, boxes, offset_scale)
     if mask is not None:
         mask = check_beside("mask", mask, maps[0])
-        _geometry.check_shape("mask", mask, bins, "N, B, h, w")
+        check_shape("mask", mask, bins, "N, B, h, w")
 
-    *maps, boxes, levels, sizes, shift, mask = align(
-        *maps, boxes, levels, sizes, shift, mask
-    )
+    operands = RoIOperands(maps, boxes, levels, sizes, shift, mask)
     return _pool_bins(
-        tuple(maps),
-        boxes,
-        levels,
-        sizes,
-        shift,
-        mask,
+        operands.aligned(),
         output_size=output_size,
         sampling_ratio=sampling_ratio,
         implementation=implementation,
     )
 
 
-_pool_bins = make_pooling(
+_pool_bins = RoIPooling(
     "dcn_jax.roi_pool",
-    reference=reference.roi_pool,
+    reference=pool_bilinear,
     attributes=lambda *, sampling_ratio: {"sampling_ratio": np.int64(sampling_ratio)},
 )

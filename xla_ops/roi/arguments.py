@@ -11,7 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xla_ops import _geometry
+from xla_ops.arguments import (
+    FLOATS,
+    INTEGERS,
+    check_array,
+    check_beside,
+    check_integer,
+    check_pair,
+    check_rank,
+    check_shape,
+    coordinate_dtype,
+)
 
 # The kernels refuse more, which is far beyond any use. Up to this side, float32 holds
 # every place on a map.
@@ -59,14 +69,12 @@ def check_maps(features, spatial_scale, levels, map_sizes):
             ["map_sizes"],
         )
 
-    maps = [
-        _geometry.check_array(name, x) for name, x in zip(names, features, strict=True)
-    ]
+    maps = [check_array(name, x) for name, x in zip(names, features, strict=True)]
     for name, x in zip(names, maps, strict=True):
-        _geometry.check_rank(name, x, "N, H, W, C")
+        check_rank(name, x, "N, H, W, C")
         images, height, width, channels = maps[0].shape
         expected = (images, None, None, channels)
-        _geometry.check_shape(name, x, expected, "N, H, W, C", f" as `{names[0]}` has")
+        check_shape(name, x, expected, "N, H, W, C", f" as `{names[0]}` has")
         if x.dtype != maps[0].dtype:
             raise TypeError(
                 f"`{name}` has dtype {x.dtype.name}; expected {maps[0].dtype.name} as "
@@ -93,13 +101,13 @@ def check_maps(features, spatial_scale, levels, map_sizes):
             size = jnp.broadcast_to(whole, (images, 2))
         else:
             name = size_names[level]
-            size = _geometry.check_array(
+            size = check_array(
                 name,
                 map_sizes[level],
-                (*_geometry.INTEGERS, *_geometry.FLOATS),
+                (*INTEGERS, *FLOATS),
                 saturate=True,
             )
-            _geometry.check_shape(name, size, (images, 2), "N, 2")
+            check_shape(name, size, (images, 2), "N, 2")
             if size.dtype.itemsize < 4:
                 # A narrow type may not hold the size of the map.
                 whole_numbers = jnp.issubdtype(size.dtype, jnp.integer)
@@ -133,7 +141,7 @@ def check_number(name: str, value: Any, x: Any) -> float:
         raise TypeError(f"`{name}` is an array; expected a number")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` is {value!r}; expected a number")
-    dtype = _geometry.coordinate_dtype(x.dtype)
+    dtype = coordinate_dtype(x.dtype)
     try:
         number = float(value)
     except OverflowError:
@@ -161,7 +169,7 @@ def check_output_size(
       TypeError: `value` is neither an integer nor a pair of them.
       ValueError: It is less than 1, or there would be more samples than XLA counts.
     """
-    bins = _geometry.check_pair("output_size", value)
+    bins = check_pair("output_size", value)
     # Axes of length 0 count as others, as XLA multiplies them.
     sizes = [n for n in (*rois.shape[:2], maps[0].shape[3]) if isinstance(n, int) and n]
     count = math.prod((*sizes, *bins)) * max(samples, 1) ** 2
@@ -176,15 +184,10 @@ def check_output_size(
 
 def check_samples(name: str, value: Any, minimum: int) -> int:
     """A number of samples along an axis of a bin, from `minimum` on."""
-    samples = _geometry.check_integer(name, value, minimum)
+    samples = check_integer(name, value, minimum)
     if samples > _MAX_SAMPLES:
         raise ValueError(f"`{name}` is {samples}; expected at most {_MAX_SAMPLES}")
     return samples
-
-
-def check_beside(name, value, x):
-    """`value` as an array in the type of coordinates beside `x`."""
-    return _geometry.check_dtype_beside(name, _geometry.check_array(name, value), x)
 
 
 def check_levels(levels, rois, num_levels):
@@ -192,8 +195,8 @@ def check_levels(levels, rois, num_levels):
     shape = rois.shape[:2]
     if levels is None:
         return jnp.zeros_like(rois, jnp.int32, shape=shape)
-    levels = _geometry.check_array("levels", levels, _geometry.INTEGERS, saturate=True)
-    _geometry.check_shape("levels", levels, shape, "N, B", f" for `rois` {rois.shape}")
+    levels = check_array("levels", levels, INTEGERS, saturate=True)
+    check_shape("levels", levels, shape, "N, B", f" for `rois` {rois.shape}")
     if levels.dtype.itemsize < 4:
         # A narrow type may not hold the number of maps.
         levels = levels.astype(jnp.int32)
@@ -229,7 +232,7 @@ def check_rois(rois, levels, maps):
     rois = check_beside("rois", rois, maps[0])
     expected = (maps[0].shape[0], None, 4)
     beside = f" for `features` {maps[0].shape}"
-    _geometry.check_shape("rois", rois, expected, "N, B, 4", beside)
+    check_shape("rois", rois, expected, "N, B, 4", beside)
     return jax.lax.stop_gradient(rois), check_levels(levels, rois, len(maps))
 
 

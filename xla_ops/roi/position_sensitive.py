@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xla_ops import _geometry
-from xla_ops._call import align, reshape_images, resolve_implementation
-from xla_ops._roi_arguments import (
+from xla_ops._jax import reshape_images, resolve_implementation
+from xla_ops.arguments import check_beside, check_integer, check_pair, check_shape
+from xla_ops.roi.arguments import (
     boxes_of_corners,
-    check_beside,
     check_maps,
     check_number,
     check_output_size,
@@ -30,8 +29,9 @@ from xla_ops._roi_arguments import (
     scales_of_rois,
     shift_of_offset,
 )
-from xla_ops._roi_call import make_pooling
-from xla_ops.reference import ps_roi_pool as reference
+from xla_ops.roi.operands import RoIOperands
+from xla_ops.roi.pooling import RoIPooling
+from xla_ops.roi.reference.position_sensitive import pool_groups
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Num
@@ -93,10 +93,7 @@ def ps_roi_align(
     output_size = check_output_size(output_size, samples, rois, maps)
     corners = rois * scales_of_rois(rois, levels, scales) - 0.5
     return _pool(
-        maps,
-        boxes_of_corners(corners),
-        levels,
-        sizes,
+        RoIOperands(maps, boxes_of_corners(corners), levels, sizes),
         output_size=output_size,
         group_size=output_size,
         group_name="output_size",
@@ -130,13 +127,18 @@ def ps_roi_pool(
     the backward pass.
 
     Args:
-      features: As in `ps_roi_align`, like all arguments.
-      rois: See there.
-      output_size: See there.
-      spatial_scale: See there.
-      levels: See there.
-      map_sizes: See there.
-      implementation: See there. The plain form needs maps that are finite everywhere.
+      features: Map [N, H, W, C], float32, bfloat16, float16 or float64; or a sequence
+        of maps of one C, the levels of a pyramid.
+      rois: [N, B, 4] as x1 y1 x2 y2, in pixels of the input image.
+      output_size: Bins (h, w), or one number for both.
+      spatial_scale: Map pixels per image pixel; for a pyramid, one for each level.
+      levels: [N, B], only for a pyramid: the level that each RoI reads. RoIs with any
+        other number than 0 to L - 1 are not pooled: zeros.
+      map_sizes: [N, 2] as (height, width) in pixels of the map: the part of each
+        image's map that is no padding. For a pyramid, one for each level. None: whole
+        maps.
+      implementation: As in `roi_align`. The plain form needs maps that are finite
+        everywhere.
 
     Returns:
       [N, B, h, w, D] in the dtype of `features`; sums and coordinates are float32 for
@@ -153,10 +155,7 @@ def ps_roi_pool(
     output_size = check_output_size(output_size, 1, rois, maps)
     corners = _round(rois * scales_of_rois(rois, levels, scales))
     return _pool(
-        maps,
-        boxes_of_corners(corners, minimum=1),
-        levels,
-        sizes,
+        RoIOperands(maps, boxes_of_corners(corners, minimum=1), levels, sizes),
         output_size=output_size,
         group_size=output_size,
         group_name="output_size",
@@ -200,8 +199,9 @@ def deform_ps_roi_pool(
     backward pass.
 
     Args:
-      features: As in `ps_roi_align`, like rois.
-      rois: See there.
+      features: Map [N, H, W, C], float32, bfloat16, float16 or float64; or a sequence
+        of maps of one C, the levels of a pyramid.
+      rois: [N, B, 4] as x1 y1 x2 y2, in pixels of the input image.
       offset: [N, B, p, q, K, 2] as (dy, dx), in units of the RoI's size, for p x q
         parts of a RoI and K classes of D / K channels. May be float32 beside
         half-precision `features`. None: no bin is moved.
@@ -209,9 +209,12 @@ def deform_ps_roi_pool(
         `offset`.
       output_size: Bins (h, w), or one number for both.
       group_size: Channel groups along each axis; 1 is not position-sensitive.
-      spatial_scale: As in `ps_roi_align`, like levels and map_sizes.
-      levels: See there.
-      map_sizes: See there.
+      spatial_scale: Map pixels per image pixel; for a pyramid, one for each level.
+      levels: [N, B], only for a pyramid: the level that each RoI reads. RoIs with any
+        other number than 0 to L - 1 are not pooled: zeros.
+      map_sizes: [N, 2] as (height, width) in pixels of the map: the part of each
+        image's map that is no padding. Samples see a map of that size. For a pyramid,
+        one for each level. None: whole maps.
       samples_per_part: Samples of a bin along each axis, at most 65,536.
       part_size: (p, q), or one number for both. None: the output size, which may else
         be at most 1,024 along an axis.
@@ -234,12 +237,12 @@ def deform_ps_roi_pool(
     rois, levels = check_rois(rois, levels, maps)
     samples = check_samples("samples_per_part", samples_per_part, minimum=1)
     output_size = check_output_size(output_size, samples, rois, maps)
-    group_size = _geometry.check_integer("group_size", group_size)
+    group_size = check_integer("group_size", group_size)
     depth = _group_channels(maps, (group_size, group_size), "group_size")
     offset_scale = check_number("offset_scale", offset_scale, maps[0])
     parts = output_size
     if part_size is not None:
-        parts = _geometry.check_pair("part_size", part_size)
+        parts = check_pair("part_size", part_size)
     if parts != output_size and max(output_size) > _MAX_PARTED:
         raise ValueError(
             f"`output_size` is {output_size}; expected at most {_MAX_PARTED} bins "
@@ -253,7 +256,7 @@ def deform_ps_roi_pool(
     if offset is not None:
         offset = check_beside("offset", offset, maps[0])
         expected = (*levels.shape, *parts, None, 2)
-        _geometry.check_shape("offset", offset, expected, "N, B, p, q, K, 2")
+        check_shape("offset", offset, expected, "N, B, p, q, K, 2")
         classes = offset.shape[4]
         if classes == 0 or depth % classes:
             raise ValueError(
@@ -264,14 +267,9 @@ def deform_ps_roi_pool(
         shift = shift_of_offset(offset, boxes, offset_scale)
     if mask is not None:
         mask = check_beside("mask", mask, maps[0])
-        _geometry.check_shape("mask", mask, (*levels.shape, *output_size), "N, B, h, w")
+        check_shape("mask", mask, (*levels.shape, *output_size), "N, B, h, w")
     return _pool(
-        maps,
-        boxes,
-        levels,
-        sizes,
-        shift,
-        mask,
+        RoIOperands(maps, boxes, levels, sizes, shift, mask),
         output_size=output_size,
         group_size=(group_size, group_size),
         group_name="group_size",
@@ -282,12 +280,7 @@ def deform_ps_roi_pool(
 
 
 def _pool(
-    maps,
-    boxes,
-    levels,
-    sizes,
-    shift=None,
-    mask=None,
+    operands,
     *,
     output_size,
     group_size,
@@ -296,23 +289,17 @@ def _pool(
     samples,
     implementation,
 ):
-    depth = _group_channels(maps, group_size, group_name)
-    *maps, boxes, levels, sizes, shift, mask = align(
-        *maps, boxes, levels, sizes, shift, mask
-    )
+    """Pools maps [N, H, W, C], regrouped to [N, G, H, W, D]."""
+    depth = _group_channels(operands.maps, group_size, group_name)
+    operands = operands.aligned()
     grouped = []
-    for x in maps:
+    for x in operands.maps:
         # A group's channels side by side, for vectors; groups apart, for threads.
         groups = group_size[0] * group_size[1]
         x = reshape_images(x, (*x.shape[1:3], depth, groups))
         grouped.append(x.transpose(0, 4, 1, 2, 3))
     return _pool_groups(
-        tuple(grouped),
-        boxes,
-        levels,
-        sizes,
-        shift,
-        mask,
+        operands._replace(maps=tuple(grouped)),
         output_size=output_size,
         group_size=group_size,
         sampling=sampling,
@@ -360,6 +347,6 @@ def _attributes(*, group_size, sampling, samples):
     }
 
 
-_pool_groups = make_pooling(
-    "dcn_jax.ps_roi_pool", reference=reference.ps_roi_pool, attributes=_attributes
+_pool_groups = RoIPooling(
+    "dcn_jax.ps_roi_pool", reference=pool_groups, attributes=_attributes
 )

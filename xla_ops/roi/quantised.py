@@ -1,4 +1,4 @@
-"""Quantised max pooling of RoIs: `roi_pool`, on one map or a pyramid.
+"""RoI pooling by the maximum of whole pixels: `roi_pool`.
 
 Letters: N batch, L pyramid levels, H W map, C channels, B RoIs of an image,
 h w bins of a RoI.
@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from xla_ops._call import align, resolve_implementation
-from xla_ops._roi_arguments import (
+from xla_ops._jax import resolve_implementation
+from xla_ops.roi.arguments import (
     boxes_of_corners,
     check_maps,
     check_output_size,
     check_rois,
     scales_of_rois,
 )
-from xla_ops._roi_call import make_pooling
-from xla_ops.cuda import roi_pool as cuda
-from xla_ops.reference import max_roi_pool as reference
+from xla_ops.roi.cuda import reach_and_places
+from xla_ops.roi.operands import RoIOperands
+from xla_ops.roi.pooling import RoIPooling
+from xla_ops.roi.reference.quantised import pool_maxima
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Num
@@ -86,30 +87,18 @@ def roi_pool(
     boxes += jnp.asarray([[[0, 0, 1, 1]]], boxes.dtype)
 
     output_size = check_output_size(output_size, 1, rois, maps)
-    *maps, boxes, levels, sizes = align(*maps, boxes, levels, sizes)
+    operands = RoIOperands(maps, boxes, levels, sizes)
     return _pool_maxima(
-        tuple(maps),
-        boxes,
-        levels,
-        sizes,
-        output_size=output_size,
-        implementation=implementation,
-    )
-
-
-def _reference(maps, boxes, levels, map_sizes, shift, mask, *, output_size):
-    del shift, mask
-    return reference.max_roi_pool(
-        maps, boxes, levels, map_sizes, output_size=output_size
+        operands.aligned(), output_size=output_size, implementation=implementation
     )
 
 
 # The backward pass finds the maxima again: their places would be as large as the
 # result, and finding them costs less than writing and reading them.
-_pool_maxima = make_pooling(
+_pool_maxima = RoIPooling(
     "dcn_jax.max_roi_pool",
-    reference=_reference,
+    reference=pool_maxima,
     attributes=dict,
     movable=False,
-    scratch=cuda.reach_and_places,
+    scratch=reach_and_places,
 )

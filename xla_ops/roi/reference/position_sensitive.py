@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xla_ops.reference.roi_boxes import (
+from xla_ops.roi.operands import RoIOperands
+from xla_ops.roi.reference.bins import (
     adaptive_weights,
     bin_pixels,
     defined,
@@ -24,35 +25,24 @@ from xla_ops.reference.roi_boxes import (
 )
 
 
-def ps_roi_pool(
-    features,
-    boxes,
-    levels,
-    map_sizes,
-    shift,
-    mask,
+def pool_groups(
+    operands: RoIOperands,
     *,
-    output_size,
-    group_size,
-    sampling,
-    samples,
-):
+    output_size: tuple[int, int],
+    group_size: tuple[int, int],
+    sampling: str,
+    samples: int,
+) -> jax.Array:
     """Averages feature maps over the bins of boxes, each bin in its own channels.
 
     Bin (i, j) reads group (i * group_h // h, j * group_w // w).
 
     Args:
-      features: Tuple of L maps, [N, G, H_l, W_l, C].
-      boxes: [N, B, 4] as (y, x, height, width) in pixels of the box's own map. A box
-        that is not finite pools to NaN.
-      levels: [N, B] int32, which map each box reads; zeros for any other number.
-      map_sizes: [N, L, 2] int32, (height, width) of the part of each map that counts.
-      shift: [N, B, h, w, K, 2] as (dy, dx) in pixels of the box's map for each of K
-        equal parts of the channels, or None. NaN pools to NaN, infinity to 0.
-      mask: [N, B, h, w] or None.
+      operands: Maps [N, G, H, W, C]; shift [N, B, h, w, K, 2], for each of K equal
+        parts of the channels, or None.
       output_size: (h, w).
       group_size: (group_h, group_w), whose product is G.
-      sampling: "grid": the mean of a grid of bilinear samples, as in `roi_pool`;
+      sampling: "grid": the mean of a grid of bilinear samples, as in `roi_align`;
         "parts": those of deform_ps_roi_pool; "pixels": the mean of whole pixels, for
         boxes of whole numbers.
       samples: Of a bin along each axis; 0 with "grid" is adaptive. "pixels" has none.
@@ -62,7 +52,8 @@ def ps_roi_pool(
       grid and "pixels" need maps that are finite everywhere and group_size equal to
       output_size.
     """
-    channels = features[0].shape[-1]
+    maps = operands.maps
+    channels = maps[0].shape[-1]
     settings = dict(output_size=output_size, sampling=sampling)
     if samples:
         pool_box = partial(
@@ -71,43 +62,22 @@ def ps_roi_pool(
         cost = 4 * samples**2 * math.prod(output_size) * channels
     else:
         pool_box = partial(_pool_dense, **settings)
-        cost = math.prod(output_size) * max(f.shape[3] for f in features) * channels
-    return pool_boxes(
-        pool_box,
-        features,
-        boxes,
-        levels,
-        map_sizes,
-        shift,
-        mask,
-        output_size=output_size,
-        cost=cost,
-    )
+        cost = math.prod(output_size) * max(x.shape[3] for x in maps) * channels
+    return pool_boxes(pool_box, operands, output_size=output_size, cost=cost)
 
 
-def _pool_gather(
-    features,
-    map_sizes,
-    box,
-    level,
-    shift,
-    mask,
-    *,
-    output_size,
-    group_size,
-    sampling,
-    samples,
-):
+def _pool_gather(operands, *, output_size, group_size, sampling, samples):
     """One box, `samples` samples per bin and axis: reads their corners."""
+    maps, box, level, map_sizes, shift, mask = operands
     taps_of = _part_taps if sampling == "parts" else grid_taps
     row, column = (
         np.arange(bins, dtype=np.int32) * groups // bins
         for bins, groups in zip(output_size, group_size, strict=True)
     )
     group = jnp.asarray(row[:, None] * group_size[1] + column[None])
-    known, _ = known_level(level, len(features))
+    known, _ = known_level(level, len(maps))
 
-    def pool_class(features, shift):
+    def pool_class(maps, shift):
         clean_box, clean_shift, undefined = defined(box, shift)
         rows, columns = (
             taps_of(
@@ -120,12 +90,12 @@ def _pool_gather(
             )
             for axis in (0, 1)
         )
-        pooled = gather(features, group, level, rows, columns)
+        pooled = gather(maps, group, level, rows, columns)
         return finish(pooled, mask, undefined)
 
     if shift is None:
-        return pool_class(features, None)
-    split = [f.reshape(*f.shape[:-1], shift.shape[2], -1) for f in features]
+        return pool_class(maps, None)
+    split = [x.reshape(*x.shape[:-1], shift.shape[2], -1) for x in maps]
     pooled = jax.vmap(pool_class, in_axes=(3, 2), out_axes=2)(split, shift)
     return pooled.reshape(*output_size, -1)
 
@@ -165,12 +135,12 @@ def _part_taps(box, shift, axis, output_size, samples, size):
     return index, weight, jnp.concatenate([inside, inside], axis=-1)
 
 
-def _pool_dense(features, map_sizes, box, level, shift, mask, *, output_size, sampling):
+def _pool_dense(operands, *, output_size, sampling):
     """One box that is not shifted: weighs all rows and columns of each bin's group."""
-    del shift
+    maps, box, level, map_sizes, _, mask = operands
     box, _, undefined = defined(box, None)
-    pooled = jnp.zeros((*output_size, features[0].shape[-1]), box.dtype)
-    for index, feature in enumerate(features):
+    pooled = jnp.zeros((*output_size, maps[0].shape[-1]), box.dtype)
+    for index, feature in enumerate(maps):
         weights, valid = [], []
         for axis in (0, 1):
             length, size = feature.shape[1 + axis], map_sizes[index, axis]

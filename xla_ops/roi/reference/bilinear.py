@@ -10,7 +10,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from xla_ops.reference.roi_boxes import (
+from xla_ops.roi.operands import RoIOperands
+from xla_ops.roi.reference.bins import (
     adaptive_weights,
     defined,
     finish,
@@ -21,30 +22,25 @@ from xla_ops.reference.roi_boxes import (
 )
 
 
-def roi_pool(
-    features, boxes, levels, map_sizes, shift, mask, *, output_size, sampling_ratio
-):
+def pool_bilinear(
+    operands: RoIOperands, *, output_size: tuple[int, int], sampling_ratio: int
+) -> jax.Array:
     """Averages bilinear samples of feature maps over the bins of boxes.
 
     Bin (i, j) holds a grid of samples; the bin's value is their mean,
     a sample outside the map counting as 0, times the bin's mask.
 
     Args:
-      features: Tuple of L maps, [N, H_l, W_l, C].
-      boxes: [N, B, 4] as (y, x, height, width) in pixels of the box's own map, pixel
-        centres at integers. A box that is not finite pools to NaN.
-      levels: [N, B] int32, which map each box reads; zeros for any other number.
-      map_sizes: [N, L, 2] int32, (height, width) of the part of each map that counts.
-      shift: [N, B, h, w, 2] as (dy, dx) in pixels of the box's map, or None. NaN pools
-        to NaN, infinity to 0.
-      mask: [N, B, h, w] or None.
+      operands: Maps [N, H, W, C], boxes with pixel centres at integers, shift
+        [N, B, h, w, 2] or None.
       output_size: (h, w).
       sampling_ratio: Samples of a bin along each axis; 0 takes ceil(box size / bins).
 
     Returns:
       [N, B, h, w, C] in the maps' dtype; computed in the dtype of `boxes`.
     """
-    channels = features[0].shape[-1]
+    maps = operands.maps
+    channels = maps[0].shape[-1]
     if sampling_ratio:
         pool_box = partial(
             _pool_gather, output_size=output_size, sampling_ratio=sampling_ratio
@@ -52,45 +48,35 @@ def roi_pool(
         cost = 4 * sampling_ratio**2 * math.prod(output_size) * channels
     else:
         pool_box = partial(_pool_dense, output_size=output_size)
-        cost = math.prod(output_size) * max(f.shape[2] for f in features) * channels
-    return pool_boxes(
-        pool_box,
-        features,
-        boxes,
-        levels,
-        map_sizes,
-        shift,
-        mask,
-        output_size=output_size,
-        cost=cost,
-    )
+        cost = math.prod(output_size) * max(x.shape[2] for x in maps) * channels
+    return pool_boxes(pool_box, operands, output_size=output_size, cost=cost)
 
 
-def _pool_gather(
-    features, map_sizes, box, level, shift, mask, *, output_size, sampling_ratio
-):
+def _pool_gather(operands, *, output_size, sampling_ratio):
     """One box, `sampling_ratio` samples per bin and axis: reads their corners."""
+    maps, box, level, map_sizes, shift, mask = operands
     box, shift, undefined = defined(box, shift)
-    known, _ = known_level(level, len(features))
+    known, _ = known_level(level, len(maps))
     rows, columns = (
         grid_taps(box, shift, axis, output_size, sampling_ratio, map_sizes[known, axis])
         for axis in (0, 1)
     )
     group = jnp.zeros((1, 1), jnp.int32)
-    pooled = gather([f[None] for f in features], group, level, rows, columns)
+    pooled = gather([x[None] for x in maps], group, level, rows, columns)
     return finish(pooled, mask, undefined)
 
 
-def _pool_dense(features, map_sizes, box, level, shift, mask, *, output_size):
+def _pool_dense(operands, *, output_size):
     """One box, as many samples as it takes: weighs all rows and columns of the map.
 
     A map must be finite everywhere.
     """
+    maps, box, level, map_sizes, shift, mask = operands
     box, shift, undefined = defined(box, shift)
-    pooled = jnp.zeros((*output_size, features[0].shape[-1]), box.dtype)
-    for index, feature in enumerate(features):
+    pooled = jnp.zeros((*output_size, maps[0].shape[-1]), box.dtype)
+    for index, x in enumerate(maps):
         weights, valid = [], []
-        for axis, length in enumerate(feature.shape[:2]):
+        for axis, length in enumerate(x.shape[:2]):
             size = map_sizes[index, axis]
             weight = adaptive_weights(box, shift, axis, output_size, length, size)
             weight = jnp.where(level == index, weight, 0)
@@ -100,7 +86,7 @@ def _pool_dense(features, map_sizes, box, level, shift, mask, *, output_size):
         pooled += jnp.einsum(
             "ijy,yxc,ijx->ijc",
             weights[0],
-            jnp.where(inside, feature, 0),
+            jnp.where(inside, x, 0),
             weights[1],
             precision=jax.lax.Precision.HIGHEST,
         )

@@ -10,47 +10,45 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from xla_ops.reference.roi_boxes import bin_pixels
+from xla_ops.roi.operands import RoIOperands
+from xla_ops.roi.reference.bins import bin_pixels
 
 # Values of an image's feature maps that one step of the loop over RoIs may hold.
 _STEP_ELEMENTS = 1 << 24
 
 
-def max_roi_pool(features, boxes, levels, map_sizes, *, output_size):
+def pool_maxima(operands: RoIOperands, *, output_size: tuple[int, int]) -> jax.Array:
     """Takes the maximum over the pixels of each bin of boxes.
 
     Args:
-      features: Tuple of L maps, [N, H_l, W_l, C].
-      boxes: [N, B, 4], whole numbers: first row, first column, rows and columns of
-        pixels. A box that is not finite pools to NaN.
-      levels: [N, B] int32, which map each box reads; zeros for any other number.
-      map_sizes: [N, L, 2] int32, (height, width) of the part of each map that counts.
+      operands: Maps [N, H, W, C]; boxes of whole numbers: first row, first column, rows
+        and columns of pixels; no shift and no mask.
       output_size: (h, w).
 
     Returns:
       [N, B, h, w, C] in the maps' dtype; a bin without pixels is 0. The gradient goes
       to the first of a bin's greatest pixels, where NaN is greater than all else.
     """
+    maps, boxes, levels, map_sizes, *_ = operands
     images, num_boxes = levels.shape
-    channels = features[0].shape[-1]
-    dtype = features[0].dtype
+    channels, dtype = maps[0].shape[-1], maps[0].dtype
     bins = math.prod(output_size)
     if 0 in (images, num_boxes, channels):
         return jnp.zeros((images, num_boxes, *output_size, channels), dtype)
     # Gradients of the maps are then summed in the type of the boxes.
-    features = [f.astype(boxes.dtype) for f in features]
-    still = [jax.lax.stop_gradient(f) for f in features]
+    maps = [x.astype(boxes.dtype) for x in maps]
+    still = [jax.lax.stop_gradient(x) for x in maps]
 
-    cost = max(math.prod(f.shape[1:]) for f in features) * max(output_size)
+    cost = max(math.prod(x.shape[1:]) for x in maps) * max(output_size)
     step = max(1, min(num_boxes, _STEP_ELEMENTS // cost))
 
     @jax.vmap
-    def find_in_image(features, map_sizes, boxes, levels):
-        find = partial(_find, features, map_sizes, output_size=output_size)
+    def find_in_image(maps, map_sizes, boxes, levels):
+        find = partial(_find, maps, map_sizes, output_size=output_size)
         return jax.lax.map(lambda x: find(*x), (boxes, levels), batch_size=step)
 
     pixel, empty = find_in_image(still, map_sizes, boxes, levels)
-    flat = jnp.concatenate([f.reshape(images, -1, channels) for f in features], axis=1)
+    flat = jnp.concatenate([x.reshape(images, -1, channels) for x in maps], axis=1)
     value = jnp.take_along_axis(
         flat, pixel.reshape(images, num_boxes * bins, channels), axis=1
     )
@@ -60,7 +58,7 @@ def max_roi_pool(features, boxes, levels, map_sizes, *, output_size):
     return value.astype(dtype)
 
 
-def _find(features, map_sizes, box, level, *, output_size):
+def _find(maps, map_sizes, box, level, *, output_size):
     """Where one box's maxima are.
 
     Returns:
@@ -68,10 +66,10 @@ def _find(features, map_sizes, box, level, *, output_size):
       have no pixel.
     """
     height, width = output_size
-    pixel = jnp.zeros((height, width, features[0].shape[-1]), jnp.int32)
+    pixel = jnp.zeros((height, width, maps[0].shape[-1]), jnp.int32)
     empty = jnp.ones((height, width), bool)
     first = 0
-    for index, feature in enumerate(features):
+    for index, feature in enumerate(maps):
         area = feature.shape[0] * feature.shape[1]
         here = level == index
         top, bottom = bin_pixels(box[0], box[2], height, map_sizes[index, 0])

@@ -14,10 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xla_ops import _geometry
-from xla_ops._call import align, make_primitive, resolve_implementation
-from xla_ops.cuda import nms as cuda
-from xla_ops.reference import nms as reference
+from xla_ops._jax import OperatorPrimitive, align, resolve_implementation
+from xla_ops.arguments import (
+    INTEGERS,
+    check_array,
+    check_beside,
+    check_integer,
+    check_shape,
+)
+from xla_ops.non_max_suppression import cuda, reference
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Int32
@@ -69,32 +74,30 @@ def nms(
     without its shift of coordinates, which loses digits.
     """
     implementation = resolve_implementation(implementation)
-    boxes = _geometry.check_array("boxes", boxes)
+    boxes = check_array("boxes", boxes)
     if boxes.ndim < 2 or boxes.shape[-1] != 4:
         raise ValueError(f"`boxes` has shape {boxes.shape}; expected (..., B, 4)")
     shape = boxes.shape[:-1]
     beside = f" = boxes.shape[:-1] for `boxes` {boxes.shape}"
     letters = ", ".join(["_"] * (len(shape) - 1) + ["B"])
-    scores = _geometry.check_dtype_beside(
-        "scores", _geometry.check_array("scores", scores), boxes
-    )
-    _geometry.check_shape("scores", scores, shape, letters, beside)
+    scores = check_beside("scores", scores, boxes)
+    check_shape("scores", scores, shape, letters, beside)
     boxes = boxes.astype(scores.dtype)
     if class_ids is None:
         class_ids = jnp.zeros_like(scores, jnp.int32)
     else:
-        class_ids = _geometry.check_array("class_ids", class_ids, _geometry.INTEGERS)
-        _geometry.check_shape("class_ids", class_ids, shape, letters, beside)
+        class_ids = check_array("class_ids", class_ids, INTEGERS)
+        check_shape("class_ids", class_ids, shape, letters, beside)
     if valid is None:
         valid = jnp.ones_like(scores, bool)
     else:
-        valid = _geometry.check_array("valid", valid, ("bool",))
-        _geometry.check_shape("valid", valid, shape, letters, beside)
+        valid = check_array("valid", valid, ("bool",))
+        check_shape("valid", valid, shape, letters, beside)
 
     run = functools.partial(
         _nms,
         threshold=_threshold(iou_threshold, scores.dtype),
-        max_outputs=_geometry.check_integer("max_outputs", max_outputs),
+        max_outputs=check_integer("max_outputs", max_outputs),
         implementation=implementation,
     )
     operands = (
@@ -140,7 +143,7 @@ def _reference(*operands, **params):
     return jax.vmap(functools.partial(reference.nms, **params))(*operands)
 
 
-_select = make_primitive(
+_select = OperatorPrimitive(
     "dcn_jax.nms",
     results=lambda boxes, *_, max_outputs, threshold: [
         ((boxes.shape[0], max_outputs), np.dtype("int32")),

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xla_ops._call import make_kernel
+from xla_ops._jax import Kernel
 
 # Candidates are compared in blocks of as many (kNmsBlock of csrc/cuda/nms.h).
 _BLOCK = 64
 
 
 def nms(boxes, scores, class_ids, valid, *, devices, **params):
-    """Like the function of that name in `xla_ops.reference`, for N images."""
+    """Like the function of that name in `reference`, for N images."""
     del devices
     takes_part = valid & ~jnp.isnan(scores) & ~jnp.isnan(boxes).any(-1)
     number = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
@@ -42,7 +42,7 @@ def _results(boxes, class_ids, order, candidates, *, max_outputs, threshold):
     return [(output, np.int32), (output, np.bool_), (words, np.uint32)]
 
 
-_select = make_kernel(
+_select = Kernel(
     "dcn_jax.nms",
     results=_results,
     attributes=lambda *, threshold, max_outputs: {

@@ -1,1 +1,0 @@
-"""Operators whose CUDA form is not just the custom call of the CPU."""

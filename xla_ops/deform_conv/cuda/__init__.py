@@ -1,0 +1,1 @@
+"""Deformable convolution on CUDA: kernels, and what XLA does between them."""

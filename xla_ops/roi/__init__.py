@@ -1,0 +1,1 @@
+"""Pooling of regions of interest (RoIs), on one feature map or a pyramid."""
