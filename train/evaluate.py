@@ -139,9 +139,29 @@ class Evaluator:
           stop: Asked before every batch; where it says yes, the result is None.
         """
         config, source = self._config, self._source
+        with contextlib.closing(inputs.open_eval_loader(config, source)) as batches:
+            found = self._detections(variables, batches, stop)
+        if found is None:
+            return None
+        results, pictures = found
+        results = _gather(results)
+        summary, per_class = average_precision(source.ground_truth(), results)
+        data = {
+            "name": config.data.name,
+            "split": config.data.eval_split,
+            "options": config.data.options.to_dict(),
+            "images": len(source),
+        }
+        return Evaluation(summary, per_class, results, pictures, data)
+
+    def _detections(
+        self, variables: Variables, batches: Any, stop: Callable[[], bool]
+    ) -> tuple[list[dict[str, Any]], list[np.ndarray]] | None:
+        """Returns this process's COCO results and pictures; None where stopped."""
+        config, source = self._config, self._source
         names = [category["name"] for category in source.categories]
         results, pictures = [], []
-        for batch in inputs.open_eval_loader(config, source):
+        for batch in batches:
             if stop():
                 return None
             arrays = {name: batch[name] for name in ("images", "sizes")}
@@ -164,15 +184,7 @@ class Evaluator:
                         config.eval.picture_score,
                     )
                     pictures.append(picture)
-        results = _gather(results)
-        summary, per_class = average_precision(source.ground_truth(), results)
-        data = {
-            "name": config.data.name,
-            "split": config.data.eval_split,
-            "options": config.data.options.to_dict(),
-            "images": len(source),
-        }
-        return Evaluation(summary, per_class, results, pictures, data)
+        return results, pictures
 
 
 def make_detect(skeleton: Skeleton, mesh: Mesh):

@@ -3,8 +3,6 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +13,7 @@ from dcn_jax.quoting import quoted
 from train import sharding
 from train.config_dict import ConfigDict
 from train.data import report
+from train.data.batch_iterator import BatchIterator
 from train.data.loader import eval_loader, train_loader
 from train.data.source import DataSet, OrientationWarning, Source, check_options
 
@@ -108,7 +107,7 @@ def count_steps(config: ConfigDict, source: Source) -> int:
     return steps
 
 
-def open_train_loader(config: ConfigDict, source: Source) -> Any:
+def open_train_loader(config: ConfigDict, source: Source) -> BatchIterator:
     """Returns the endless iterator over training batches, at its start."""
     data = config.data
     if not source.num_boxes.any():
@@ -126,22 +125,20 @@ def open_train_loader(config: ConfigDict, source: Source) -> Any:
         max_boxes=data.max_boxes,
         seed=config.seed,
         skip_empty=data.skip_empty,
+        workers=data.workers,
     )
 
 
-def open_eval_loader(
-    config: ConfigDict, source: Source
-) -> Iterator[dict[str, np.ndarray]]:
+def open_eval_loader(config: ConfigDict, source: Source) -> BatchIterator:
     """Returns an iterator over the images of an evaluation, once each."""
     data = config.data
-    return iter(
-        eval_loader(
-            source,
-            batch_size=config.eval.batch_size,
-            canvases=data.canvases,
-            short_side=data.eval_short_side,
-            max_side=data.max_side,
-        )
+    return eval_loader(
+        source,
+        batch_size=config.eval.batch_size,
+        canvases=data.canvases,
+        short_side=data.eval_short_side,
+        max_side=data.max_side,
+        workers=data.workers,
     )
 
 

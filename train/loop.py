@@ -293,7 +293,8 @@ class _Run:
             save_curves(self._workdir / "curves.png", records)
 
     def close(self) -> None:
-        """Closes the files."""
+        """Ends the workers and closes the files."""
+        self._loader.close()
         self._writer.close()
         self._checkpoints.close()
 

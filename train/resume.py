@@ -12,6 +12,8 @@ _log = logging.getLogger("train")
 # More are counted instead of listed.
 _LISTED = 10
 _ABSENT = object()
+# Fields that change how fast a run is, and nothing else.
+_SPEED = {"data.workers"}
 
 
 def say_changes(
@@ -33,7 +35,7 @@ def say_changes(
     before, after = dict(_fields(was)), dict(_fields(json.loads(json.dumps(now))))
     changes = [
         f"`{field}` was {_shown(before, field)}, is {_shown(after, field)}"
-        for field in sorted(before.keys() | after.keys())
+        for field in sorted((before.keys() | after.keys()) - _SPEED)
         if before.get(field, _ABSENT) != after.get(field, _ABSENT)
     ]
     if steps_were != steps:

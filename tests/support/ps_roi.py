@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.support import roi
 from xla_ops import deform_ps_roi_pool, ps_roi_align, ps_roi_pool
 
 SIZE = (3, 2)
@@ -58,11 +59,11 @@ def random_case(name, *, depth=4, dtype=np.float32, seed=0, **settings):
       depth: Channels of the result.
       dtype: Of all arrays but integers.
       seed: Of the random numbers.
-      **settings: For `roi_case.random_case`.
+      **settings: For `roi.random_case`.
     """
     deformable = name == "deform_ps_roi_pool"
     groups = 4 if deformable else SIZE[0] * SIZE[1]
-    arrays = roi_case.random_case(
+    arrays = roi.random_case(
         channels=groups * depth, dtype=dtype, seed=seed, **settings
     )
     rng = np.random.default_rng(seed)
@@ -73,7 +74,7 @@ def random_case(name, *, depth=4, dtype=np.float32, seed=0, **settings):
         moving["offset"] = jnp.asarray(rng.standard_normal(shape), dtype)
         moving["mask"] = arrays["mask"]
     return Case(
-        functools.partial(CALLS[name], spatial_scale=roi_case.SCALES),
+        functools.partial(CALLS[name], spatial_scale=roi.SCALES),
         moving,
         {key: arrays[key] for key in ("rois", "levels", "map_sizes")},
         jnp.asarray(rng.standard_normal((*leading, *SIZE, depth)), dtype),

@@ -63,6 +63,9 @@ def get_config() -> ConfigDict:
     data.upright = False
     # Larger image files are refused before they are decoded: width * height.
     data.max_pixels = 64_000_000
+    # Processes that read images for each of the run's; 0: the run's own threads do.
+    # Batches are the same.
+    data.workers = 0
 
     # Arguments of dcn_jax.backbones.ResNet.
     config.backbone = backbone = ConfigDict()
@@ -216,6 +219,7 @@ RULES: dict[str, Rule] = {
     "data.max_side": _SIDE,
     "data.max_boxes": _ROWS,
     "data.max_pixels": _COUNT,
+    "data.workers": Integer(0, 256),
     "backbone.groups": _COUNT,
     "backbone.width_per_group": _COUNT,
     "backbone.stem_features": _COUNT,

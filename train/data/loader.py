@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, read by grain.
+"""Batches for training and evaluation.
 
 N images of a global batch, n of them in this process, H W canvas, M boxes.
 
@@ -7,7 +7,6 @@ the seed and of i. So an iterator's state is one number, every process plans ali
 takes its own rows, and a run that is resumed reads the same batches.
 """
 
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 
 from train.data import transforms
+from train.data.batch_iterator import BatchIterator
 from train.data.source import Source
 
 Canvases = Sequence[tuple[int, int]]
@@ -220,15 +220,14 @@ def train_loader(
     seed: int,
     num_epochs: int | None = None,
     skip_empty: bool = True,
-    worker_count: int = 0,
+    workers: int = 0,
     process_index: int | None = None,
     process_count: int | None = None,
-) -> grain.DatasetIterator:
+) -> BatchIterator:
     """Iterates over training batches, in an order that the seed fixes.
 
     In each epoch the images are shuffled, resized, and grouped so that a batch has one
     canvas; the last batch of a canvas is completed with images of the same canvas.
-    Iterators have `get_state()`, a small dict that JSON can hold, and `set_state`.
 
     Args:
       source: The images.
@@ -242,7 +241,7 @@ def train_loader(
       seed: Fixes order, sizes and mirroring.
       num_epochs: Passes over the images; None is without end.
       skip_empty: Leave out images without a usable box, as Detectron does.
-      worker_count: Processes that read; 0 reads in threads of this process.
+      workers: Processes that read; 0: threads of this one. Batches are the same.
       process_index: Which rows to read; by default this process's of `jax`.
       process_count: Number of processes that share a batch; by default `jax`'s.
 
@@ -275,7 +274,7 @@ def train_loader(
         seed=seed,
         num_epochs=num_epochs,
     )
-    return _iterate(batches, worker_count)
+    return BatchIterator(batches, workers)
 
 
 def eval_loader(
@@ -285,10 +284,10 @@ def eval_loader(
     canvases: Canvases,
     short_side: int,
     max_side: int,
-    worker_count: int = 0,
+    workers: int = 0,
     process_index: int | None = None,
     process_count: int | None = None,
-) -> grain.DatasetIterator:
+) -> BatchIterator:
     """Iterates once over all images, with or without ground truth.
 
     Args:
@@ -297,7 +296,7 @@ def eval_loader(
       canvases: As in `train_loader`.
       short_side: Short side that images are resized to.
       max_side: Cap of the long side.
-      worker_count: As in `train_loader`.
+      workers: As in `train_loader`.
       process_index: As in `train_loader`.
       process_count: As in `train_loader`.
 
@@ -315,7 +314,7 @@ def eval_loader(
         short_side=short_side,
         max_side=max_side,
     )
-    return _iterate(batches, worker_count)
+    return BatchIterator(batches, workers)
 
 
 def _rows(
@@ -331,21 +330,3 @@ def _rows(
         )
     share = batch_size // count
     return slice(index * share, (index + 1) * share)
-
-
-def _iterate(
-    batches: grain.sources.RandomAccessDataSource, worker_count: int
-) -> grain.DatasetIterator:
-    """Reads ahead of the consumer, by threads, and by processes where asked."""
-    # An element is a whole batch, so few of them are kept ready.
-    ahead = min(os.cpu_count() or 1, 8)
-    dataset = grain.MapDataset.source(batches).to_iter_dataset(
-        grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
-    )
-    if worker_count:
-        dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(
-                num_workers=worker_count, per_worker_buffer_size=1
-            )
-        )
-    return iter(dataset)
