@@ -5,7 +5,8 @@
 #   scripts/aot.sh [cuda|tpu]             everything, for one platform or both; takes long
 #   scripts/aot.sh --short                operators and a small train step, for one H100
 #   scripts/aot.sh --machine=h100 --only='^nms'
-#   scripts/aot.sh cuda --write           the tables of docs/aot.md anew
+#   scripts/aot.sh cuda --write           the tables of docs/aot.md anew; with --only, the
+#                                         lines of some programs
 #   scripts/aot.sh --mutants              plants faults: does compiling see them?
 #
 # Fails where a call of ours is unknown or missing, where a batch is gathered, where memory

@@ -1,12 +1,23 @@
 """Strict settings for every test: 8 CPU devices, no silent promotion."""
 
+import importlib.metadata
 import os
 
-# Both must stand in the environment before jax starts its backend.
-_FLAG = "--xla_force_host_platform_device_count"
-if _FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+# All must stand in the environment before jax starts its backend.
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+_FLAGS = {"--xla_force_host_platform_device_count": 8}
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    # Most of the time goes into compiling what runs once, for a moment. XLA cannot do
+    # without optimisation for a GPU.
+    _FLAGS["--xla_backend_optimization_level"] = 0
+    if importlib.metadata.version("jax").startswith("0.10."):
+        # Newer XLA has no such option.
+        _FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
+for _flag, _value in _FLAGS.items():
+    if _flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
+        )
 
 import jax
 import pytest

@@ -194,6 +194,25 @@ def test_growth_is_judged_against_the_document(tmp_path, monkeypatch):
         document.read("a100")
 
 
+def test_some_lines_of_a_table_are_written_anew(tmp_path, monkeypatch):
+    path = tmp_path / "aot.md"
+    path.write_text("\n".join(document.markers("h100")) + "\n")
+    monkeypatch.setattr(document, "DOCUMENT", path)
+    names = ("first", "second")
+    old = [result()._replace(title=name) for name in names]
+    document.write("h100", old, "jax 1, plugin 2")
+    before = document.read("h100")[1]
+    figures = old[1].figures._replace(temporary=5 << 30)
+    new = [old[1]._replace(figures=figures), result()._replace(title="third")]
+    document.write("h100", new, "jax 1, plugin 2", whole=False)
+    after = document.read("h100")[1]
+    assert list(after) == ["first", "second", "third"]
+    assert after["first"] == before["first"]
+    assert after["second"]["temporary, MiB"] == 5 << 10
+    with pytest.raises(ValueError, match="is by jax 1, plugin 2, this by jax 2"):
+        document.write("h100", new, "jax 2, plugin 2", whole=False)
+
+
 def test_the_document_has_a_table_for_each_machine():
     for key, machine in MACHINES.items():
         versions, recorded = document.read(key)

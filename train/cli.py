@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from dcn_jax.quoting import one_line, quoted
+from train import interrupt
 from train.config_dict import ConfigDict
 from train.configs import _base
 
@@ -87,7 +88,6 @@ def run(main: Callable[[list[str]], None]) -> None:
                 raise
             _fail(error)
 
-    sys.excepthook = _show
     # As of a library's thread that outlives its event loop after a full disk.
     sys.unraisablehook = _show_unraisable
     # Shells expand the `~` of an argument, but not behind `--config=`.
@@ -95,13 +95,12 @@ def run(main: Callable[[list[str]], None]) -> None:
         re.sub("^(--?config=)(~.*)", lambda m: m[1] + os.path.expanduser(m[2]), given)
         for given in sys.argv
     ]
-    app.run(guarded, argv=argv, flags_parser=_parse)
-
-
-def _show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    # Python ends by the signal itself, so a shell's loop over runs ends too.
-    if _TRACEBACK.value or not issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, trace)
+    try:
+        app.run(guarded, argv=argv, flags_parser=_parse)
+    except KeyboardInterrupt:
+        if _TRACEBACK.value:
+            traceback.print_exc()
+        interrupt.end_by_ctrl_c()
 
 
 def _show_unraisable(unraisable: Any) -> None:

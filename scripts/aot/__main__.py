@@ -114,7 +114,7 @@ def check(key: str, *, short: bool, only: str, write: bool) -> bool:
         print("  FAILED: no program has such a title")
         return False
     if write:
-        document.write(key, results, by)
+        document.write(key, results, by, whole=not only)
     return good
 
 
@@ -123,12 +123,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("platform", nargs="?", choices=("cuda", "tpu"))
     parser.add_argument("--short", action="store_true", help="a few, for H100 alone")
-    parser.add_argument("--write", action="store_true", help="the tables, anew")
+    parser.add_argument(
+        "--write", action="store_true", help="the tables, anew, or those lines"
+    )
     parser.add_argument("--machine", choices=MACHINES, help="that one alone")
     parser.add_argument("--only", default="", metavar="REGEX", help="titles")
     options = parser.parse_args()
-    if options.write and (options.short or options.only):
-        parser.error("--write writes whole tables: leave out --short and --only")
+    if options.write and options.short:
+        parser.error("--write writes tables of all programs: leave out --short")
     keys = _SHORT if options.short else tuple(MACHINES)
     keys = (options.machine,) if options.machine else keys
     good = True

@@ -21,8 +21,14 @@ def markers(key: str) -> tuple[str, str]:
     return f"<!-- aot {key}: begin -->", f"<!-- aot {key}: end -->"
 
 
-def table(results: Sequence[Result], versions: str) -> str:
-    """Of the programs that compiled, with what compiled them."""
+def table(results: Sequence[Result], versions: str, kept: Sequence[str] = ()) -> str:
+    """Of the programs that compiled, with what compiled them.
+
+    Args:
+      results: Of the programs.
+      versions: What compiled them.
+      kept: Lines of an older table, for programs that are not among the results.
+    """
     good = [result for result in results if result.figures is not None]
     headings = [_PROGRAM, *(cells(good[0]) if good else ()), _COLLECTIVES, _CALLS]
     rows = []
@@ -32,18 +38,53 @@ def table(results: Sequence[Result], versions: str) -> str:
         numbers = [_number(value) for value in cells(result).values()]
         collectives = ", ".join(f"{n} {k}" for k, n in figures.collectives.items())
         rows.append([result.title, *numbers, collectives, _calls(figures.calls)])
-    lines = [headings, ["---"] * len(headings), *rows]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"By {versions}.\n\n{body}"
+    lines = [f"| {' | '.join(line)} |" for line in rows]
+    head = [f"| {' | '.join(line)} |" for line in (headings, ["---"] * len(headings))]
+    return f"By {versions}.\n\n" + "\n".join([*head, *kept, *lines])
 
 
-def write(key: str, results: Sequence[Result], versions: str) -> None:
-    """Replaces the table of a machine.
+def write(
+    key: str, results: Sequence[Result], versions: str, *, whole: bool = True
+) -> None:
+    """Replaces the table of a machine, or the lines of some programs in it.
+
+    Args:
+      key: Of the machine.
+      results: Of the programs.
+      versions: What compiled them.
+      whole: Whether programs that are not among the results lose their lines.
 
     Raises:
-      ValueError: The document has no place for it.
+      ValueError: The document has no place for it, or the lines that stay were compiled
+        by something else.
     """
-    replace_section(DOCUMENT, table(results, versions), *markers(key))
+    kept: list[str] = []
+    if not whole:
+        by, rows = _rows(key)
+        if by not in ("", versions):
+            raise ValueError(
+                f"docs/aot.md is by {by}, this by {versions}: --write without --only"
+            )
+        titles = {result.title for result in results}
+        kept = [line for title, line in rows.items() if title not in titles]
+    replace_section(DOCUMENT, table(results, versions, kept), *markers(key))
+
+
+def _rows(key: str) -> tuple[str, dict[str, str]]:
+    """What compiled the table of a machine, and its lines by program."""
+    found = _section(key)
+    versions = re.search(r"^By (.*)\.$", found, re.M)
+    lines = [line for line in found.splitlines() if line.startswith("|")][2:]
+    rows = {line[1:].split("|")[0].strip(): line for line in lines}
+    return (versions[1] if versions else ""), rows
+
+
+def _section(key: str) -> str:
+    begin, end = map(re.escape, markers(key))
+    found = re.search(f"{begin}(.*){end}", DOCUMENT.read_text(), re.S)
+    if found is None:
+        raise ValueError(f"{DOCUMENT} has no {markers(key)[0]}")
+    return found[1]
 
 
 def read(key: str) -> tuple[str, dict[str, dict[str, float]]]:
@@ -52,12 +93,9 @@ def read(key: str) -> tuple[str, dict[str, dict[str, float]]]:
     Raises:
       ValueError: The document has no such table.
     """
-    begin, end = map(re.escape, markers(key))
-    found = re.search(f"{begin}(.*){end}", DOCUMENT.read_text(), re.S)
-    if found is None:
-        raise ValueError(f"{DOCUMENT} has no {markers(key)[0]}")
-    versions = re.search(r"^By (.*)\.$", found[1], re.M)
-    lines = [line for line in found[1].splitlines() if line.startswith("|")]
+    found = _section(key)
+    versions = re.search(r"^By (.*)\.$", found, re.M)
+    lines = [line for line in found.splitlines() if line.startswith("|")]
     if versions is None or not lines:
         return "", {}
     headings, _, *rows = (

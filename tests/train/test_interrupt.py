@@ -155,6 +155,27 @@ with interrupt.Interrupts() as interrupts, interrupts.held():
     assert status in (-signal.SIGINT, 128 + signal.SIGINT) and not errors
 
 
+def test_a_thread_that_nobody_ends_is_not_waited_for():
+    """As of a pool that a KeyboardInterrupt kept from entering it in its list."""
+    process = start("""
+import threading
+from train import cli
+
+def main(arguments):
+    with interrupt.Interrupts():
+        threading.Thread(target=threading.Event().wait).start()
+        ready()
+        wait()
+
+sys.argv = ["program", "--config=train/configs/digits.py"]
+cli.run(main)
+""")
+    process.send_signal(signal.SIGINT)
+    status, _, errors = finish(process)
+    assert status == -signal.SIGINT
+    assert errors.endswith(SAID)
+
+
 def test_what_was_there_before_is_put_back():
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
