@@ -5,7 +5,7 @@ representation, L foreground classes.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -24,6 +24,7 @@ class RoIOutput(NamedTuple):
     representation: Float[Array, "N B F"] | None  # what `logits` were made of
 
 
+@runtime_checkable
 class RoIHead(Protocol):
     """A module that classifies RoIs and refines their boxes.
 
@@ -40,6 +41,7 @@ class RoIHead(Protocol):
         ...
 
 
+@runtime_checkable
 class RepresentingHead(RoIHead, Protocol):
     """A head that has one vector for a RoI before it classifies it: it can mimic.
 

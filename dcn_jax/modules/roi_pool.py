@@ -5,7 +5,7 @@ Shape letters: N batch, H W feature map, C channels, B RoIs of an image, h w bin
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ _zeros = nnx.initializers.zeros
 _gaussian = nnx.initializers.normal(0.01)
 
 
+@runtime_checkable
 class RoIPooling(Protocol):
     """A layer of this file.
 

@@ -4,7 +4,7 @@ Shape letters: N images, H W map of a level, C channels.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
@@ -20,6 +20,7 @@ class Levels(NamedTuple):
     roi: tuple[Float[Array, "N H2 W2 C2"], ...]
 
 
+@runtime_checkable
 class Neck(Protocol):
     """A module between a backbone and the heads.
 

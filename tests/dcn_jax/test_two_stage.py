@@ -3,6 +3,7 @@ import inspect
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -217,7 +218,10 @@ def test_a_backbone_of_stride_32_is_refused():
         nnx.eval_shape(lambda: make_detector({"output_stride": 32}))
 
 
-def test_a_head_without_a_representation_cannot_mimic():
+def test_a_head_without_a_representation_cannot_mimic(monkeypatch):
+    # As for users, whose calls no type checker looks at.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
     class Head(nnx.Module):
         num_classes, box_weights = 3, (1.0, 1.0, 1.0, 1.0)
 
