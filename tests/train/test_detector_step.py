@@ -7,11 +7,11 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from train.model import build_skeleton
 
 from tests.train import double
 from train import inputs, sharding
 from train.configs import digits
-from train.model import build_skeleton
 from train.optim import learning_rate, make_optimizer, trainable
 from train.step import init_state, make_train_step
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from train.model import Skeleton
 
 from dcn_jax.types import Batch
 from tests.train import double
 from train import inputs, sharding
 from train.configs import _base
-from train.model import Skeleton
 from train.optim import learning_rate, make_optimizer, trainable
 from train.step import SkippedInARow, init_state, make_train_step
 

@@ -17,6 +17,8 @@ from train.rules import (
 def get_config() -> ConfigDict:
     """Returns the defaults: Faster R-CNN with ResNet-50 and the paper's recipe."""
     config = ConfigDict()
+    # What is trained: a key of train.tasks.TASKS.
+    config.task = "detection"
     # Name of the experiment: without --workdir the run goes to runs/<name>.
     config.name = "base"
     # Seed of the initial parameters, the order of the images and all sampling.
@@ -179,11 +181,11 @@ def get_config() -> ConfigDict:
     config.eval = evaluation = ConfigDict()
     # Steps between evaluations; 0: only at the end.
     evaluation.every = 0
-    # Images of one call of the detector, over all devices.
+    # Images of one call of the network, over all devices.
     evaluation.batch_size = 8
-    # How many of the images are drawn with their detections.
+    # How many of the images are drawn with what is predicted of them.
     evaluation.pictures = 8
-    # Detections with a lower score are not drawn (all of them count in the AP).
+    # What has a lower score is not drawn (all of it counts in the metric).
     evaluation.picture_score = 0.5
     return config
 
@@ -201,6 +203,7 @@ _BATCH = Integer(1, 1 << 16)
 # What the fields above may hold, where neither the type of the default nor the class
 # that they are arguments of says it.
 RULES: dict[str, Rule] = {
+    "task": Text(empty=False),
     "name": Text(empty=False),
     "seed": _WHOLE,
     "epochs": _NONNEGATIVE,
