@@ -8,8 +8,11 @@ from absl.testing import flagsaver
 from coco_folder import write_coco_folder
 
 from tests.train import double
-from train import cli, loop, model
+from train import cli, loop
 from train.configs import coco_faster_rcnn, digits
+from train.tasks.detection import Detection
+
+TASK = Detection()
 
 
 def coco_config(folder):
@@ -59,7 +62,7 @@ def test_what_can_be_known_is_said_before_data_are_prepared(tmp_path, fields, me
     if config.init_from == "" and fields:
         config.backbone.norm = fields.get("backbone.norm", "group_norm")
     with pytest.raises((ValueError, OSError), match=message):
-        loop.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run", TASK)
     assert not (tmp_path / "data").exists()
 
 
@@ -91,7 +94,7 @@ def test_categories_of_both_splits_are_compared_first(tmp_path, change, message)
     change(content["categories"])
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message) as caught:
-        loop.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run", TASK)
     assert len(str(caught.value)) < 500
     assert not (tmp_path / "data" / "coco_instances").exists()
 
@@ -102,7 +105,7 @@ def test_a_split_of_the_digits_is_known_before_they_are_made(tmp_path):
     config.data.eval_split = "val"
     config.eval.batch_size = 8
     with pytest.raises(ValueError, match="`split` is 'val'; deformed_digits has test"):
-        loop.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run", TASK)
     assert not (tmp_path / "deformed_digits").exists()
 
 
@@ -122,26 +125,22 @@ def test_paths_may_begin_at_home(tmp_path, monkeypatch):
     )
     config.data.options.images = "~/photos/{split}"
 
-    def init_from(module, path):
-        raise ValueError(path)
-
-    monkeypatch.setattr("dcn_jax.weights.init_from", init_from)
-    monkeypatch.setattr(model, "build_detector", model.build_detector)
-    double.install()
-    with pytest.raises(ValueError, match=f"^{tmp_path}/weights.pth$"):
-        loop.train(config, tmp_path / "run")
-
     class Prepared(Exception):
         pass
 
-    def evaluator(*_):
-        raise Prepared
+    def network(num_classes, rngs):
+        # Before that, one is built to try the configuration.
+        if num_classes > 1:
+            raise Prepared
+        return double.TinyDetector(num_classes, rngs)
 
-    monkeypatch.setattr(loop, "Evaluator", evaluator)
+    task = double.DetectionDouble(network)
+    with pytest.raises(OSError, match=f"{tmp_path}/weights.pth"):
+        loop.train(config, tmp_path / "run", task)
     config.init_from, config.backbone.norm = "", "group_norm"
     try:
         with pytest.raises(Prepared):
-            loop.train(config, tmp_path / "run")
+            loop.train(config, tmp_path / "run", task)
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "programs")
     finally:
         jax.config.update("jax_compilation_cache_dir", None)
@@ -154,7 +153,7 @@ def test_counts_below_1_are_refused(tmp_path, field, value):
     config = digits.get_config()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=f"`{field}` is {value}; expected a 32-bit"):
-        loop.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run", TASK)
 
 
 def test_a_missing_folder_is_refused(tmp_path):
@@ -164,7 +163,7 @@ def test_a_missing_folder_is_refused(tmp_path):
     config.data.data_dir = str(tmp_path)
     config.data.options.folder = str(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        loop.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run", TASK)
 
 
 @pytest.mark.parametrize("row", ["", "regular", "dcnv1,800", "dconv_c3_c5,1000"])

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.train import launch
-from train.configs import _base, coco_faster_rcnn, digits
+from train.configs import _detection, coco_faster_rcnn, digits
 
 
 def paths(section, prefix=""):
@@ -18,12 +18,12 @@ def paths(section, prefix=""):
             yield prefix + name
 
 
-FIELDS = tuple(paths(_base.get_config().to_dict()))
+FIELDS = tuple(paths(_detection.get_config().to_dict()))
 
 
 def changed(path, value):
     """The defaults with another value, past the type checks of ml_collections."""
-    config = _base.get_config()
+    config = _detection.get_config()
     *sections, name = path.split(".")
     section = config
     for key in sections:
@@ -36,7 +36,7 @@ def changed(path, value):
 
 def fault(config):
     with pytest.raises(ValueError) as caught:
-        _base.check(config)
+        _detection.check(config)
     text = str(caught.value)
     assert "\n" not in text and len(text) < 2000
     return text
@@ -45,14 +45,14 @@ def fault(config):
 @pytest.mark.parametrize(
     "config",
     [
-        _base.get_config(),
+        _detection.get_config(),
         digits.get_config(),
         digits.get_config("regular"),
         *(coco_faster_rcnn.get_config(row) for row in ("", "dcnv1", "regular,800")),
     ],
 )
 def test_our_own_are_accepted(config):
-    _base.check(config)
+    _detection.check(config)
 
 
 @pytest.mark.parametrize("path", FIELDS)
@@ -63,7 +63,7 @@ def test_every_field_refuses_what_it_cannot_be(path):
         assert f"`{path}` is " in fault(changed(path, value))
 
 
-@pytest.mark.parametrize("path", _base.RULES)
+@pytest.mark.parametrize("path", _detection.RULES)
 def test_every_rule_is_of_a_field(path):
     assert path in FIELDS
 
@@ -131,7 +131,7 @@ def test_ranges_and_shapes(path, value):
     ],
 )
 def test_what_is_odd_but_right_is_accepted(path, value):
-    _base.check(changed(path, value))
+    _detection.check(changed(path, value))
 
 
 def test_two_fields_in_the_wrong_order():
@@ -158,7 +158,7 @@ def test_an_unknown_field_is_refused(path, hint):
 
 
 def test_missing_fields_and_sections():
-    config = _base.get_config()
+    config = _detection.get_config()
     del config.optim.lr, config.seed, config.mesh
     text = fault(config)
     assert "`optim.lr` is missing" in text and "`seed` is missing" in text
@@ -166,16 +166,16 @@ def test_missing_fields_and_sections():
 
 
 def test_many_faults_are_told_together_but_not_all():
-    config = _base.get_config()
+    config = _detection.get_config()
     for number in range(20):
         config[f"wrong{number}"] = number
     assert fault(config).endswith("; and 15 more.")
 
 
 def test_the_options_of_a_data_set_are_not_ours():
-    config = _base.get_config()
+    config = _detection.get_config()
     config.data.options.anything = None
-    _base.check(config)
+    _detection.check(config)
 
 
 def start(*flags):

@@ -20,7 +20,7 @@ and conv2, linear warm-up, anchors of 32 to 512 pixels, mirrored images.
 """
 
 from train.config_dict import ConfigDict
-from train.configs import _base
+from train.configs import _detection
 
 # Row -> (deformable stages, modulated, RoI pooling, mimicking).
 _ROWS = {
@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
             f"coco_faster_rcnn.py:{arg}: expected ROW or ROW,SIZE with a row of "
             f"{tuple(_ROWS)} and a size of {tuple(_SIZES)}."
         )
-    config = _base.get_config()
+    config = _detection.get_config()
     config.name = f"coco_{row}_{size}"
     config.epochs = 16.0
     config.batch_size = 16

@@ -11,14 +11,14 @@ RoI pooling. docs/demo.md has what both reach.
 """
 
 from train.config_dict import ConfigDict
-from train.configs import _base
+from train.configs import _detection
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the demo's configuration, or its regular counterpart."""
     if arg not in ("", "regular"):
         raise ValueError(f"digits.py:{arg}: expected no argument or 'regular'.")
-    config = _base.get_config()
+    config = _detection.get_config()
     config.name = "digits_regular" if arg else "digits"
     config.steps = 2000
     config.batch_size = 8

@@ -18,20 +18,21 @@ from dcn_jax.rcnn import FasterRCNN
 from dcn_jax.types import Batch, Detections
 from train import draw
 from train.config_dict import ConfigDict
-from train.configs import _base
+from train.configs import _detection
 from train.data import report, transforms
 from train.data.geometry import Geometry
 from train.data.source import Example, Source
 from train.evaluation.coco import AveragePrecision, original_boxes
+from train.sections import construct
 from train.skeleton import variables_of
 from train.task import Network
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # The detector's arguments that weights depend on, though shapes may not tell.
 _ARCHITECTURE = (
-    "anchor_sizes", "aspect_ratios", "rpn_features", "reduction_features",
-    "roi_pooling", "roi_output_size", "roi_sampling_ratio", "roi_branch_features",
-    "head_features", "class_agnostic_boxes",
+    "pixel_mean", "pixel_std", "anchor_sizes", "aspect_ratios", "rpn_features",
+    "reduction_features", "roi_pooling", "roi_output_size", "roi_sampling_ratio",
+    "roi_branch_features", "head_features", "class_agnostic_boxes", "box_weights",
 )  # fmt: skip
 
 
@@ -54,7 +55,7 @@ class Detection:
 
     def check(self, config: ConfigDict) -> None:
         """Refuses what is no configuration of a detector."""
-        _base.check(config)
+        _detection.check(config)
 
     def architecture(self, config: ConfigDict) -> dict[str, Any]:
         """All of the backbone, and what weights of the detector depend on."""
@@ -70,9 +71,14 @@ class Detection:
                 f"`dtype` is {config.dtype!r}; expected one of {tuple(_DTYPES)}."
             )
         dtype = _DTYPES[config.dtype]
-        backbone = ResNet(**config.backbone, dtype=dtype, rngs=rngs)
-        return _Detector(
-            backbone, num_classes, **config.detector, dtype=dtype, rngs=rngs
+        types = {"dtype": dtype, "rngs": rngs}
+        backbone = construct(ResNet, config.backbone, **types)
+        return construct(
+            _Detector,
+            config.detector,
+            backbone=backbone,
+            num_classes=num_classes,
+            **types,
         )
 
     def weights(self, config: ConfigDict, network: Any) -> dict[str, np.ndarray]:
