@@ -124,6 +124,7 @@ def test_paths_may_begin_at_home(tmp_path, monkeypatch):
         }
     )
     config.data.options.images = "~/photos/{split}"
+    config.backbone.depths = (1, 1, 1, 1)
 
     class Prepared(Exception):
         pass
@@ -134,9 +135,9 @@ def test_paths_may_begin_at_home(tmp_path, monkeypatch):
             raise Prepared
         return double.TinyDetector(num_classes, rngs)
 
-    task = double.DetectionDouble(network)
     with pytest.raises(OSError, match=f"{tmp_path}/weights.pth"):
-        loop.train(config, tmp_path / "run", task)
+        loop.train(config, tmp_path / "run", TASK)
+    task = double.DetectionDouble(network)
     config.init_from, config.backbone.norm = "", "group_norm"
     try:
         with pytest.raises(Prepared):

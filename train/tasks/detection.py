@@ -191,5 +191,6 @@ def padded_boxes(
 def _best(prediction: Detections, geometry: Geometry, score: float) -> Any:
     """Returns what reaches the score, with boxes in pixels of the original image."""
     reached = prediction.valid & (prediction.scores >= score)
-    boxes, scores, labels, valid = (np.asarray(f)[reached] for f in prediction)
-    return Detections(original_boxes(boxes, geometry), scores, labels, valid)  # pyright: ignore[reportArgumentType]
+    rows: list[Any] = [np.asarray(field)[reached] for field in prediction]
+    found = Detections(*rows)
+    return found._replace(boxes=original_boxes(rows[0], geometry))
