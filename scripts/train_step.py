@@ -9,10 +9,11 @@ from jax.sharding import Mesh, NamedSharding
 from dcn_jax.detection.records import Batch
 from train import sharding
 from train.config_dict import ConfigDict
-from train.evaluate import make_detect
-from train.model import build_skeleton
+from train.evaluator import make_predict
 from train.optim import learning_rate, make_optimizer, trainable
+from train.skeleton import build_skeleton
 from train.step import TrainState, init_state, make_train_step
+from train.tasks import TASKS
 
 
 class TrainStep(NamedTuple):
@@ -31,13 +32,8 @@ class TrainStep(NamedTuple):
 
 def make_step(config: ConfigDict, num_classes: int, mesh: Mesh) -> TrainStep:
     """Returns the step of `train.main` over the mesh."""
-    skeleton = build_skeleton(config, num_classes)
-    frozen = skeleton.abstract.backbone.frozen_names
-    names = trainable(
-        skeleton.parameters,
-        config.optim,
-        tuple(f"backbone.{name}." for name in frozen),
-    )
+    skeleton = build_skeleton(config, TASKS[config.task], num_classes)
+    names = trainable(skeleton.parameters, config.optim, skeleton.abstract.frozen_paths)
     optimizer = make_optimizer(config.optim, names)
 
     def start() -> TrainState:
@@ -47,6 +43,7 @@ def make_step(config: ConfigDict, num_classes: int, mesh: Mesh) -> TrainStep:
     shardings = sharding.state_shardings(state, mesh)
     step = make_train_step(
         skeleton,
+        names,
         optimizer,
         learning_rate(config.optim, 1000),
         seed=0,
@@ -59,13 +56,13 @@ def make_step(config: ConfigDict, num_classes: int, mesh: Mesh) -> TrainStep:
 
 
 def make_detection(config: ConfigDict, num_classes: int, mesh: Mesh) -> tuple[Any, Any]:
-    """Returns `detect(variables, images, sizes)` of `train.evaluate`, and variables.
+    """Returns `predict(variables, images, sizes)` of an evaluation, and variables.
 
     The variables are shapes, types and places.
     """
-    skeleton = build_skeleton(config, num_classes)
+    skeleton = build_skeleton(config, TASKS[config.task], num_classes)
     shardings = sharding.state_shardings(skeleton.variables, mesh)
-    return make_detect(skeleton, mesh), _placed(skeleton.variables, shardings)
+    return make_predict(skeleton, mesh), _placed(skeleton.variables, shardings)
 
 
 def abstract_batch(

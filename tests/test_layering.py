@@ -29,7 +29,32 @@ INNER = {
         "non_max_suppression": {"_jax", "arguments"},
         "roi": {"_jax", "arguments"},
     },
+    "dcn_jax": {
+        "__init__": set(),
+        "quoting": set(),
+        "regular_file": {"quoting"},
+        "padding": set(),
+        "losses": set(),
+        "boxes": set(),
+        "modules": {"padding"},
+        "backbones": {"modules", "padding"},
+        "necks": {"modules"},
+        "trunk": {"backbones", "necks", "padding"},
+        "detection": {"boxes", "losses", "modules", "padding", "trunk"},
+        "explain": {"modules"},
+        "networks": {"backbones", "detection", "modules", "necks", "trunk"},
+        "weights": {"backbones", "quoting", "regular_file"},
+    },
 }
+# What runs any task: it knows neither boxes nor detectors.
+RUNS = (
+    "loop", "step", "evaluator", "evaluate", "checkpoint", "predict", "inputs",
+    "data/loader", "data/batch_iterator", "optim", "sharding", "skeleton", "sections",
+    "metrics", "task",
+)  # fmt: skip
+# All that they may take from `dcn_jax`, none of which is a detector's.
+NEUTRAL = ("dcn_jax.quoting", "dcn_jax.regular_file", "dcn_jax.explain")
+TASKS = ("train.tasks", "train.evaluation", "train.configs._detection")
 # jax's interfaces that still move, and where they may be touched.
 MOVING = ("jax.extend", "jax.interpreters", "jax.ffi")
 MOVING_ROOMS, MOVING_FOLDER = ("xla_ops", "dcn_jax", "train"), "xla_ops/_jax"
@@ -128,7 +153,25 @@ def moving_jax(root: Path) -> list[str]:
     ]
 
 
-CHECKS = [upward_imports, inner_imports, private_jax, moving_jax]
+def runs_that_know_a_task(root: Path) -> list[str]:
+    """What runs any task and imports one, or what is a detector's."""
+    return [
+        f"{path.relative_to(root)} imports {name}"
+        for run in RUNS
+        if (path := root / f"train/{run}.py").exists()
+        for name in sorted(imported_names(root, path))
+        if begins_with(name, TASKS)
+        or (begins_with(name, ("dcn_jax",)) and not begins_with(name, NEUTRAL))
+    ]
+
+
+CHECKS = [
+    upward_imports,
+    inner_imports,
+    private_jax,
+    moving_jax,
+    runs_that_know_a_task,
+]
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -139,8 +182,8 @@ def test_imports(check):
 
 # A file, a line to put into it, and what the check says of it.
 TURNED_ROUND = [
-    (upward_imports, "xla_ops/roi/bilinear.py", "from dcn_jax import rpn", "dcn_jax."),
-    (upward_imports, "dcn_jax/rpn.py", "import train.loop", "train.loop"),
+    (upward_imports, "xla_ops/roi/bilinear.py", "from dcn_jax import trunk", "dcn_jax"),
+    (upward_imports, "dcn_jax/trunk.py", "import train.loop", "train.loop"),
     (inner_imports, "xla_ops/roi/bilinear.py", "import xla_ops.deform_conv", "xla_ops"),
     (inner_imports, "xla_ops/roi/bilinear.py", "from .. import deform_conv", "xla_ops"),
     (inner_imports, "xla_ops/roi/bilinear.py", "from xla_ops import nms", "xla_ops.n"),
@@ -148,9 +191,23 @@ TURNED_ROUND = [
     (inner_imports, "xla_ops/arguments.py", "from xla_ops._jax import x", "xla_ops._j"),
     (inner_imports, "xla_ops/other/new.py", "import jax", "has no row"),
     (private_jax, "scripts/run.py", "def f():\n    import jax._src.core", "jax._src."),
+    (inner_imports, "dcn_jax/modules/roi_pool.py", "import dcn_jax.detection", "dcn_j"),
+    (
+        inner_imports,
+        "dcn_jax/boxes/coding.py",
+        "from dcn_jax.trunk import Trunk",
+        "dcn",
+    ),
+    (runs_that_know_a_task, "train/loop.py", "import train.tasks.detection", "train.t"),
+    (runs_that_know_a_task, "train/step.py", "from dcn_jax.boxes import x", "dcn_jax."),
     (moving_jax, "xla_ops/roi/bilinear.py", "from jax.extend import core", "jax.ext"),
     (moving_jax, "xla_ops/roi/bilinear.py", "from jax import ffi", "jax.ffi"),
-    (moving_jax, "dcn_jax/rpn.py", "import jax\njax.ffi.ffi_call('x')", "jax.ffi.ffi"),
+    (
+        moving_jax,
+        "dcn_jax/trunk.py",
+        "import jax\njax.ffi.ffi_call('x')",
+        "jax.ffi.ffi",
+    ),
 ]
 
 
@@ -161,7 +218,9 @@ def test_an_arrow_that_is_turned_round_is_found(check, file, line, said, tmp_pat
         "xla_ops/_jax/lowering.py": "import jax.ffi\nfrom xla_ops._jax import sharding",
         "xla_ops/arguments.py": "import jax",
         "xla_ops/roi/bilinear.py": "from xla_ops._jax import align\nfrom . import cuda",
-        "dcn_jax/rpn.py": "from xla_ops import nms",
+        "dcn_jax/trunk.py": "from xla_ops import nms",
+        "train/loop.py": "from dcn_jax.quoting import one_line\nfrom train import step",
+        "train/step.py": "import jax",
         "scripts/run.py": "import train, torch",
     }
     for name, text in sound.items():
@@ -185,3 +244,12 @@ def test_no_module_is_named_as_a_function_of_the_package():
         for part in path.relative_to(ROOT / "xla_ops").with_suffix("").parts
     }
     assert names & functions == set()
+
+
+def test_only_the_command_line_names_tasks():
+    importers = {
+        path.relative_to(ROOT / "train").as_posix()
+        for path in files_of(ROOT, "train")
+        if any(begins_with(n, ("train.tasks",)) for n in imported_names(ROOT, path))
+    }
+    assert importers == {"cli.py", "tasks/__init__.py"}

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,28 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from dcn_jax.quoting import one_line
-from train.digests import find_damage, has_digests, write_digests
+from train.config_dict import ConfigDict
+from train.digests import find_damage, write_digests
 from train.step import TrainState
+from train.task import Task
 
 _log = logging.getLogger("train")
 
+# Of what the items hold and the description says; no other is read.
+LAYOUT = 2
 # What stands for a step where there is none.
 _NONE, _NONE_SOUND = -1, -2
+
+
+def describe(
+    config: ConfigDict, task: Task, categories: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Returns what a checkpoint says of its model: `model`, `categories`, `config`."""
+    return {
+        "model": {"task": config.task, **task.architecture(config)},
+        "categories": [dict(category) for category in categories],
+        "config": config.to_dict(),
+    }
 
 
 class Checkpoints:
@@ -122,25 +138,11 @@ class Checkpoints:
                 "going on from step %d instead",
                 newer, damage, aside.name, step,
             )  # fmt: skip
-        if not has_digests(self.folder / str(step)):
-            _log.warning(
-                "WARNING: the checkpoint of step %d has no digests, as it was written "
-                "by an older version: damage would not be noticed",
-                step,
-            )
         return step, ""
 
     def _damage(self, step: int) -> str | None:
         """Returns what is wrong with the files of a checkpoint, or None."""
         path = self.folder / str(step)
-        if not has_digests(path):
-            try:
-                text = (path / "description" / "metadata").read_bytes()
-                description = json.loads(text)
-                if description["model"] and not description.get("digests"):
-                    return None
-            except (OSError, ValueError, RecursionError, LookupError, TypeError):
-                pass
         try:
             return find_damage(path) if any(path.iterdir()) else "it is empty"
         except OSError:
@@ -167,11 +169,10 @@ class Checkpoints:
         step = int(state.step)
         if step == self._saved:
             return
-        variables = {**state.params, **state.frozen}
-        arrays = {path: list(value.shape) for path, value in variables.items()}
-        description = {**description, "arrays": arrays, "digests": "sha256"}
+        arrays = {path: list(value.shape) for path, value in state.variables.items()}
+        description = {**description, "arrays": arrays, "layout": LAYOUT}
         items = {
-            "model": ocp.args.StandardSave(variables),
+            "model": ocp.args.StandardSave(state.variables),
             "train": ocp.args.StandardSave(_counters(state)),
             "place": ocp.args.JsonSave(place),
             "description": ocp.args.JsonSave(description),
@@ -230,16 +231,11 @@ class Checkpoints:
         """
         saved = self._read(
             step,
-            model=ocp.args.StandardRestore({**like.params, **like.frozen}),
+            model=ocp.args.StandardRestore(like.variables),
             train=ocp.args.StandardRestore(_counters(like)),
             place=ocp.args.JsonRestore(),
         )
-        state = TrainState(
-            params={path: saved.model[path] for path in like.params},
-            frozen={path: saved.model[path] for path in like.frozen},
-            **saved.train,
-        )
-        return state, saved.place
+        return TrainState(variables=saved.model, **saved.train), saved.place
 
     def restore_variables(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Returns only the model's variables saved at `step`."""
@@ -254,14 +250,22 @@ class Checkpoints:
 
         Args:
           step: A step that `latest` or `recover` returned.
-          description: What `train.model.describe` says of the configured model.
+          description: What `describe` says of the configured model.
           variables: Its variables, or their shapes.
 
         Raises:
-          ValueError: Names the first field, category or array that differs.
+          ValueError: It has another layout; or names the first field, category or array
+            that differs.
         """
-        where = f"The checkpoint {self.folder / str(step)} is of another model:"
+        path = self.folder / str(step)
         saved = self.description(step)
+        if (layout := saved.get("layout", 1)) != LAYOUT:
+            raise ValueError(
+                f"The checkpoint {path} has layout {layout}, of another version of "
+                f"this program, which reads layout {LAYOUT}. Without the folder "
+                f"{self.folder} the run starts anew."
+            )
+        where = f"The checkpoint {path} is of another model:"
         # What JSON makes of tuples must not look like a difference.
         ours = json.loads(json.dumps(description["model"]))
         for name in sorted(saved["model"].keys() | ours.keys()):

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +19,8 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from dcn_jax.quoting import one_line, quoted
 from train import interrupt
 from train.config_dict import ConfigDict
-from train.configs import _base
+from train.task import Task
+from train.tasks import TASKS
 
 
 class _ConfigFile(ConfigFileFlagParser):
@@ -61,12 +62,18 @@ def workdir() -> Path:
     return Path(os.path.expanduser(_WORKDIR.value or f"runs/{config().name}"))
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Parses the flags and calls `main` with the remaining arguments.
+def run(
+    main: Callable[[list[str], Task], None], tasks: Mapping[str, Task] = TASKS
+) -> None:
+    """Parses the flags and calls `main` with the remaining arguments and the task.
 
     Mistakes that a user can mend (ValueError, TypeError, OSError) end the program
     with status 1 and one line on stderr; Ctrl-C ends it without one; other exceptions
     show their traceback.
+
+    Args:
+      main: The program.
+      tasks: Those that the configuration's field `task` may name.
     """
     # A user reads the run's lines, not those of every library beneath it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -82,7 +89,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         try:
-            main(argv[1:])
+            main(argv[1:], _task(config(), tasks))
         except (ValueError, TypeError, OSError) as error:
             if _TRACEBACK.value:
                 raise
@@ -96,11 +103,20 @@ def run(main: Callable[[list[str]], None]) -> None:
         for given in sys.argv
     ]
     try:
-        app.run(guarded, argv=argv, flags_parser=_parse)
+        app.run(guarded, argv=argv, flags_parser=lambda argv: _parse(argv, tasks))
     except KeyboardInterrupt:
         if _TRACEBACK.value:
             traceback.print_exc()
         interrupt.end_by_ctrl_c()
+
+
+def _task(config: ConfigDict, tasks: Mapping[str, Task]) -> Task:
+    name = config.get("task")
+    if not isinstance(name, str) or name not in tasks:
+        raise ValueError(
+            f"`task` is {quoted(name)}; expected one of {', '.join(tasks)}."
+        )
+    return tasks[name]
 
 
 def _show_unraisable(unraisable: Any) -> None:
@@ -108,11 +124,11 @@ def _show_unraisable(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], tasks: Mapping[str, Task]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         _check_tuples(argv)
-        _base.check(_CONFIG.value)
+        _task(config(), tasks).check(config())
         return rest
     # The file of a configuration is a program of the user's: anything may happen.
     except Exception as error:

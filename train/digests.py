@@ -17,11 +17,6 @@ def write_digests(folder: Path) -> None:
     (folder / _NAME).write_text(json.dumps(digests, indent=1) + "\n")
 
 
-def has_digests(folder: Path) -> bool:
-    """Returns whether `write_digests` finished in this folder."""
-    return (folder / _NAME).is_file()
-
-
 def find_damage(folder: Path) -> str | None:
     """Returns what is wrong with a folder of `write_digests`, or None if it is sound.
 

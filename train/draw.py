@@ -13,6 +13,8 @@ from train.whole_file import write_whole
 # Small images are enlarged before labels are written on them: to this short side, where
 # the long one does not exceed the other.
 _SHORT_SIDE, _LONG_SIDE = 512, 2048
+# Curves of each group of an evaluation.
+_DRAWN = 3
 # Colours of the labels, repeated (Tableau's ten).
 _COLOURS = (
     (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189),
@@ -85,18 +87,26 @@ def save_picture(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
 
 
 def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Draws losses, health of the offsets and AP of a metrics.jsonl by step."""
+    """Draws losses, health of the offsets and evaluations of a metrics.jsonl by step.
+
+    Of each group of an evaluation, as of "eval/bbox/AP", the first three are drawn.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
-    names = {name for record in records for name in record}
+    # In the order in which they were written.
+    names = list(dict.fromkeys(name for record in records for name in record))
     losses = sorted(n for n in names if n == "loss" or n.startswith("loss/"))
     health = sorted(n for n in names if n.startswith("offset/"))
-    scores = [n for n in ("bbox/AP", "bbox/AP50", "bbox/AP75") if n in names]
-    titles = ("loss", "offsets", "bbox AP")
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        if name.startswith("eval/"):
+            groups.setdefault(name.rpartition("/")[0], []).append(name)
+    scores = [name for group in groups.values() for name in group[:_DRAWN]]
+    titles = ("loss", "offsets", "evaluation")
     for axis, title, shown in zip(axes, titles, (losses, health, scores), strict=True):
         for name in shown:
             points = [(r["step"], r[name]) for r in records if r.get(name) is not None]

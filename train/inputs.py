@@ -1,34 +1,34 @@
 """From a configuration to data: sources, training batches, evaluation batches."""
 
+import functools
 import logging
 import os
 import warnings
+from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dcn_jax.detection.records import Batch
 from dcn_jax.quoting import quoted
 from train import sharding
 from train.config_dict import ConfigDict
-from train.data import report
 from train.data.batch_iterator import BatchIterator
 from train.data.loader import eval_loader, train_loader
 from train.data.source import DataSet, OrientationWarning, Source, check_options
+from train.task import Task
 
 _log = logging.getLogger("train")
 
 
-def open_source(config: ConfigDict, split: str) -> Source:
+def open_source(config: ConfigDict, task: Task, split: str) -> Source:
     """Opens (and first prepares, where it is not yet) a split of the data set.
 
     Logs one line about what of it is used.
     """
-    return _opened(config, split, _data_set(config, split))
+    return _opened(config, task, split, _data_set(config, split))
 
 
-def open_sources(config: ConfigDict) -> tuple[Source, Source]:
+def open_sources(config: ConfigDict, task: Task) -> tuple[Source, Source]:
     """Opens the splits for training and evaluation, as `open_source` does.
 
     What is wrong with the annotations or the categories of the one is told before the
@@ -54,7 +54,7 @@ def open_sources(config: ConfigDict) -> tuple[Source, Source]:
                 f"{shown[0]} and {shown[1]}."
             )
     train, held_out = (
-        _opened(config, *pair) for pair in zip(splits, sets, strict=True)
+        _opened(config, task, *pair) for pair in zip(splits, sets, strict=True)
     )
     return train, held_out
 
@@ -77,27 +77,25 @@ def _data_set(config: ConfigDict, split: str) -> DataSet:
     )
 
 
-def _opened(config: ConfigDict, split: str, data_set: DataSet) -> Source:
-    data = config.data
+def _opened(config: ConfigDict, task: Task, split: str, data_set: DataSet) -> Source:
     with warnings.catch_warnings():
         # The line says it.
         warnings.simplefilter("ignore", OrientationWarning)
         source = data_set.open()
-    if split == data.train_split:
-        line = report.training_line(
-            source, split, max_boxes=data.max_boxes, skip_empty=data.skip_empty
-        )
-    else:
-        line = report.evaluation_line(source, split)
-    _log.info("%s", line)
+    _log.info("%s", task.summary(source, split, config.data))
     return source
 
 
-def count_steps(config: ConfigDict, source: Source) -> int:
-    """Returns the length of a run in steps: `steps`, or `epochs` over the images."""
-    used = len(source)
+def _used(config: ConfigDict, task: Task, source: Source) -> np.ndarray:
+    """Returns the indices of the images that training uses."""
     if config.data.skip_empty:
-        used = int((source.num_boxes > 0).sum())
+        return np.flatnonzero(task.usable(source))
+    return np.arange(len(source))
+
+
+def count_steps(config: ConfigDict, task: Task, source: Source) -> int:
+    """Returns the length of a run in steps: `steps`, or `epochs` over the images."""
+    used = len(_used(config, task, source))
     steps = config.steps or round(config.epochs * used / config.batch_size)
     if steps < 1:
         raise ValueError(
@@ -107,24 +105,24 @@ def count_steps(config: ConfigDict, source: Source) -> int:
     return steps
 
 
-def open_train_loader(config: ConfigDict, source: Source) -> BatchIterator:
+def open_train_loader(config: ConfigDict, task: Task, source: Source) -> BatchIterator:
     """Returns the endless iterator over training batches, at its start."""
     data = config.data
-    if not source.num_boxes.any():
+    if not task.usable(source).any():
         raise ValueError(
-            f"The split {data.train_split!r} (`data.train_split`) has no box to train "
-            f"on in its {len(source)} images."
+            f"The split {data.train_split!r} (`data.train_split`) has no ground truth "
+            f"to train on in its {len(source)} images."
         )
     return train_loader(
         source,
+        functools.partial(task.targets, data=data),
+        index=_used(config, task, source),
         batch_size=config.batch_size,
         canvases=data.canvases,
         short_sides=data.short_sides,
         max_side=data.max_side,
         flip=data.flip,
-        max_boxes=data.max_boxes,
         seed=config.seed,
-        skip_empty=data.skip_empty,
         workers=data.workers,
     )
 
@@ -142,9 +140,6 @@ def open_eval_loader(config: ConfigDict, source: Source) -> BatchIterator:
     )
 
 
-def to_batch(arrays: dict[str, np.ndarray], mesh: Mesh) -> Batch:
+def to_batch(arrays: dict[str, np.ndarray], task: Task, mesh: Mesh) -> Any:
     """Puts this process's share of a training batch on the devices."""
-    fields: dict[str, jax.Array] = sharding.to_devices(
-        {name: arrays[name] for name in Batch._fields}, mesh
-    )
-    return Batch(**fields)
+    return task.Batch(**sharding.to_devices(arrays, mesh))

@@ -5,6 +5,8 @@ import logging
 import math
 import os
 import signal
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from dcn_jax.detection.records import Batch
+from dcn_jax.explain import offset_health
 from train import inputs, sharding
 from train import workdir as workdir_lock
-from train.checkpoint import Checkpoints, abstract
+from train.checkpoint import Checkpoints, abstract, describe
 from train.config_dict import ConfigDict
-from train.configs import _base
 from train.draw import save_curves
-from train.evaluate import Evaluator, write_evaluation
+from train.evaluator import Evaluator, write_evaluation
 from train.interrupt import Interrupts
 from train.metrics import Clock, MetricWriter, log_line, read_metrics
-from train.model import Skeleton, build_skeleton, describe, read_weights
 from train.optim import highest_rate, learning_rate, make_optimizer, trainable
 from train.resume import say_changes
+from train.skeleton import Skeleton, build_skeleton
 from train.step import (
     Metrics,
     SkippedInARow,
@@ -33,6 +34,7 @@ from train.step import (
     init_state,
     make_train_step,
 )
+from train.task import Task
 from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
@@ -44,11 +46,16 @@ _COMPILE_FAST = {
 }
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(config: ConfigDict, workdir: Path, task: Task) -> None:
     """Trains from the newest checkpoint in `workdir`, or from the start.
 
     Returns when the last step was done, saved and evaluated, or when SIGTERM came and
     the state was saved.
+
+    Args:
+      config: The configuration.
+      workdir: The folder of the run.
+      task: What is trained on what, and how it is judged.
 
     Raises:
       ValueError: The configuration, the data or a checkpoint is at fault, or another
@@ -56,34 +63,41 @@ def train(config: ConfigDict, workdir: Path) -> None:
       OSError: A file or folder is missing or broken.
       KeyboardInterrupt: Ctrl-C was pressed; the state was saved, if there was any.
     """
-    _base.check(config)
+    task.check(config)
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_batch_size(config.batch_size, mesh, "batch_size")
     sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
-    # All that a configuration says wrong of the detector shows in its constructors, and
+    # All that a configuration says wrong of the network shows in its constructors, and
     # all that is wrong with the weights in reading them: before data are prepared.
-    trial = build_skeleton(config, num_classes=1)
+    trial = build_skeleton(config, task, num_classes=1)
     started = any((workdir / "checkpoints").glob("[0-9]*"))
-    weights = None if started else read_weights(config, trial)
+    weights = None if started else _read_weights(config, task, trial)
     if config.compile_cache:
         folder = os.path.expanduser(config.compile_cache)
         jax.config.update("jax_compilation_cache_dir", folder)
     with Interrupts() as interrupts, workdir_lock.claim(workdir):
-        _train(config, workdir, mesh, weights, interrupts)
+        _train(config, workdir, task, mesh, weights, interrupts)
+
+
+def _read_weights(
+    config: ConfigDict, task: Task, skeleton: Skeleton
+) -> dict[str, np.ndarray]:
+    return task.weights(config, skeleton.model(skeleton.variables))
 
 
 def _train(
     config: ConfigDict,
     workdir: Path,
+    task: Task,
     mesh: Mesh,
     weights: dict[str, np.ndarray] | None,
     interrupts: Interrupts,
 ) -> None:
-    source, held_out = inputs.open_sources(config)
-    skeleton = build_skeleton(config, len(source.categories))
-    evaluator = Evaluator(config, skeleton, mesh, held_out)
+    source, held_out = inputs.open_sources(config, task)
+    skeleton = build_skeleton(config, task, len(source.categories))
+    evaluator = Evaluator(config, task, skeleton, mesh, held_out)
     with interrupts.held():
-        run = _Run(config, workdir, mesh, skeleton, source, evaluator, weights)
+        run = _Run(config, workdir, task, mesh, skeleton, source, evaluator, weights)
         try:
             if run.advance(interrupts):
                 run.finish()
@@ -98,23 +112,24 @@ class _Run:
         self,
         config: ConfigDict,
         workdir: Path,
+        task: Task,
         mesh: Mesh,
         skeleton: Skeleton,
         source: Any,
         evaluator: Evaluator,
         weights: dict[str, np.ndarray] | None,
     ):
-        self._config, self._workdir, self._mesh = config, workdir, mesh
+        self._config, self._workdir = config, workdir
+        self._task, self._mesh = task, mesh
         self._skeleton, self._evaluator = skeleton, evaluator
-        self._loader = inputs.open_train_loader(config, source)
-        self._steps = inputs.count_steps(config, source)
-        self._description = describe(config, source.categories)
+        self._loader = inputs.open_train_loader(config, task, source)
+        self._steps = inputs.count_steps(config, task, source)
+        self._description = describe(config, task, source.categories)
         _say_low_rate(config, self._steps)
 
-        frozen = tuple(
-            f"backbone.{name}." for name in skeleton.abstract.backbone.frozen_names
+        paths = trainable(
+            skeleton.parameters, config.optim, skeleton.abstract.frozen_paths
         )
-        paths = trainable(skeleton.parameters, config.optim, frozen)
         optimizer = make_optimizer(config.optim, paths)
 
         def init() -> TrainState:
@@ -124,6 +139,7 @@ class _Run:
         shardings = sharding.state_shardings(like, mesh)
         self._train_step = make_train_step(
             skeleton,
+            paths,
             optimizer,
             learning_rate(config.optim, self._steps),
             seed=config.seed,
@@ -139,7 +155,7 @@ class _Run:
                 init, out_shardings=shardings, compiler_options=_COMPILE_FAST
             )()
             if weights is None:
-                weights = read_weights(config, skeleton)
+                weights = _read_weights(config, task, skeleton)
             self._load_weights(weights, shardings)
             step = 0
         else:
@@ -174,24 +190,22 @@ class _Run:
             workdir, step=step, active=active, wandb=_wandb(config, workdir, active)
         )
 
-        def offset_health(state: TrainState, images: jax.Array, sizes: jax.Array):
-            model = skeleton.model({**state.params, **state.frozen})
-            return model.offset_health(images, sizes)
+        def health(state: TrainState, images: jax.Array, sizes: jax.Array):
+            model = skeleton.model(state.variables)
+            return offset_health(model, lambda model: model.features(images, sizes))
 
-        self._offset_health = jax.jit(
-            offset_health, out_shardings=sharding.replicated(mesh)
-        )
+        self._offset_health = jax.jit(health, out_shardings=sharding.replicated(mesh))
 
     def _check_optimizer(self, step: int) -> None:
         """Refuses to go on where the optimiser, or what it trains, is another."""
         saved = ConfigDict(self._checkpoints.description(step)["config"])
         config = self._config
-        for section, name in (("optim", "name"), ("backbone", "frozen_stages")):
-            was, now = saved[section][name], config[section][name]
+        for field in ("optim.name", *self._task.kept_fields):
+            was, now = (reduce(getitem, field.split("."), c) for c in (saved, config))
             if was != now:
                 raise ValueError(
-                    f"`{section}.{name}` is {now!r}; the run's checkpoint of step "
-                    f"{step} was trained with {was!r}, which a run keeps to its end."
+                    f"`{field}` is {now!r}; the run's checkpoint of step {step} was "
+                    f"trained with {was!r}, which a run keeps to its end."
                 )
         parameters = self._skeleton.parameters
         before = trainable(parameters, saved.optim)
@@ -203,25 +217,15 @@ class _Run:
                 f"them to its end."
             )
 
-    def _load_weights(
-        self, weights: dict[str, np.ndarray], shardings: TrainState
-    ) -> None:
+    def _load_weights(self, weights: dict[str, np.ndarray], shardings: Any) -> None:
         """Puts arrays by dotted path in the place of the fresh ones."""
-
-        def loaded(own: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
-            return own | {
-                path: jax.make_array_from_callback(
-                    value.shape, place[path], value.__getitem__
-                )
-                for path, value in weights.items()
-                if path in own
-            }
-
-        state = self._state
-        self._state = state._replace(
-            params=loaded(state.params, shardings.params),
-            frozen=loaded(state.frozen, shardings.frozen),
-        )
+        loaded = {
+            path: jax.make_array_from_callback(
+                value.shape, shardings.variables[path], value.__getitem__
+            )
+            for path, value in weights.items()
+        }
+        self._state = self._state._replace(variables=self._state.variables | loaded)
 
     def advance(self, interrupts: Interrupts) -> bool:
         """Steps to the end; returns False where a signal ended it before."""
@@ -235,7 +239,7 @@ class _Run:
         clock = Clock(config.batch_size, self._steps)
         seen_shapes = set()
         while self._step < self._steps:
-            batch = inputs.to_batch(next(self._loader), self._mesh)
+            batch = inputs.to_batch(next(self._loader), self._task, self._mesh)
             self._state, metrics = self._train_step(self._state, batch)
             self._step += 1
             self._window.append(metrics)
@@ -265,7 +269,7 @@ class _Run:
             clock.skip()
         return True
 
-    def _report(self, batch: Batch, clock: Clock) -> None:
+    def _report(self, batch: Any, clock: Clock) -> None:
         """Logs what happened since the last report."""
         window = _floats(self._window)
         scalars = _mean(window)
@@ -316,16 +320,16 @@ class _Run:
         inside = every and self._step and self._step % every == 0
         if not (inside or self._step >= self._steps):
             return True
-        variables = {**self._state.params, **self._state.frozen}
-        result = self._evaluator(variables, stop=lambda: _stopped(interrupts))
+        result = self._evaluator(
+            self._state.variables, stop=lambda: _stopped(interrupts)
+        )
         if result is None:
             self._save()
             self._say_saved(interrupts)
             return False
         if jax.process_index() == 0:
             write_evaluation(self._workdir, self._step, result)
-        known = {f"bbox/{k}": v for k, v in result.bbox.items() if v is not None}
-        self._writer.write(self._step, known)
+        self._writer.write(self._step, result.scalars())
         return True
 
 

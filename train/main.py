@@ -1,4 +1,4 @@
-"""Trains a detector: `python -m train.main --config=train/configs/FILE.py[:ARG]`."""
+"""Trains a network: `python -m train.main --config=train/configs/FILE.py[:ARG]`."""
 
 if __name__ == "__main__":
     from train import interrupt
@@ -8,6 +8,7 @@ if __name__ == "__main__":
 from absl import flags
 
 from train import cli
+from train.task import Task
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "host:port of process 0 of a run of several, or 'auto'."
@@ -16,8 +17,8 @@ _PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes of the ru
 _PROCESS = flags.DEFINE_integer("process", 0, "Rank of this process.")
 
 
-def main(arguments: list[str]) -> None:
-    """Trains the configured detector in the work folder."""
+def main(arguments: list[str], task: Task) -> None:
+    """Trains the configured network in the work folder."""
     if arguments:
         raise ValueError(f"Unexpected arguments: {' '.join(arguments)}")
     # The cluster must be joined before anything asks jax for its devices.
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> None:
 
     from train import loop
 
-    loop.train(cli.config(), cli.workdir())
+    loop.train(cli.config(), cli.workdir(), task)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def cut_after(path: Path, step: int) -> None:
             record["step"] < step
             or (
                 record["step"] == step
-                and not any(k.startswith("bbox/") for k in record)
+                and not any(k.startswith("eval/") for k in record)
             )
         )
     ]

@@ -54,7 +54,7 @@ def multiplier(path: str, optim: ConfigDict) -> float:
 
 def trainable(
     parameters: Iterable[str], optim: ConfigDict, frozen: tuple[str, ...] = ()
-) -> set[str]:
+) -> frozenset[str]:
     """Returns the parameters that an optimiser step changes.
 
     Args:
@@ -62,11 +62,11 @@ def trainable(
       optim: The section `optim` of a configuration.
       frozen: Beginnings of the paths that are left out, beside those with factor 0.
     """
-    return {
+    return frozenset(
         path
         for path in parameters
         if multiplier(path, optim) > 0 and not path.startswith(frozen)
-    }
+    )
 
 
 def make_optimizer(

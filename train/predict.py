@@ -1,10 +1,10 @@
-"""Finds objects in image files.
+"""Predicts what is in image files.
 
 `python -m train.predict --config=... [--workdir=...] [--output=DIR] IMAGES...` uses the
 newest checkpoint of a run; a folder stands for the JPEG and PNG files in it. DIR gets
-every image with its detections drawn, and predictions.json: a list of {"file_name",
-"label", "category_id", "bbox", "score"} with boxes as x, y, width, height in pixels of
-the image as it is shown (upright).
+every image with its prediction drawn, and predictions.json: a list of what was found,
+of a detector {"file_name", "label", "category_id", "bbox", "score"} with boxes as x, y,
+width, height in pixels of the image as it is shown (upright).
 
 An image that cannot be read is told and left out. The program then ends with status 1,
 when it has done the rest.
@@ -18,7 +18,7 @@ if __name__ == "__main__":
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from dcn_jax.detection.records import Detections
 from dcn_jax.quoting import one_line
 from train import cli, draw, interrupt, sharding
 from train.config_dict import ConfigDict
 from train.data import transforms
 from train.data.image_headers import read_header
-from train.evaluate import OUTPUT, load_variables, make_detect, original_boxes
+from train.evaluate import load_variables, output_folder
+from train.evaluator import make_predict
+from train.task import Task
 from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
@@ -44,25 +45,44 @@ _ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
 _NAME_BYTES = 200
 
 
-@interrupt.interruptible
-def main(arguments: list[str]) -> None:
-    """Writes pictures and predictions.json for the images named as arguments."""
+def predict_files(
+    config: ConfigDict,
+    workdir: Path,
+    task: Task,
+    files: Sequence[str],
+    output: Path,
+    score: float,
+) -> None:
+    """Writes pictures and predictions.json for images.
+
+    Args:
+      config: The configuration of a run.
+      workdir: Its folder.
+      task: Its task.
+      files: Images, and folders of them.
+      output: Folder for the results.
+      score: Lowest score of what is drawn and listed, where predictions have one.
+
+    Raises:
+      OSError: There is no such file, or one cannot be read or written.
+      ValueError: The configuration or the checkpoint is at fault; or images are, when
+        all others are done.
+    """
     # Before the model is loaded: mistakes show at once.
-    if not 0 <= _SCORE.value <= 1:
-        raise ValueError(f"`--score` is {_SCORE.value}; expected a number from 0 to 1.")
-    paths = image_files(arguments)
-    output = Path(os.path.expanduser(OUTPUT.value or "predictions"))
+    if not 0 <= score <= 1:
+        raise ValueError(f"`--score` is {score}; expected a number from 0 to 1.")
+    paths = image_files(files)
     output.mkdir(parents=True, exist_ok=True)
-    detector = _Detector(cli.config(), cli.workdir())
+    predictor = _Predictor(config, workdir, task, score)
     records: list[dict[str, Any]] = []
     failures: list[Exception] = []
     try:
         for number, path in enumerate(paths):
             try:
-                image, found = detector(path)
-                records += detector.records(path, found)
+                found, picture = predictor(path)
+                records += ({"file_name": path, **record} for record in found)
                 name = f"{number:03}_{_beginning(Path(path).stem)}.png"
-                draw.save_picture(output / name, detector.picture(image, found))
+                draw.save_picture(output / name, picture)
             except (ValueError, OSError) as error:
                 failures.append(error)
                 _log.warning("%s", one_line(str(error)))
@@ -70,7 +90,7 @@ def main(arguments: list[str]) -> None:
         text = json.dumps(records, indent=2) + "\n"
         write_whole(output / "predictions.json", text)
     done = len(paths) - len(failures)
-    _log.info("%d objects in %d images: see %s", len(records), done, output)
+    _log.info("%d predictions in %d images: see %s", len(records), done, output)
     if failures:
         more = f"; and {len(failures) - 1} more" if len(failures) > 1 else ""
         raise ValueError(
@@ -127,61 +147,58 @@ def _beginning(name: str) -> str:
     return name.encode(errors="replace")[:_NAME_BYTES].decode(errors="ignore")
 
 
-class _Detector:
+class _Predictor:
     """The newest checkpoint of a run, and what it says of an image file."""
 
-    def __init__(self, config: ConfigDict, workdir: Path):
-        self._data = config.data
+    def __init__(self, config: ConfigDict, workdir: Path, task: Task, score: float):
+        self._data, self._task, self._score = config.data, task, score
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
         _, skeleton, self._variables, description = load_variables(
-            config, workdir, mesh
+            config, task, workdir, mesh
         )
         self._categories = description["categories"]
         self._names = [category["name"] for category in self._categories]
-        self._detect = make_detect(skeleton, mesh)
+        self._predict = make_predict(skeleton, mesh)
 
-    def __call__(self, path: str) -> tuple[np.ndarray, Detections]:
-        """Returns the image, and what is found in it, in its pixels.
+    def __call__(self, path: str) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """Returns what is found in an image, and the image with that drawn on it.
 
         Raises:
           ValueError: The image is broken or too large.
           OSError: It cannot be read.
         """
-        data = self._data
-        file = transforms.read_file(path, data.max_pixels)
-        image = transforms.decode_image(file, path, data.max_pixels, upright=True)
+        image = self._read(path)
+        canvas, geometry = transforms.fit_image(
+            image,
+            canvases=self._data.canvases,
+            short_side=self._data.eval_short_side,
+            max_side=self._data.max_side,
+        )
+        sizes = np.asarray([geometry.size], np.int32)
+        found = jax.device_get(self._predict(self._variables, canvas[None], sizes))
+        prediction = type(found)(*(field[0] for field in found))
+        records = self._task.records(
+            prediction, geometry, self._categories, self._score
+        )
+        picture = self._task.draw(image, prediction, geometry, self._names, self._score)
+        return records, picture
+
+    def _read(self, path: str) -> np.ndarray:
+        """Reads an image as it is shown."""
+        most = self._data.max_pixels
+        file = transforms.read_file(path, most)
+        image = transforms.decode_image(file, path, most, upright=True)
         if (tag := read_header(file, path).orientation) != 1:
             shown = one_line(path, 300)
             _log.info("%s is turned as its orientation tag (%d) says", shown, tag)
-        canvas, size, scale = transforms.fit_image(
-            image,
-            canvases=data.canvases,
-            short_side=data.eval_short_side,
-            max_side=data.max_side,
-        )
-        found = jax.device_get(self._detect(self._variables, canvas[None], size[None]))
-        best = found.valid[0] & (found.scores[0] >= _SCORE.value)
-        rows: list[Any] = [field[0][best] for field in found]
-        rows[0] = original_boxes(rows[0], scale)
-        return image, Detections(*rows)
+        return image
 
-    def picture(self, image: np.ndarray, found: Detections) -> np.ndarray:
-        """Returns the image with what was found drawn on it."""
-        boxes, scores, labels, _ = map(np.asarray, found)
-        return draw.draw_detections(image, boxes, scores, labels.tolist(), self._names)
 
-    def records(self, path: str, found: Detections) -> Iterator[dict[str, Any]]:
-        """Yields the entries of predictions.json."""
-        rows = zip(found.boxes, found.scores, found.labels, strict=True)
-        for (x1, y1, x2, y2), score, label in rows:
-            category = self._categories[label - 1]
-            yield {
-                "file_name": path,
-                "label": category["name"],
-                "category_id": category["id"],
-                "bbox": [float(v) for v in (x1, y1, x2 - x1, y2 - y1)],
-                "score": float(score),
-            }
+@interrupt.interruptible
+def main(arguments: list[str], task: Task) -> None:
+    """Predicts what is in the images named as arguments."""
+    output = output_folder() or Path("predictions")
+    predict_files(cli.config(), cli.workdir(), task, arguments, output, _SCORE.value)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the fields of a configuration may hold, and the check of a whole one.
 
-Rules are data. A table beside the fields (`train.configs._base.RULES`) has those with a
-range or a shape; any other field takes the type of its default.
+Rules are data. A table beside the fields (as `train.configs._base.RULES`) has those
+with a range or a shape; any other field takes the type of its default.
 """
 
 import difflib
@@ -183,6 +183,16 @@ class _Anything:
     def accepts(self, value: Any) -> bool:
         return True
 
+
+COUNT = Integer(at_least=1)
+WHOLE = Integer(at_least=0)
+POSITIVE = Number(0, above=True)
+NONNEGATIVE = Number(0)
+SHARE = Number(0, 1)
+# What arrays of memory are made of.
+SIDE = Integer(1, 1 << 15)
+ROWS = Integer(1, 1 << 17)
+BATCH = Integer(1, 1 << 16)
 
 _BY_TYPE = {bool: Boolean(), int: Integer(), float: Number(), str: Text()}
 

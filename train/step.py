@@ -1,6 +1,6 @@
 """One optimiser step: loss, gradient, update, and what becomes of a bad one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,10 +9,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from dcn_jax.detection.records import Batch
-from train.model import Skeleton
-from train.optim import Params, Schedule
+from train.optim import Schedule
 from train.sharding import divided, replicated
+from train.skeleton import Skeleton, Variables
 
 Metrics = dict[str, jax.Array]
 
@@ -20,10 +19,8 @@ Metrics = dict[str, jax.Array]
 class TrainState(NamedTuple):
     """All that a run carries from step to step, apart from its place in the data."""
 
-    # Trainable parameters, dotted path -> array.
-    params: Params
-    # Frozen parameters and the model's other variables.
-    frozen: Params
+    # All of the model's, those too that no step changes.
+    variables: Variables
     # What the optimiser keeps for each trainable parameter.
     opt_state: Any
     # Steps done, skipped ones included.
@@ -33,17 +30,27 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    variables: Params, trainable: set[str], optimizer: optax.GradientTransformation
+    variables: Variables,
+    trainable: frozenset[str],
+    optimizer: optax.GradientTransformation,
 ) -> TrainState:
-    """Returns the state before the first step."""
-    params = {path: v for path, v in variables.items() if path in trainable}
+    """Returns the state before the first step.
+
+    Args:
+      variables: The model's.
+      trainable: The paths of those that the optimiser changes.
+      optimizer: See `train.optim.make_optimizer`.
+    """
     return TrainState(
-        params=params,
-        frozen={path: v for path, v in variables.items() if path not in trainable},
-        opt_state=optimizer.init(params),
+        variables=variables,
+        opt_state=optimizer.init(_select(variables, trainable)),
         step=jnp.int32(0),
         skipped=jnp.int32(0),
     )
+
+
+def _select(variables: Variables, paths: Iterable[str]) -> Variables:
+    return {path: variables[path] for path in paths}
 
 
 class SkippedInARow:
@@ -91,13 +98,14 @@ class SkippedInARow:
 
 def make_train_step(
     skeleton: Skeleton,
+    trainable: frozenset[str],
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     *,
     seed: int,
     mesh: Mesh,
     shardings: TrainState,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Returns the compiled step; it consumes (donates) the state it is given.
 
     A step is a pure function of state and batch: its random numbers come from the seed
@@ -106,6 +114,7 @@ def make_train_step(
 
     Args:
       skeleton: The model without its arrays.
+      trainable: Paths of the variables that are changed; the others keep their bits.
       optimizer: Transformation of the gradients, see `train.optim.make_optimizer`.
       schedule: Learning rate at a step.
       seed: Of all random choices in the losses.
@@ -113,20 +122,21 @@ def make_train_step(
       shardings: Placement of the state.
     """
 
-    def loss_of(params: Params, frozen: Params, batch: Batch, key: jax.Array):
-        losses = skeleton.model({**params, **frozen}).losses(batch, key)
+    def loss_of(params: Variables, variables: Variables, batch: Any, key: jax.Array):
+        losses = skeleton.model(variables | params).losses(batch, key)
         return sum(losses.values()), losses
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        before = _select(state.variables, trainable)
         (loss, losses), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, state.frozen, batch, key
+            before, state.variables, batch, key
         )
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         rate = schedule(state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, before)
+        after = jax.tree.map(lambda p, u: p - rate * u, before, updates)
 
         def keep_if_bad(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -137,8 +147,7 @@ def make_train_step(
         metrics["skipped"] = skipped
         return (
             TrainState(
-                params=keep_if_bad(params, state.params),
-                frozen=state.frozen,
+                variables=state.variables | keep_if_bad(after, before),
                 opt_state=keep_if_bad(opt_state, state.opt_state),
                 step=state.step + 1,
                 skipped=skipped,

@@ -46,6 +46,7 @@ class Bottleneck(nnx.Module):
         deformable: bool,
         modulated: bool,
         offset_groups: int,
+        max_offset: float,
         mask_scale: int,
         dtype,
         param_dtype,
@@ -74,6 +75,7 @@ class Bottleneck(nnx.Module):
                 width,
                 (3, 3),
                 offset_groups=offset_groups,
+                max_offset=max_offset,
                 modulated=modulated,
                 mask_scale=mask_scale,
                 **three,
@@ -126,6 +128,8 @@ class ResNet(nnx.Module):
         conv5, (0, -1, -1, -1); DCNv1 the last three blocks, (0, 0, 0, 3).
       modulated: DCNv2's modulated convolution, else DCNv1's.
       offset_groups: Deformable groups.
+      max_offset: Bound of the offsets in pixels of their map, see `DeformConv`; 0 has
+        none.
       mask_scale: 1 (sigmoid) or 2 (twice the sigmoid, which starts at 1).
       output_stride: Of conv5: 32, or 16: no stride, and dilation 2 in all of its
         3x3 convolutions (the papers' Faster R-CNN). torchvision's dilated stage
@@ -154,6 +158,7 @@ class ResNet(nnx.Module):
         deform_blocks: Sequence[int] = (0, 0, 0, 0),
         modulated: bool = True,
         offset_groups: int = 1,
+        max_offset: float = 0.0,
         mask_scale: int = 1,
         output_stride: int = 32,
         frozen_stages: int = 0,
@@ -219,6 +224,7 @@ class ResNet(nnx.Module):
                         deformable=j >= depths[i] - deformed[i],
                         modulated=modulated,
                         offset_groups=offset_groups,
+                        max_offset=max_offset,
                         mask_scale=mask_scale,
                         **types,
                     )

@@ -65,7 +65,7 @@ def _statistics(samples: Mapping[str, Array]) -> dict[str, Float[Array, " layers
 
 def _of_layer(samples: Mapping[str, Array]) -> dict[str, Float[Array, ""]]:
     offset, position = samples["offset"], samples["position"]
-    size = samples["map_size"].astype(position.dtype)
+    size = samples["map_size"].astype(position.dtype)[(None,) * 5]
     outside = jnp.any(~((position >= 0) & (position <= size - 1)), axis=-1)
     dead = jnp.any(~((position >= -1) & (position < size)), axis=-1)
     if "mask" in samples:

@@ -62,7 +62,7 @@ class DeformConv(nnx.Module):
       modulated: DCNv2, else DCNv1.
       max_offset: Bound of |dy| and |dx| in pixels of the input map, reached smoothly:
         max_offset * tanh(offset / max_offset), as in BasicVSR++ (Chan et al. 2022,
-        arXiv:2104.13371, section 3.2); None has none.
+        arXiv:2104.13371, section 3.2); 0 has none.
       mask_scale: 1, as in mmdetection, detectron2 and the text of the paper; or 2, as
         in the authors' example, which leaves the scale of a pretrained layer as it is.
       use_bias: Whether to add a bias.
@@ -100,7 +100,7 @@ class DeformConv(nnx.Module):
         feature_group_count: int = 1,
         offset_groups: int = 1,
         modulated: bool = True,
-        max_offset: float | None = None,
+        max_offset: float = 0.0,
         mask_scale: int = 1,
         use_bias: bool = True,
         dtype: Any = None,
@@ -209,7 +209,7 @@ class Arguments(NamedTuple):
     kernel_dilation: tuple[int, int]
     feature_group_count: int
     offset_groups: int
-    max_offset: float | None
+    max_offset: float
     mask_scale: int
 
 
@@ -250,12 +250,9 @@ def check_arguments(
             )
     if not isinstance(mask_scale, numbers.Real) or mask_scale not in (1, 2):
         raise ValueError(f"`mask_scale` is {mask_scale!r}; expected 1 or 2")
-    if max_offset is not None:
-        max_offset = check_number("max_offset", max_offset)
-        if max_offset <= 0:
-            raise ValueError(
-                f"`max_offset` is {max_offset}; expected more than 0, or None"
-            )
+    max_offset = check_number("max_offset", max_offset)
+    if max_offset < 0:
+        raise ValueError(f"`max_offset` is {max_offset}; expected at least 0")
     return Arguments(
         kernel_size=check_pair("kernel_size", kernel_size),
         strides=check_pair("strides", strides),
@@ -280,9 +277,9 @@ def branch_dtype(dtype: Any, param_dtype: Any) -> np.dtype:
     return wanted if wanted.itemsize > 4 else jnp.dtype(jnp.float32)
 
 
-def bound(offset: Float[Array, "*s"], max_offset: float | None) -> Float[Array, "*s"]:
-    """Offsets within [-max_offset, max_offset], with slope 1 at 0; None bounds none."""
-    if max_offset is None:
+def bound(offset: Float[Array, "*s"], max_offset: float) -> Float[Array, "*s"]:
+    """Offsets within [-max_offset, max_offset], with slope 1 at 0; 0 bounds none."""
+    if max_offset == 0:
         return offset
     return max_offset * jnp.tanh(offset / max_offset)
 

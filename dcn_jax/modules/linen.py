@@ -34,7 +34,7 @@ class DeformConv(nn.Module):
     feature_group_count: int = 1
     offset_groups: int = 1
     modulated: bool = True
-    max_offset: float | None = None
+    max_offset: float = 0.0
     mask_scale: int = 1
     use_bias: bool = True
     dtype: Any = None
@@ -111,7 +111,7 @@ class DeformRoIPool(nn.Module):
     @nn.compact
     def __call__(
         self,
-        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H_ W_ C"]],
+        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
         rois: Float[Array, "N B 4"],
         map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
         levels: Int[Array, "N B"] | None = None,

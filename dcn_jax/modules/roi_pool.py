@@ -40,7 +40,7 @@ class RoIPooling(Protocol):
 
     def __call__(
         self,
-        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H_ W_ C"]],
+        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
         rois: Float[Array, "N B 4"],
         map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
         levels: Int[Array, "N B"] | None = None,
@@ -83,7 +83,7 @@ class RoIPool(nnx.Module):
 
     def __call__(
         self,
-        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H_ W_ C"]],
+        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
         rois: Float[Array, "N B 4"],
         map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
         levels: Int[Array, "N B"] | None = None,
@@ -129,7 +129,7 @@ class RoIAlign(nnx.Module):
 
     def __call__(
         self,
-        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H_ W_ C"]],
+        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
         rois: Float[Array, "N B 4"],
         map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
         levels: Int[Array, "N B"] | None = None,
@@ -235,7 +235,7 @@ class DeformRoIPool(nnx.Module):
 
     def __call__(
         self,
-        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H_ W_ C"]],
+        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
         rois: Float[Array, "N B 4"],
         map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
         levels: Int[Array, "N B"] | None = None,

@@ -21,18 +21,18 @@ _CONVOLUTION = ("list", "gather", "visit", "fused")
 _SHORT = ("bfloat16", "float32, vmap")
 # Of a small step, which compiles in a minute: the same network, shallow and narrow.
 _SMALL = {
-    "backbone.depths": (1, 1, 1, 1),
-    "backbone.stem_features": 16,
-    "backbone.frozen_stages": 0,
-    "detector.rpn_features": 64,
-    "detector.reduction_features": 64,
-    "detector.roi_branch_features": 64,
-    "detector.head_features": 64,
-    "detector.rpn_pre_nms_top_n": (1000, 1000),
-    "detector.rpn_post_nms_top_n": (200, 100),
-    "detector.roi_samples": 64,
-    "detector.mimic_count": 4,
-    "detector.mimic_crop_size": 64,
+    "model.backbone.depths": (1, 1, 1, 1),
+    "model.backbone.stem_features": 16,
+    "model.backbone.frozen_stages": 0,
+    "model.neck.features": 64,
+    "model.rpn.features": 64,
+    "model.rpn.train.pre_nms_top_n": 1000,
+    "model.rpn.train.post_nms_top_n": 200,
+    "model.pool.hidden_features": 64,
+    "model.box.features": 64,
+    "model.sampling.samples": 64,
+    "model.mimic.count": 4,
+    "model.mimic.crop_size": 64,
 }
 
 
@@ -147,7 +147,7 @@ def _images(config: ConfigDict, mesh: Mesh) -> int:
 
 def _targets(config: ConfigDict, parts: tuple[str, ...]) -> frozenset[str]:
     names = {"nms", *(f"roi_pool.{part}" for part in parts)}
-    if any(config.backbone.deform_stages):
+    if any(config.model.backbone.deform_blocks):
         backward = "bwd" in parts
         names |= {
             f"deform_conv2d.{kernel}"

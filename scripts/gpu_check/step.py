@@ -24,9 +24,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from dcn_jax.backbones import ResNet
+from dcn_jax.detection.box_head import RoISampling
 from dcn_jax.detection.records import Batch
-from dcn_jax.detection.two_stage import FasterRCNN
+from dcn_jax.detection.rpn import AnchorSampling, Selection
+from dcn_jax.detection.two_stage import TwoStage
+from dcn_jax.networks import faster_rcnn
 from scripts.benchmark.layers import CANVAS
 from scripts.gpu_check.runner import seconds_left
 
@@ -34,18 +36,20 @@ from scripts.gpu_check.runner import seconds_left
 # on proposals, which may change places where their scores are close.
 _TOLERANCES = {"rpn": 1e-3, "other": 2e-2}
 _ON_CPU = "--on-cpu"
-_SMALL_DETECTOR = dict(
-    num_classes=3,
-    rpn_features=32,
-    anchor_sizes=(16, 32, 64),
-    rpn_pre_nms_top_n=(300, 300),
-    rpn_post_nms_top_n=(100, 100),
-    rpn_samples=64,
-    reduction_features=32,
-    roi_branch_features=32,
-    roi_samples=64,
-    head_features=64,
+_SMALL_STAGES = dict(
+    neck=dict(features=32),
+    rpn=dict(
+        features=32,
+        anchor_sizes=(16, 32, 64),
+        sampling=AnchorSampling(samples=64),
+        train=Selection(300, 100),
+        test=Selection(300, 100),
+    ),
+    pool=dict(output_size=7, hidden_features=32),
+    box=dict(features=64),
+    sampling=RoISampling(samples=64),
 )
+_PAPER_STAGES = dict(neck={}, rpn={}, pool=dict(output_size=7), box={})
 
 
 class Detector(NamedTuple):
@@ -53,25 +57,28 @@ class Detector(NamedTuple):
 
     Attributes:
       backbone: Arguments of `ResNet`.
-      detector: Arguments of `FasterRCNN`.
+      stages: Of the other stages, as `faster_rcnn` takes them.
+      num_classes: Foreground classes.
       images: In a batch.
       size: Height and width of the images.
     """
 
     backbone: dict[str, Any]
-    detector: dict[str, Any]
+    stages: dict[str, Any]
+    num_classes: int
     images: int
     size: tuple[int, int]
 
 
 SMALL = Detector(
     dict(depths=(1, 1, 1, 1), stem_features=16, norm="group_norm"),
-    _SMALL_DETECTOR,
+    _SMALL_STAGES,
+    num_classes=3,
     images=2,
     size=(128, 160),
 )
 PAPER = Detector(
-    dict(depths=(3, 4, 6, 3), frozen_stages=2), dict(num_classes=80), 2, CANVAS
+    dict(depths=(3, 4, 6, 3), frozen_stages=2), _PAPER_STAGES, 80, 2, CANVAS
 )
 TINY = SMALL._replace(
     backbone=dict(depths=(1, 1, 1, 1), stem_features=4, norm="group_norm"),
@@ -79,18 +86,15 @@ TINY = SMALL._replace(
 )
 
 
-def build(detector: Detector, dtype: Any) -> FasterRCNN:
+def build(detector: Detector, dtype: Any) -> TwoStage:
     """The module, with convolutions deformable and modulated from conv3 on."""
-    rngs = nnx.Rngs(0)
-    backbone = ResNet(
-        **detector.backbone,
-        deform_stages=(False, True, True, True),
-        dilate_conv5=True,
+    deformed = dict(deform_blocks=(0, -1, -1, -1), output_stride=16)
+    return faster_rcnn(
+        detector.num_classes,
+        backbone=detector.backbone | deformed,
+        **detector.stages,
         dtype=dtype,
-        rngs=rngs,
-    )
-    return FasterRCNN(
-        backbone, **detector.detector, roi_pooling="modulated", dtype=dtype, rngs=rngs
+        rngs=nnx.Rngs(0),
     )
 
 
@@ -120,7 +124,7 @@ def random_batch(detector: Detector) -> Batch:
     coarse = rng.integers(0, 256, (images, height // 8, width // 8, 3), np.uint8)
     size = rng.uniform(0.1, 0.4, (images, 5, 2)) * [width, height]
     corner = rng.uniform(0, 1, (images, 5, 2)) * (np.array([width, height]) - size)
-    classes = detector.detector["num_classes"]
+    classes = detector.num_classes
     return Batch(
         images=jnp.asarray(coarse.repeat(8, axis=1).repeat(8, axis=2)),
         sizes=jnp.asarray([[height, width]] * images, jnp.int32),

@@ -80,7 +80,7 @@ def test_bad_numbers(layer, name):
         (DeformConv, dict(padding=(1, 1, 1)), ValueError, r"`padding` is \(1, 1, 1"),
         (DeformConv, dict(mask_scale=3), ValueError, "`mask_scale` is 3; expected 1"),
         (DeformConv, dict(mask_scale="2"), ValueError, "`mask_scale` is '2'; expect"),
-        (DeformConv, dict(max_offset=0), ValueError, "`max_offset` is 0.0; expected"),
+        (DeformConv, dict(max_offset=-1), ValueError, "`max_offset` is -1.0; expect"),
         (DeformConv, dict(max_offset="3"), TypeError, "`max_offset` is '3'; expected"),
         (RPN, dict(strides=(0,)), ValueError, "`strides` is 0; expected at least 1"),
         (RPN, dict(anchor_sizes=(0,)), ValueError, r"`sizes` is \(0.0,\); expected"),

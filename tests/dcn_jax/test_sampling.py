@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dcn_jax.boxes.anchors import cell_anchors, grid_anchors
 from dcn_jax.boxes import box_iou, encode_boxes
+from dcn_jax.boxes.anchors import cell_anchors, grid_anchors
 from dcn_jax.boxes.matching import match_boxes
 from dcn_jax.boxes.sampling import gather_rows, sample_balanced, top_k
 

@@ -138,6 +138,12 @@ def test_traces_with_64_bit_types_on(x64):
     assert {v.dtype for v in losses.values()} == {jnp.dtype(jnp.float64)}
 
 
+@pytest.fixture
+def untyped(monkeypatch):
+    """As for users, whose calls no type checker looks at."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
 @functools.cache
 def count(deform_blocks, pool_layer, modulated) -> int:
     deforms = pool_layer is DeformRoIPool
@@ -207,7 +213,7 @@ def test_deformed_blocks_are_the_last():
         ),
     ],
 )
-def test_wrong_arguments_are_named(options, error, message):
+def test_wrong_arguments_are_named(options, error, message, untyped):
     with pytest.raises(error) as raised:
         nnx.eval_shape(lambda: make_detector(**options))
     assert str(raised.value).startswith(message)
@@ -218,10 +224,7 @@ def test_a_backbone_of_stride_32_is_refused():
         nnx.eval_shape(lambda: make_detector({"output_stride": 32}))
 
 
-def test_a_head_without_a_representation_cannot_mimic(monkeypatch):
-    # As for users, whose calls no type checker looks at.
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
+def test_a_head_without_a_representation_cannot_mimic(untyped):
     class Head(nnx.Module):
         num_classes, box_weights = 3, (1.0, 1.0, 1.0, 1.0)
 

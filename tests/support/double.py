@@ -1,8 +1,8 @@
-"""A detector that compiles in a second, with the entries of the real one.
+"""Detection with a network that compiles in a second.
 
 As a program, `python -m tests.support.double --config=...`, it is train.main with this
-detector in the place of Faster R-CNN; with `train.predict` before the flags it is that
-program.
+task in the place of the real one; `python -m tests.support.double train.predict ...` is
+another program.
 """
 
 if __name__ == "__main__":
@@ -19,17 +19,20 @@ import numpy as np
 from flax import nnx
 
 from dcn_jax.detection.records import Detections
+from dcn_jax.modules.deform_conv import Samples
+from train.tasks.detection import Detection
 
 
 class _Backbone(nnx.Module):
     def __init__(self, rngs):
-        self.frozen_names = ("conv1",)
         self.conv1 = nnx.Conv(3, 4, (3, 3), strides=4, rngs=rngs)
         self.offset_conv = nnx.Conv(4, 4, (1, 1), rngs=rngs)
 
 
 class TinyDetector(nnx.Module):
     """Says which of the classes are in an image, at the place of the whole image."""
+
+    frozen_paths = ("backbone.conv1.",)
 
     def __init__(self, num_classes, rngs):
         self.backbone = _Backbone(rngs)
@@ -53,22 +56,28 @@ class TinyDetector(nnx.Module):
             "box": 0.1 * jnp.square(self.head.kernel[...]).mean(),
         }
 
-    def detect(self, images, sizes):
+    def predict(self, images, sizes):
         scores, labels = jax.lax.top_k(jax.nn.softmax(self._logits(images)), 2)
         height, width = sizes[:, 0], sizes[:, 1]
         box = jnp.stack([0 * width, 0 * width, width, height], -1).astype(jnp.float32)
         boxes = jnp.broadcast_to(box[:, None], (len(box), 2, 4))
         return Detections(boxes, scores, labels + 1, scores > 0)
 
-    def offset_health(self, images, sizes):
-        return {"offset/mean_abs": jnp.abs(self.backbone.offset_conv.bias[...]).mean()}
+    def features(self, images, sizes):
+        offset = self.backbone.offset_conv.bias[...].reshape(1, 1, 1, 1, 2, 2)
+        samples = dict(offset=offset, mask=None, position=offset)
+        self.sow(Samples, "samples", samples | {"map_size": jnp.ones(2, jnp.int32)})
+        return self.backbone.conv1(images.astype(jnp.float32) / 255)
 
 
-def install() -> None:
-    """Puts the double in the place of the detector that train builds."""
-    from train import model
+class DetectionDouble(Detection):
+    """Detection whose network is another, a `TinyDetector` unless it is told."""
 
-    model.build_detector = lambda config, classes, rngs: TinyDetector(classes, rngs)
+    def __init__(self, network=TinyDetector):
+        self._network = network
+
+    def build(self, config, num_classes, rngs):
+        return self._network(num_classes, rngs)
 
 
 def batch(n=8, side=32, seed=0):
@@ -89,8 +98,8 @@ def batch(n=8, side=32, seed=0):
 
 
 if __name__ == "__main__":
-    install()
     from train import cli
 
     named = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
-    cli.run(importlib.import_module(sys.argv.pop(1) if named else "train.main").main)
+    program = importlib.import_module(sys.argv.pop(1) if named else "train.main")
+    cli.run(program.main, {"detection": DetectionDouble()})

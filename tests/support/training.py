@@ -7,8 +7,8 @@ import numpy as np
 
 from train import inputs, sharding
 from train.configs import _base
-from train.model import Skeleton
 from train.optim import learning_rate, make_optimizer, trainable
+from train.skeleton import Skeleton
 from train.step import init_state, make_train_step
 
 
@@ -28,7 +28,7 @@ def compiled(build, devices, seed, lr):
     shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
     schedule = learning_rate(optim, 100)
     step = make_train_step(
-        skeleton, optimizer, schedule, seed=seed, mesh=mesh, shardings=shardings
+        skeleton, paths, optimizer, schedule, seed=seed, mesh=mesh, shardings=shardings
     )
     return jax.jit(init, out_shardings=shardings), step, mesh
 
@@ -42,9 +42,9 @@ def host(tree):
     return jax.tree.map(np.array, tree)
 
 
-def run(state, step, mesh, batches):
+def run(state, step, mesh, batches, task):
     metrics = []
     for arrays in batches:
-        state, values = step(state, inputs.to_batch(arrays, mesh))
+        state, values = step(state, inputs.to_batch(arrays, task, mesh))
         metrics.append(host(values))
     return state, metrics

@@ -10,9 +10,10 @@ from tests.support import double
 from tests.support.training import host, make, run
 from train import sharding
 from train.checkpoint import Checkpoints, abstract
+from train.digests import write_digests
 
 DESCRIPTION = {
-    "model": {"backbone.depths": (1, 2, 1, 1), "detector.roi_pooling": "deform"},
+    "model": {"model.backbone.depths": (1, 2, 1, 1), "model.pool_layer": "RoIAlign"},
     "categories": [{"id": 1, "name": "one"}],
     "config": {},
 }
@@ -30,12 +31,12 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     batches = [double.batch(seed=i) for i in range(4)]
     state, step, mesh = make(tiny)
-    state, _ = run(state, step, mesh, batches[:2])
+    state, _ = run(state, step, mesh, batches[:2], TASK)
     checkpoints = Checkpoints(folder, keep=2)
     checkpoints.save(state, PLACE, DESCRIPTION)
     checkpoints.close()
     at_two = host(state)
-    state, _ = run(state, step, mesh, batches[2:])
+    state, _ = run(state, step, mesh, batches[2:], TASK)
     return folder, at_two, host(state)
 
 
@@ -62,13 +63,13 @@ def test_a_resumed_run_ends_at_the_same_bits(saved):
     checkpoints = Checkpoints(folder, keep=2)
     state, _ = checkpoints.restore(2, like_of(at_two, mesh))
     checkpoints.close()
-    state, _ = run(state, step, mesh, [double.batch(seed=i) for i in (2, 3)])
+    state, _ = run(state, step, mesh, [double.batch(seed=i) for i in (2, 3)], TASK)
     jax.tree.map(np.testing.assert_array_equal, at_four, host(state))
 
 
 def test_variables_come_without_the_optimiser(saved):
     folder, at_two, _ = saved
-    expected = {**at_two.params, **at_two.frozen}
+    expected = at_two.variables
     like = like_of(expected, sharding.make_mesh())
     variables = Checkpoints(folder).restore_variables(2, like)
     jax.tree.map(np.testing.assert_array_equal, expected, host(variables))
@@ -77,9 +78,12 @@ def test_variables_come_without_the_optimiser(saved):
 def test_the_model_is_checked(saved):
     folder, at_two, _ = saved
     checkpoints = Checkpoints(folder)
-    variables = {**at_two.params, **at_two.frozen}
+    variables = at_two.variables
     checkpoints.check(2, DESCRIPTION, variables)
-    other = {**DESCRIPTION, "model": {**DESCRIPTION["model"], "backbone.depths": (3,)}}
+    other = {
+        **DESCRIPTION,
+        "model": {**DESCRIPTION["model"], "model.backbone.depths": (3,)},
+    }
     with pytest.raises(ValueError, match=r"depths` was \[1, 2, 1, 1\], .* says \[3\]"):
         checkpoints.check(2, other, variables)
     renamed = {**DESCRIPTION, "categories": [{"id": 1, "name": "uno"}]}
@@ -103,7 +107,7 @@ def test_unfinished_checkpoints_are_ignored_and_old_ones_dropped(saved, tmp_path
     state, step, mesh = make(tiny)
     checkpoints = Checkpoints(tmp_path, keep=2)
     for i in range(3):
-        state, _ = run(state, step, mesh, [double.batch(seed=i)])
+        state, _ = run(state, step, mesh, [double.batch(seed=i)], TASK)
         checkpoints.save(state, PLACE, DESCRIPTION)
     # Saving a step again changes nothing.
     checkpoints.save(state, PLACE, DESCRIPTION)
@@ -246,26 +250,49 @@ def test_names_that_are_no_steps_are_left_alone(two):
     assert all((two / "checkpoints" / name).is_dir() for name in names)
 
 
-# orbax leaves coroutines behind, of a loop that is closed, where a read fails.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_checkpoint_from_before_digests_is_used(two, saved, caplog):
-    _, at_two, _ = saved
-    folder = two / "checkpoints" / "3"
-    (folder / "digests.json").unlink()
+def rewrite(folder, change):
+    """Changes the description of a checkpoint as if it had been written so."""
     path = folder / "description" / "metadata"
     description = json.loads(path.read_text())
-    del description["digests"]
+    change(description)
     path.write_text(json.dumps(description))
+    (folder / "digests.json").unlink()
+    write_digests(folder)
+
+
+@pytest.mark.parametrize("layout", [1, 3])
+def test_a_checkpoint_of_another_layout_is_refused(two, saved, layout):
+    _, at_two, _ = saved
+
+    def change(description):
+        # The first one had no number.
+        del description["layout"]
+        if layout > 1:
+            description["layout"] = layout
+
+    rewrite(two / "checkpoints" / "3", change)
     checkpoints = Checkpoints(two, keep=2)
-    with caplog.at_level(logging.WARNING, logger="train"):
-        assert checkpoints.recover() == 3
-    assert "the checkpoint of step 3 has no digests" in caplog.text
+    assert checkpoints.recover() == 3
+    said = rf"3 has layout {layout}, of another version .* reads layout 2\. .* anew\.$"
+    with pytest.raises(ValueError, match=said) as caught:
+        checkpoints.check(3, DESCRIPTION, at_two.variables)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_without_digests_is_damaged(two):
+    (two / "checkpoints" / "3" / "digests.json").unlink()
+    with pytest.raises(ValueError, match=r"3 is damaged: 'digests\.json' is missing"):
+        Checkpoints(two).latest()
+
+
+# orbax leaves coroutines behind, of a loop that is closed, where a read fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_checkpoint_that_cannot_be_read_gets_one_line(two, saved):
+    _, at_two, _ = saved
+    (two / "checkpoints" / "3" / "model" / "manifest.ocdbt").unlink()
     mesh = sharding.make_mesh()
-    state, _ = checkpoints.restore(3, like_of(at_two, mesh))
-    jax.tree.map(np.testing.assert_array_equal, at_two, host(state))
-    (folder / "model" / "manifest.ocdbt").unlink()
     with pytest.raises(ValueError, match=r"checkpoints/3 cannot be read: "):
-        checkpoints.restore(3, like_of(at_two, mesh))
+        Checkpoints(two, keep=2).restore(3, like_of(at_two, mesh))
 
 
 NO_SPACE = "Failed to write 9 bytes to file 7: No space left on device"

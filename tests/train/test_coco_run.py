@@ -26,21 +26,23 @@ TINY = {
     "data.eval_short_side": 48,
     "data.max_side": 64,
     "data.max_boxes": 8,
-    "backbone.depths": (1, 1, 1, 1),
-    "backbone.stem_features": 8,
-    "backbone.deform_stages": (False, False, False, True),
-    "detector.anchor_sizes": (16.0, 32.0),
-    "detector.rpn_features": 8,
-    "detector.rpn_pre_nms_top_n": (32, 32),
-    "detector.rpn_post_nms_top_n": (8, 8),
-    "detector.reduction_features": 8,
-    "detector.head_features": 16,
-    "detector.roi_branch_features": 8,
-    "detector.roi_samples": 8,
-    "detector.roi_output_size": 3,
-    "detector.mimic_count": 2,
-    "detector.mimic_crop_size": 32,
-    "detector.max_detections": 10,
+    "model.backbone.depths": (1, 1, 1, 1),
+    "model.backbone.stem_features": 8,
+    "model.backbone.deform_blocks": (0, 0, 0, -1),
+    "model.neck.features": 8,
+    "model.rpn.anchor_sizes": (16.0, 32.0),
+    "model.rpn.features": 8,
+    "model.rpn.train.pre_nms_top_n": 32,
+    "model.rpn.train.post_nms_top_n": 8,
+    "model.rpn.test.pre_nms_top_n": 32,
+    "model.rpn.test.post_nms_top_n": 8,
+    "model.pool.hidden_features": 8,
+    "model.pool.output_size": 3,
+    "model.box.features": 16,
+    "model.sampling.samples": 8,
+    "model.selection.max_detections": 10,
+    "model.mimic.count": 2,
+    "model.mimic.crop_size": 32,
     "optim.lr": 0.002,
     "log.every": 1,
     "log.offset_health_every": 0,
@@ -64,7 +66,7 @@ NAMES = {
 def torchvision_weights():
     """Tensors by torchvision's names, which fit the tiny backbone."""
     fields = ("depths", "stem_features")
-    sizes = {name: TINY[f"backbone.{name}"] for name in fields}
+    sizes = {name: TINY[f"model.backbone.{name}"] for name in fields}
     model = nnx.eval_shape(lambda: ResNet(**sizes, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     tensors = {}
@@ -143,17 +145,19 @@ def test_it_starts_from_the_weights(run):
     tensors = torchvision_weights()
     # The first two stages and the norms stay as they were.
     for ours, theirs in {
-        "backbone.conv1.kernel": "conv1.weight",
-        "backbone.layer1.0.conv2.kernel": "layer1.0.conv2.weight",
-        "backbone.norm1.mean": "bn1.running_mean",
-        "backbone.layer4.0.downsample_norm.var": "layer4.0.downsample.1.running_var",
+        "trunk.backbone.conv1.kernel": "conv1.weight",
+        "trunk.backbone.layer1.0.conv2.kernel": "layer1.0.conv2.weight",
+        "trunk.backbone.norm1.mean": "bn1.running_mean",
+        "trunk.backbone.layer4.0.downsample_norm.var": (
+            "layer4.0.downsample.1.running_var"
+        ),
     }.items():
         tensor = tensors[theirs]
         expected = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
         np.testing.assert_array_equal(found[ours], expected, err_msg=ours)
     # A trained kernel started there too: three steps at a small rate move it little.
     expected = tensors["layer3.0.conv2.weight"].transpose(2, 3, 1, 0)
-    moved = np.abs(found["backbone.layer3.0.conv2.kernel"] - expected).max()
+    moved = np.abs(found["trunk.backbone.layer3.0.conv2.kernel"] - expected).max()
     assert 0 < moved < 0.05
 
 
@@ -171,7 +175,7 @@ def test_bad_input_gets_one_line(run, folder, tmp_path):
     missing, data = tmp_path / "missing", tmp_path / "data"
     # One for each, as a work folder takes one run at a time.
     new = [tmp_path / f"run{i}" for i in range(4)]
-    cap, scale = "--config.data.max_pixels=9000", "--config.backbone.mask_scale=2"
+    cap, scale = "--config.data.max_pixels=9000", "--config.model.backbone.mask_scale=2"
     weights = f"--config.init_from={folder / 'resnet.safetensors'}"
     cases = [
         (start(missing, data, new[0], weights), "missing': no such folder"),
@@ -184,7 +188,10 @@ def test_bad_input_gets_one_line(run, folder, tmp_path):
             "annotation 1007: unknown category id 4",
         ),
         (start(good, data, new[3], weights, cap), "at most 9000 are allowed"),
-        (start(good, folder / "data", run[0], scale), "`backbone.mask_scale` was 1"),
+        (
+            start(good, folder / "data", run[0], scale),
+            "`model.backbone.mask_scale` was",
+        ),
     ]
     for process, message in cases:
         status, errors = launch.finish(process)

@@ -1,6 +1,7 @@
 """What of a data set is used, and the one line that says so."""
 
 import copy
+import functools
 import io
 import logging
 import struct
@@ -15,6 +16,7 @@ from train import inputs
 from train.configs import coco_faster_rcnn
 from train.data import examples, make_source, report, train_loader
 from train.data.source import OrientationWarning
+from train.tasks.detection import Detection, padded_boxes
 
 SETTINGS = {
     "batch_size": 2,
@@ -114,7 +116,8 @@ def test_boxes_that_vanish_when_scaled_do_not_reach_training(tmp_path, content):
         for i, box in enumerate(boxes, start=1)
     ]
     source = _open(tmp_path, content)
-    loader = train_loader(source, **SETTINGS, max_boxes=40)
+    targets = functools.partial(padded_boxes, max_boxes=40)
+    loader = train_loader(source, targets, index=np.arange(1), **SETTINGS)
     for _ in range(4):
         batch = next(loader)
         boxes = batch["boxes"][batch["valid"]]
@@ -128,8 +131,9 @@ def test_images_without_objects(tmp_path, content):
     source = _open(tmp_path, content)
     line = report.training_line(source, "val", max_boxes=100, skip_empty=False)
     assert line.startswith("val: 8 of 8 images (2 of them without objects); 18 of 20")
+    targets = functools.partial(padded_boxes, max_boxes=4)
     batches = train_loader(
-        source, **SETTINGS, max_boxes=4, skip_empty=False, num_epochs=1
+        source, targets, index=np.arange(8), **SETTINGS, num_epochs=1
     )
     assert sum((~batch["valid"].any(1)).sum() for batch in batches) == 2
 
@@ -177,6 +181,7 @@ def test_a_run_says_it_once(tmp_path, content):
     )
     config.data.options.folder = str(tmp_path / "coco")
     config.update({"steps": 0, "epochs": 2.0, "batch_size": 2})
+    task = Detection()
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     log = logging.getLogger("train")
@@ -184,13 +189,13 @@ def test_a_run_says_it_once(tmp_path, content):
     level = log.level
     log.setLevel(logging.INFO)
     try:
-        source = inputs.open_source(config, "val")
+        source = inputs.open_source(config, task, "val")
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
     (line,) = stream.getvalue().splitlines()
     assert "over `max_boxes` (2), which count as background: 6 (in 6 images)" in line
     assert "orientation tag is not applied (`upright`): 1" in line
-    assert inputs.count_steps(config, source) == 6
+    assert inputs.count_steps(config, task, source) == 6
     config.data.skip_empty = False
-    assert inputs.count_steps(config, source) == 8
+    assert inputs.count_steps(config, task, source) == 8

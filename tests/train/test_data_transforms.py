@@ -178,12 +178,12 @@ def test_a_flipped_box_covers_the_same_pixels():
 
 
 def test_fit_image(pixels):
-    canvas, size, scale = transforms.fit_image(
+    canvas, geometry = transforms.fit_image(
         pixels, canvases=[(40, 40), (24, 48)], short_side=24, max_side=100
     )
     assert canvas.shape == (24, 48, 3)
-    assert size.tolist() == [24, 40] and size.dtype == np.int32
-    assert scale.tolist() == [2, 2] and scale.dtype == np.float32
+    assert geometry == ((12, 20), (24, 40), (24, 48), False)
+    assert geometry.scale == (2, 2)
     assert (canvas[:, 40:] == 0).all()
     np.testing.assert_array_equal(
         canvas[:, :18], pixels[:1, :1].repeat(18, 1).repeat(24, 0)

@@ -11,9 +11,10 @@ import pytest
 from tests.support import double
 from train import inputs, sharding
 from train.configs import digits
-from train.model import build_skeleton
 from train.optim import learning_rate, make_optimizer, trainable
+from train.skeleton import build_skeleton
 from train.step import init_state, make_train_step
+from train.tasks.detection import Detection
 
 MOVES = re.compile(
     r" (all-gather|all-to-all|collective-permute|collective-broadcast)(-start)?\("
@@ -23,18 +24,19 @@ MOVES = re.compile(
 def tiny_config():
     """The demo's configuration, as small as it gets with everything in it."""
     config = digits.get_config()
-    config.backbone.depths = (1, 1, 1, 1)
-    config.backbone.stem_features = 8
-    config.backbone.deform_stages = (False, False, False, True)
-    config.backbone.frozen_stages = 1
-    detector = config.detector
-    detector.anchor_sizes = (16.0, 32.0)
-    detector.rpn_features = detector.reduction_features = detector.head_features = 16
-    detector.rpn_pre_nms_top_n = detector.rpn_post_nms_top_n = (16, 16)
-    detector.roi_samples = 8
-    detector.roi_branch_features = 16
-    detector.roi_output_size = 3
-    detector.mimic_crop_size = 32
+    model = config.model
+    model.backbone.depths = (1, 1, 1, 1)
+    model.backbone.stem_features = 8
+    model.backbone.deform_blocks = (0, 0, 0, -1)
+    model.backbone.frozen_stages = 1
+    model.rpn.anchor_sizes = (16.0, 32.0)
+    model.rpn.features = model.neck.features = model.box.features = 16
+    for selection in (model.rpn.train, model.rpn.test):
+        selection.update({"pre_nms_top_n": 16, "post_nms_top_n": 16})
+    model.sampling.samples = 8
+    model.pool.hidden_features = 16
+    model.pool.output_size = 3
+    model.mimic.crop_size = 32
     config.optim.update({"name": "sgd", "lr": 0.02, "warmup_steps": 0})
     return config
 
@@ -61,8 +63,9 @@ def values(variables):
 @pytest.fixture(scope="module")
 def setup():
     config = tiny_config()
-    skeleton = build_skeleton(config, 3)
-    frozen = tuple(f"backbone.{n}." for n in skeleton.abstract.backbone.frozen_names)
+    task = Detection()
+    skeleton = build_skeleton(config, task, 3)
+    frozen = skeleton.abstract.frozen_paths
     paths = trainable(skeleton.parameters, config.optim, frozen)
     optimizer = make_optimizer(config.optim, paths)
     state = init_state(values(skeleton.variables), paths, optimizer)
@@ -73,6 +76,7 @@ def setup():
         shardings = sharding.state_shardings(state, mesh)
         step = make_train_step(
             skeleton,
+            paths,
             optimizer,
             learning_rate(config.optim, 100),
             seed=0,
@@ -85,7 +89,7 @@ def setup():
         arrays["images"] = np.stack([_smooth(image) for image in arrays["images"]])
         # Counts of positives differ from device to device.
         arrays["valid"][5] = False
-        batch = inputs.to_batch(arrays, mesh)
+        batch = inputs.to_batch(arrays, task, mesh)
         compiled = step.lower(placed, batch).compile(
             compiler_options={
                 "xla_backend_optimization_level": 0,
@@ -95,31 +99,35 @@ def setup():
         after = jax.tree.map(np.asarray, compiled(placed, batch))
         return compiled.as_text(), after
 
-    return state, on(1), on(8)
+    return state, paths, on(1), on(8)
 
 
 def test_only_sums_cross_devices(setup):
-    _, _, (text, _) = setup
+    _, _, _, (text, _) = setup
     assert " all-reduce" in text
     assert not [line for line in text.splitlines() if MOVES.search(line)]
 
 
 def test_eight_devices_take_the_step_of_one(setup):
-    before, (_, (one, metrics_one)), (_, (eight, metrics_eight)) = setup
+    before, paths, (_, (one, metrics_one)), (_, (eight, metrics_eight)) = setup
     assert metrics_one.keys() == metrics_eight.keys()
     for name in metrics_one:
         np.testing.assert_allclose(
             metrics_one[name], metrics_eight[name], rtol=1e-5, err_msg=name
         )
-    for path, value in one.params.items():
-        np.testing.assert_allclose(value, eight.params[path], atol=1e-5, err_msg=path)
-    changed = {p for p, v in before.params.items() if (v != one.params[p]).any()}
-    assert len(changed) > 0.9 * len(before.params)
+    for path, value in one.variables.items():
+        other = eight.variables[path]
+        np.testing.assert_allclose(value, other, atol=1e-5, err_msg=path)
+    changed = {p for p in paths if (before.variables[p] != one.variables[p]).any()}
+    assert len(changed) > 0.9 * len(paths)
 
 
 def test_frozen_stages_are_no_part_of_the_gradient(setup):
-    before, (_, (one, _)), _ = setup
-    assert {"backbone.conv1.kernel", "backbone.norm1.scale"} <= set(one.frozen)
-    for path, value in before.frozen.items():
-        np.testing.assert_array_equal(value, one.frozen[path])
-    assert not any(path.startswith("backbone.conv1") for path in one.params)
+    before, paths, (_, (one, _)), _ = setup
+    frozen = before.variables.keys() - paths
+    assert {"trunk.backbone.conv1.kernel", "trunk.backbone.norm1.scale"} <= frozen
+    for path in frozen:
+        np.testing.assert_array_equal(before.variables[path], one.variables[path])
+    assert not any(path.startswith("trunk.backbone.conv1") for path in paths)
+    kept = {name for state in one.opt_state for name in getattr(state, "trace", {})}
+    assert kept == paths

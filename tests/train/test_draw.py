@@ -57,7 +57,7 @@ def test_curves_bear_gaps_and_missing_terms(tmp_path):
     records = [
         {"step": 1, "loss": 3.0, "loss/box": 1.0},
         {"step": 2, "loss": None, "offset/outside": 0.1},
-        {"step": 2, "bbox/AP": 0.5, "bbox/AP50": 0.7},
+        {"step": 2, "eval/bbox/AP": 0.5, "eval/bbox/AP50": 0.7},
         {"step": 3, "loss": 1.0, "loss/box": 0.2},
     ]
     draw.save_curves(tmp_path / "curves.png", records)

@@ -11,9 +11,9 @@ def test_records_after_the_restored_step_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     records = [
         {"step": 10, "loss": 1.0},
-        {"step": 10, "bbox/AP": 0.5},
+        {"step": 10, "eval/bbox/AP": 0.5},
         {"step": 20, "loss": 0.5},
-        {"step": 20, "bbox/AP": 0.6},
+        {"step": 20, "eval/bbox/AP": 0.6},
         {"step": 30, "loss": 0.4},
     ]
     # The last line was being written when the run was killed.

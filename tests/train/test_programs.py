@@ -11,11 +11,16 @@ import pytest
 from absl.testing import flagsaver
 
 from tests.support import double
-from train import cli, evaluate, inputs, loop, model, predict, sharding
+from tests.train.test_checkpoint import rewrite
+from train import evaluate, inputs, loop, predict, sharding
 from train.checkpoint import read_arrays
 from train.configs import coco_faster_rcnn, digits
+from train.evaluator import Evaluator
 from train.metrics import read_metrics
+from train.skeleton import build_skeleton
 from train.workdir import claim
+
+TASK = double.DetectionDouble()
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +43,15 @@ def trained(tmp_path_factory):
             "eval.pictures": 0,
         }
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "build_detector", _double)
-        loop.train(config, folder / "run")
+    loop.train(config, folder / "run", TASK)
     return config, folder / "run"
 
 
-def _double(config, num_classes, rngs):
-    return double.TinyDetector(num_classes, rngs)
-
-
-@pytest.fixture
-def command_line(trained, monkeypatch):
-    """Sets what the command line says, to the short run at first."""
-
-    def say(config, workdir):
-        monkeypatch.setattr(cli, "config", lambda: config)
-        monkeypatch.setattr(cli, "workdir", lambda: workdir)
-
-    monkeypatch.setattr(model, "build_detector", _double)
-    say(*trained)
-    return say
+def changed(config, fields):
+    """A configuration with other values in some fields."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(fields)
+    return config
 
 
 @pytest.fixture
@@ -69,11 +62,11 @@ def said(caplog, monkeypatch):
     return lambda: "\n".join(r.getMessage() for r in caplog.records)
 
 
-def test_evaluate_repeats_the_evaluation_of_the_run(trained, command_line):
-    _, workdir = trained
+def test_evaluate_repeats_the_evaluation_of_the_run(trained):
+    config, workdir = trained
     written = (workdir / "evaluation.json").read_text()
     (workdir / "evaluation.json").unlink()
-    evaluate.main([])
+    evaluate.evaluate_run(config, workdir, TASK)
     again = json.loads((workdir / "evaluation.json").read_text())
     first = json.loads(written)
     assert again["step"] == first["step"] == 4
@@ -85,12 +78,11 @@ class Diverging(double.TinyDetector):
         return {n: v * jnp.nan for n, v in super().losses(batch, key).items()}
 
 
-def test_a_run_that_only_skips_ends(trained, command_line, tmp_path, monkeypatch, said):
-    config = trained[0].copy_and_resolve_references()
-    config.steps = 5
-    monkeypatch.setattr(model, "build_detector", lambda c, n, r: Diverging(n, r))
+def test_a_run_that_only_skips_ends(trained, tmp_path, said):
+    config = changed(trained[0], {"steps": 5})
+    task = double.DetectionDouble(Diverging)
     with pytest.raises(ValueError, match=r"The last 5 steps, up to step 5, .*diverged"):
-        loop.train(config, tmp_path)
+        loop.train(config, tmp_path, task)
     assert "WARNING: the last 4 steps were all skipped, as loss or gradient" in said()
     # The warm-up of the demo's recipe is longer than this run.
     assert (
@@ -101,15 +93,12 @@ def test_a_run_that_only_skips_ends(trained, command_line, tmp_path, monkeypatch
     assert records == [2, 4, 5]
 
 
-def test_evaluate_says_of_what_and_writes_elsewhere(trained, command_line, tmp_path):
+def test_evaluate_says_of_what_and_writes_elsewhere(trained, tmp_path):
     config, workdir = trained
-    config = config.copy_and_resolve_references()
-    config.data.eval_split = "train"
-    command_line(config, workdir)
+    config = changed(config, {"data.eval_split": "train"})
     written = (workdir / "evaluation.json").read_text()
     output = tmp_path / "new" / "train"
-    with flagsaver.flagsaver(output=str(output)):
-        evaluate.main([])
+    evaluate.evaluate_run(config, workdir, TASK, output)
     assert (workdir / "evaluation.json").read_text() == written
     assert json.loads(written)["data"]["split"] == "test"
     assert json.loads((output / "evaluation.json").read_text())["data"] == {
@@ -121,19 +110,30 @@ def test_evaluate_says_of_what_and_writes_elsewhere(trained, command_line, tmp_p
     assert (output / "detections.json").exists()
 
 
-def test_predict_draws_and_lists_in_pixels_of_the_file(
-    command_line, tmp_path, monkeypatch
-):
+@pytest.fixture
+def predict_with(trained, tmp_path):
+    """Predicts with the short run; returns what predictions.json then says."""
+
+    def call(files, score=0.0, config=trained[0]):
+        output = tmp_path / "out"
+        files = [str(file) for file in files]
+        predict.predict_files(config, trained[1], TASK, files, output, score)
+        return written(output)
+
+    return call
+
+
+def written(output):
+    return json.loads((output / "predictions.json").read_text())
+
+
+def test_predict_draws_and_lists_in_pixels_of_the_file(predict_with, tmp_path):
     paths = []
     for name, shape in (("wide.jpg", (90, 300, 3)), ("tall.png", (500, 40, 3))):
         path = tmp_path / name
         cv2.imwrite(str(path), np.full(shape, 90, np.uint8))
         paths.append(str(path))
-    output = tmp_path / "out"
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with flagsaver.flagsaver(output="~/out", score=0.0):
-        predict.main(paths)
-    found = json.loads((output / "predictions.json").read_text())
+    found, output = predict_with(paths), tmp_path / "out"
     # The double finds two things in every image, each as large as the image.
     assert [f["file_name"] for f in found] == [paths[0]] * 2 + [paths[1]] * 2
     assert found[0]["bbox"] == pytest.approx([0, 0, 300, 90], rel=1e-3)
@@ -144,7 +144,7 @@ def test_predict_draws_and_lists_in_pixels_of_the_file(
     assert cv2.imread(str(output / "001_tall.png")).shape == (2048, 164, 3)
 
 
-def test_predict_turns_a_photograph_upright(command_line, tmp_path, monkeypatch):
+def test_predict_turns_a_photograph_upright(predict_with, tmp_path, said):
     """Exif orientation 6: the camera was held upright."""
     encoded = cv2.imencode(".jpg", np.zeros((40, 80, 3), np.uint8))[1].tobytes()
     tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
@@ -152,13 +152,8 @@ def test_predict_turns_a_photograph_upright(command_line, tmp_path, monkeypatch)
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
     path = tmp_path / "photo.jpg"
     path.write_bytes(encoded[:2] + segment + encoded[2:])
-    lines = []
-    log = lambda text, *arguments: lines.append(text % arguments)  # noqa: E731
-    monkeypatch.setattr(predict._log, "info", log)
-    with flagsaver.flagsaver(output=str(tmp_path), score=0.0):
-        predict.main([str(path)])
-    assert f"{path} is turned as its orientation tag (6) says" in lines
-    found = json.loads((tmp_path / "predictions.json").read_text())
+    found = predict_with([path])
+    assert f"{path} is turned as its orientation tag (6) says" in said()
     assert found[0]["bbox"] == pytest.approx([0, 0, 40, 80], rel=1e-3)
 
 
@@ -175,31 +170,25 @@ def pictures(tmp_path):
     return folder
 
 
-def test_a_broken_file_loses_nothing_that_was_found(command_line, pictures, tmp_path):
+def test_a_broken_file_loses_nothing_that_was_found(predict_with, pictures, tmp_path):
     output = tmp_path / "out"
     good, broken = str(pictures / "good.PNG"), str(pictures / "broken.jpg")
-    with (
-        flagsaver.flagsaver(output=str(output), score=0.0),
-        pytest.raises(ValueError, match=r"2 of 4 images .*broken\.jpg.* 1 more"),
-    ):
-        predict.main([good, broken, good, broken])
-    found = json.loads((output / "predictions.json").read_text())
+    with pytest.raises(ValueError, match=r"2 of 4 images .*broken\.jpg.* 1 more"):
+        predict_with([good, broken, good, broken])
+    found = written(output)
     assert [f["file_name"] for f in found] == [good] * 4
     drawn = {path.name for path in output.glob("*.png")}
     assert drawn == {"000_good.png", "002_good.png"}
 
 
 def test_a_picture_that_cannot_be_written_loses_nothing(
-    command_line, pictures, tmp_path
+    predict_with, pictures, tmp_path
 ):
     output = tmp_path / "out"
     (output / "000_good.png").mkdir(parents=True)
-    with (
-        flagsaver.flagsaver(output=str(output), score=0.0),
-        pytest.raises(ValueError, match=r"1 of 1 images failed: .*000_good\.png"),
-    ):
-        predict.main([str(pictures / "good.PNG")])
-    assert len(json.loads((output / "predictions.json").read_text())) == 2
+    with pytest.raises(ValueError, match=r"1 of 1 images failed: .*000_good\.png"):
+        predict_with([pictures / "good.PNG"])
+    assert len(written(output)) == 2
 
 
 def test_a_folder_stands_for_its_images(pictures, monkeypatch, said):
@@ -213,86 +202,75 @@ def test_a_folder_stands_for_its_images(pictures, monkeypatch, said):
         predict.image_files([str(pictures / "inner.jpg")])
 
 
-def test_a_long_name_is_cut_in_the_picture(command_line, tmp_path):
+def test_a_long_name_is_cut_in_the_picture(predict_with, tmp_path):
     path = tmp_path / ("ü" * 123 + ".jpg")
     path.write_bytes(cv2.imencode(".jpg", np.zeros((30, 30, 3)))[1].tobytes())
-    with flagsaver.flagsaver(output=str(tmp_path), score=0.0):
-        predict.main([str(path)])
-    assert (tmp_path / f"000_{'ü' * 100}.png").exists()
+    predict_with([path])
+    assert (tmp_path / "out" / f"000_{'ü' * 100}.png").exists()
 
 
-def test_predict_refuses_what_is_wrong_at_once(
-    command_line, trained, pictures, tmp_path
-):
-    config, workdir = trained
-    good = str(pictures / "good.PNG")
+def test_predict_refuses_what_is_wrong_at_once(predict_with, trained, pictures):
+    good = pictures / "good.PNG"
     with pytest.raises(FileNotFoundError, match=r"nothing\.jpg"):
-        predict.main([good, str(tmp_path / "nothing.jpg")])
+        predict_with([good, pictures / "nothing.jpg"])
     with pytest.raises(ValueError, match="image files"):
-        predict.main([])
+        predict_with([])
     for score in (50, float("nan")):
-        with (
-            flagsaver.flagsaver(score=score),
-            pytest.raises(
-                ValueError, match=f"`--score` is {score}; expected .* 0 to 1"
-            ),
+        with pytest.raises(
+            ValueError, match=f"`--score` is {score}; expected .* 0 to 1"
         ):
-            predict.main([good])
-    small = config.copy_and_resolve_references()
-    small.data.max_pixels = 800
-    command_line(small, workdir)
-    with (
-        flagsaver.flagsaver(output=str(tmp_path / "out")),
-        pytest.raises(ValueError, match=r"30 x 30 pixels; at most 800"),
+            predict_with([good], score)
+    small = changed(trained[0], {"data.max_pixels": 800})
+    with pytest.raises(ValueError, match=r"30 x 30 pixels; at most 800"):
+        predict_with([good], config=small)
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained):
+    config, workdir = trained
+    for fields, message in (
+        (
+            {"model.backbone.mask_scale": 2},
+            r"`model.backbone.mask_scale` was 1",
+        ),
+        ({"task": "other"}, r"`task` was detection, the configuration says other"),
     ):
-        predict.main([good])
+        with pytest.raises(ValueError, match=message):
+            evaluate.evaluate_run(changed(config, fields), workdir, TASK)
 
 
-def test_a_checkpoint_of_another_model_is_refused(command_line, trained):
-    config, workdir = trained
-    other = config.copy_and_resolve_references()
-    other.backbone.mask_scale = 2
-    command_line(other, workdir)
-    with pytest.raises(ValueError, match=r"`backbone.mask_scale` was 1, the conf"):
-        evaluate.main([])
+def test_a_checkpoint_of_other_categories_is_refused(trained, tmp_path):
+    config, straight = trained
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
 
+    def swap(description):
+        categories = description["categories"]
+        categories[0], categories[1] = categories[1::-1]
 
-@pytest.mark.parametrize("program", ["evaluate", "train"])
-def test_a_checkpoint_of_other_categories_is_refused(
-    command_line, trained, monkeypatch, program
-):
-    config, workdir = trained
-    opened = inputs.DataSet.open
-
-    def swapped(self):
-        source = opened(self)
-        source.categories[0], source.categories[1] = source.categories[1::-1]
-        return source
-
-    monkeypatch.setattr(inputs.DataSet, "open", swapped)
-    with pytest.raises(ValueError, match=r"\(id, name\) to differ was \(1, '0'\)"):
-        if program == "evaluate":
-            evaluate.main([])
-        else:
-            loop.train(config, workdir)
+    rewrite(workdir / "checkpoints" / "4", swap)
+    for program in (evaluate.evaluate_run, loop.train):
+        with pytest.raises(
+            ValueError, match=r"\(id, name\) to differ was \(2, '1'\), now \(1, '0'\)"
+        ):
+            program(config, workdir, TASK)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("optim.name", "adamw", "`optim.name` is 'adamw'; .* trained with 'sgd'"),
-        ("backbone.frozen_stages", 1, "`backbone.frozen_stages` is 1; .* with 0"),
+        (
+            "model.backbone.frozen_stages",
+            1,
+            "frozen_stages` is 1; .* with 0",
+        ),
         ("optim.lr_multipliers", ((r"^head", 0.0),), r"such as head\.bias"),
     ],
 )
-def test_a_run_goes_on_with_the_same_optimiser(
-    command_line, trained, field, value, message
-):
+def test_a_run_goes_on_with_the_same_optimiser(trained, field, value, message):
     config, workdir = trained
-    other = config.copy_and_resolve_references()
-    other.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=message):
-        loop.train(other, workdir)
+        loop.train(changed(config, {field: value}), workdir, TASK)
 
 
 def flip_a_byte(workdir, step):
@@ -303,20 +281,19 @@ def flip_a_byte(workdir, step):
     assert path.read_bytes() != text
 
 
-def test_a_run_goes_on_from_the_newest_sound_checkpoint(
-    trained, command_line, tmp_path, caplog
-):
+def test_a_run_goes_on_from_the_newest_sound_checkpoint(trained, tmp_path, caplog):
     config, straight = trained
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
     flip_a_byte(workdir, 4)
     damaged = r"checkpoints/4 is damaged: 'place/metadata' has other bytes.* step 2 is"
-    command_line(config, workdir)
-    for program in (evaluate.main, predict.main):
-        with pytest.raises(ValueError, match=damaged):
-            program([str(straight / "curves.png")] * (program is predict.main))
+    with pytest.raises(ValueError, match=damaged):
+        evaluate.evaluate_run(config, workdir, TASK)
+    picture = str(straight / "curves.png")
+    with pytest.raises(ValueError, match=damaged):
+        predict.predict_files(config, workdir, TASK, [picture], tmp_path / "out", 0.5)
     with caplog.at_level("INFO", logger="train"):
-        loop.train(config, workdir)
+        loop.train(config, workdir, TASK)
     assert "the checkpoint of step 4 is damaged" in caplog.text
     assert "going on from the checkpoint of step 2" in caplog.text
     kept = {path.name for path in (workdir / "checkpoints").iterdir()}
@@ -328,16 +305,16 @@ def test_a_run_goes_on_from_the_newest_sound_checkpoint(
         np.testing.assert_array_equal(value, again[name], err_msg=name)
     caplog.clear()
     with caplog.at_level("INFO", logger="train"):
-        evaluate.main([])
+        evaluate.evaluate_run(config, workdir, TASK)
     assert "using the checkpoint of step 4" in caplog.text
 
 
-def test_a_changed_run_goes_on_and_says_so(trained, command_line, tmp_path, caplog):
+def test_a_changed_run_goes_on_and_says_so(trained, tmp_path, caplog):
     config, straight = trained
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
-    other = config.copy_and_resolve_references()
-    other.update_from_flattened_dict(
+    other = changed(
+        config,
         {
             "steps": 5,
             "batch_size": 16,
@@ -345,10 +322,10 @@ def test_a_changed_run_goes_on_and_says_so(trained, command_line, tmp_path, capl
             "data.short_sides": (48,),
             "data.eval_short_side": 64,
             "optim.lr": 0.002,
-        }
+        },
     )
     with caplog.at_level("INFO", logger="train"):
-        loop.train(other, workdir)
+        loop.train(other, workdir, TASK)
     said = [m for m in caplog.messages if "not as in the checkpoint" in m]
     assert len(said) == 1
     for change in (
@@ -364,37 +341,41 @@ def test_a_changed_run_goes_on_and_says_so(trained, command_line, tmp_path, capl
     assert steps == [2, 4, 5, 5]
     other.steps = 3
     with caplog.at_level("WARNING", logger="train"):
-        loop.train(other, workdir)
+        loop.train(other, workdir, TASK)
     assert "step 5 is beyond the run's 3 steps" in caplog.text
 
 
 def test_a_folder_in_use_is_refused(trained):
     config, straight = trained
     with claim(straight), pytest.raises(ValueError, match="in use by another run"):
-        loop.train(config, straight)
+        loop.train(config, straight, TASK)
 
 
-def test_evaluate_refuses_arguments(command_line):
+def test_evaluate_refuses_arguments():
     with pytest.raises(ValueError, match=r"Unexpected arguments: a\.jpg"):
-        evaluate.main(["a.jpg"])
+        evaluate.main(["a.jpg"], TASK)
 
 
-def test_evaluate_refuses_a_batch_that_does_not_divide(command_line, trained):
+def test_evaluate_refuses_a_batch_that_does_not_divide(trained):
     config, workdir = trained
-    odd = config.copy_and_resolve_references()
-    odd.eval.batch_size = 9
-    command_line(odd, workdir)
+    odd = changed(config, {"eval.batch_size": 9})
     with pytest.raises(ValueError, match=r"`eval\.batch_size` is 9; expected"):
-        evaluate.main([])
+        evaluate.evaluate_run(odd, workdir, TASK)
 
 
-def test_a_run_without_checkpoint_is_refused(command_line, trained, tmp_path):
-    command_line(trained[0], tmp_path)
+def test_a_run_without_checkpoint_is_refused(trained, tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        evaluate.main([])
+        evaluate.evaluate_run(trained[0], tmp_path, TASK)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(FileNotFoundError, match="no finished checkpoint in"):
-        evaluate.main([])
+        evaluate.evaluate_run(trained[0], tmp_path, TASK)
+
+
+def test_output_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with flagsaver.flagsaver(output="~/out"):
+        assert evaluate.output_folder() == tmp_path / "out"
+    assert evaluate.output_folder() is None
 
 
 class Empty:
@@ -408,8 +389,9 @@ class Empty:
 
 def test_a_split_without_boxes_is_said(said):
     config = coco_faster_rcnn.get_config()
-    with pytest.raises(ValueError, match=r"'train2017' .* no box to .* its 3 images"):
-        inputs.open_train_loader(config, Empty())
-    skeleton = model.Skeleton(lambda rngs: double.TinyDetector(3, rngs))
-    evaluate.Evaluator(config, skeleton, sharding.make_mesh(), Empty())
-    assert "WARNING: the split 'val2017' has no box to find" in said()
+    message = r"'train2017' .* no ground truth to .* its 3 images"
+    with pytest.raises(ValueError, match=message):
+        inputs.open_train_loader(config, TASK, Empty())
+    skeleton = build_skeleton(config, TASK, 3)
+    Evaluator(config, TASK, skeleton, sharding.make_mesh(), Empty())
+    assert "WARNING: the split 'val2017' has no ground truth to find" in said()

@@ -7,9 +7,11 @@ import pytest
 from absl.testing import flagsaver
 
 from tests.support import double
-from tests.support.coco_folder import write_coco_folder
-from train import cli, loop, model
+from train import cli, loop
 from train.configs import coco_faster_rcnn, digits
+from train.tasks.detection import Detection
+
+TASK = Detection()
 
 
 def coco_config(folder):
@@ -39,10 +41,19 @@ def coco_config(folder):
         ({"mesh.model": 3}, "`mesh.model` is 3; expected a divisor of the 8 devices"),
         ({"optim.name": "lion"}, "`optim.name` is 'lion'; expected 'sgd' or 'adamw'"),
         ({"dtype": "float16"}, "`dtype` is 'float16'; expected one of"),
-        ({"backbone.norm": "batch_norm"}, "`norm` is 'batch_norm'; expected one of"),
-        ({"backbone.depths": (1, 1, 1)}, r"`depths` is \(1, 1, 1\); expected 4 pos"),
-        ({"backbone.offset_groups": 3}, "`offset_groups` is 3; expected a divisor of"),
-        ({"detector.roi_pooling": "max"}, "`roi_pooling` is 'max'; expected one of"),
+        (
+            {"model.backbone.norm": "batch_norm"},
+            "norm` is 'batch_norm'; expe",
+        ),
+        (
+            {"model.backbone.depths": (1, 1, 1)},
+            r"depths` is \(1, 1, 1\); exp",
+        ),
+        (
+            {"model.backbone.offset_groups": 3},
+            "`offset_groups` is 3; expe",
+        ),
+        ({"model.pool_layer": "max"}, "`model.pool_layer` is 'max'; expected"),
         ({"data.name": "voc"}, "`name` is 'voc'; expected one of"),
         ({"data.options.foldr": "x"}, "did you mean `data.options.folder`"),
         ({"data.options.images": 3}, "`data.options.images` is 3; expected a string"),
@@ -50,16 +61,16 @@ def coco_config(folder):
 )
 def test_what_can_be_known_is_said_before_data_are_prepared(tmp_path, fields, message):
     config = coco_config(tmp_path)
-    config.backbone.depths = (1, 1, 1, 1)
+    config.model.backbone.depths = (1, 1, 1, 1)
     with config.data.options.unlocked(), config.data.options.ignore_type():
         config.data.options.foldr = config.data.options.images = "{split}"
         if "data.options.foldr" not in fields:
             del config.data.options.foldr
         config.update_from_flattened_dict(fields)
     if config.init_from == "" and fields:
-        config.backbone.norm = fields.get("backbone.norm", "group_norm")
+        config.model.backbone.norm = fields.get("model.backbone.norm", "group_norm")
     with pytest.raises((ValueError, OSError), match=message):
-        loop.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run", TASK)
     assert not (tmp_path / "data").exists()
 
 
@@ -83,15 +94,15 @@ def test_what_can_be_known_is_said_before_data_are_prepared(tmp_path, fields, me
 )
 def test_categories_of_both_splits_are_compared_first(tmp_path, change, message):
     config = coco_config(tmp_path)
-    config.backbone.norm = "group_norm"
-    config.backbone.depths = (1, 1, 1, 1)
+    config.model.backbone.norm = "group_norm"
+    config.model.backbone.depths = (1, 1, 1, 1)
     path = tmp_path / "coco" / "annotations" / "instances_val2017.json"
     content = json.loads(path.read_text())
     content["annotations"] = []
     change(content["categories"])
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message) as caught:
-        loop.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run", TASK)
     assert len(str(caught.value)) < 500
     assert not (tmp_path / "data" / "coco_instances").exists()
 
@@ -102,7 +113,7 @@ def test_a_split_of_the_digits_is_known_before_they_are_made(tmp_path):
     config.data.eval_split = "val"
     config.eval.batch_size = 8
     with pytest.raises(ValueError, match="`split` is 'val'; deformed_digits has test"):
-        loop.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run", TASK)
     assert not (tmp_path / "deformed_digits").exists()
 
 
@@ -121,27 +132,24 @@ def test_paths_may_begin_at_home(tmp_path, monkeypatch):
         }
     )
     config.data.options.images = "~/photos/{split}"
-
-    def init_from(module, path):
-        raise ValueError(path)
-
-    monkeypatch.setattr("dcn_jax.weights.init_from", init_from)
-    monkeypatch.setattr(model, "build_detector", model.build_detector)
-    double.install()
-    with pytest.raises(ValueError, match=f"^{tmp_path}/weights.pth$"):
-        loop.train(config, tmp_path / "run")
+    config.model.backbone.depths = (1, 1, 1, 1)
 
     class Prepared(Exception):
         pass
 
-    def evaluator(*_):
-        raise Prepared
+    def network(num_classes, rngs):
+        # Before that, one is built to try the configuration.
+        if num_classes > 1:
+            raise Prepared
+        return double.TinyDetector(num_classes, rngs)
 
-    monkeypatch.setattr(loop, "Evaluator", evaluator)
-    config.init_from, config.backbone.norm = "", "group_norm"
+    with pytest.raises(OSError, match=f"{tmp_path}/weights.pth"):
+        loop.train(config, tmp_path / "run", TASK)
+    task = double.DetectionDouble(network)
+    config.init_from, config.model.backbone.norm = "", "group_norm"
     try:
         with pytest.raises(Prepared):
-            loop.train(config, tmp_path / "run")
+            loop.train(config, tmp_path / "run", task)
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "programs")
     finally:
         jax.config.update("jax_compilation_cache_dir", None)
@@ -154,23 +162,23 @@ def test_counts_below_1_are_refused(tmp_path, field, value):
     config = digits.get_config()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=f"`{field}` is {value}; expected a 32-bit"):
-        loop.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run", TASK)
 
 
 def test_a_missing_folder_is_refused(tmp_path):
     config = coco_faster_rcnn.get_config()
     config.batch_size = 8
-    config.backbone.norm = "group_norm"
+    config.model.backbone.norm = "group_norm"
     config.data.data_dir = str(tmp_path)
     config.data.options.folder = str(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        loop.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run", TASK)
 
 
 @pytest.mark.parametrize("row", ["", "regular", "dcnv1,800", "dconv_c3_c5,1000"])
 def test_rows_of_the_paper(row):
     config = coco_faster_rcnn.get_config(row)
-    assert config.detector.mimic == ("none" if row else "fg")
+    assert config.model.mimicking == (not row)
     assert config.data.max_side == (1333 if "800" in row else 1667)
     assert all(side % 16 == 0 for shape in config.data.canvases for side in shape)
 

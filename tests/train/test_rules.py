@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.support import launch
-from train.configs import _base, coco_faster_rcnn, digits
+from train.configs import _detection, coco_faster_rcnn, digits
 
 
 def paths(section, prefix=""):
@@ -18,12 +18,12 @@ def paths(section, prefix=""):
             yield prefix + name
 
 
-FIELDS = tuple(paths(_base.get_config().to_dict()))
+FIELDS = tuple(paths(_detection.get_config().to_dict()))
 
 
 def changed(path, value):
     """The defaults with another value, past the type checks of ml_collections."""
-    config = _base.get_config()
+    config = _detection.get_config()
     *sections, name = path.split(".")
     section = config
     for key in sections:
@@ -36,7 +36,7 @@ def changed(path, value):
 
 def fault(config):
     with pytest.raises(ValueError) as caught:
-        _base.check(config)
+        _detection.check(config)
     text = str(caught.value)
     assert "\n" not in text and len(text) < 2000
     return text
@@ -45,14 +45,14 @@ def fault(config):
 @pytest.mark.parametrize(
     "config",
     [
-        _base.get_config(),
+        _detection.get_config(),
         digits.get_config(),
         digits.get_config("regular"),
         *(coco_faster_rcnn.get_config(row) for row in ("", "dcnv1", "regular,800")),
     ],
 )
 def test_our_own_are_accepted(config):
-    _base.check(config)
+    _detection.check(config)
 
 
 @pytest.mark.parametrize("path", FIELDS)
@@ -63,7 +63,7 @@ def test_every_field_refuses_what_it_cannot_be(path):
         assert f"`{path}` is " in fault(changed(path, value))
 
 
-@pytest.mark.parametrize("path", _base.RULES)
+@pytest.mark.parametrize("path", _detection.RULES)
 def test_every_rule_is_of_a_field(path):
     assert path in FIELDS
 
@@ -87,14 +87,14 @@ def test_every_rule_is_of_a_field(path):
         ("data.flip", 1),
         ("data.max_boxes", -1),
         ("data.max_boxes", 10**9),
-        ("backbone.depths", (1, 1.5, 1, 1)),
-        ("backbone.deform_stages", (0, 1, 1, 1)),
-        ("detector.anchor_sizes", 32),
-        ("detector.anchor_sizes", (32.0, 0.0)),
-        ("detector.rpn_pre_nms_top_n", 100),
-        ("detector.rpn_pre_nms_top_n", (100, 100, 100)),
-        ("detector.roi_positive_fraction", 1.5),
-        ("detector.nms_threshold", -0.1),
+        ("model.backbone.depths", (1, 1.5, 1, 1)),
+        ("model.backbone.deform_blocks", (0, True, 1, 1)),
+        ("model.rpn.anchor_sizes", 32),
+        ("model.rpn.anchor_sizes", (32.0, 0.0)),
+        ("model.rpn.train.pre_nms_top_n", (100, 100)),
+        ("model.rpn.train.pre_nms_top_n", 0),
+        ("model.sampling.positive_fraction", 1.5),
+        ("model.selection.nms_iou", -0.1),
         ("optim.name", "lion"),
         ("optim.lr", -1.0),
         ("optim.lr", "0.1"),
@@ -122,8 +122,8 @@ def test_ranges_and_shapes(path, value):
         ("steps", 2**31 - 1),
         ("epochs", 12),
         ("data.canvases", [[64, 64], [64, 96]]),
-        ("detector.anchor_sizes", (32, 64.0)),
-        ("detector.roi_sampling_ratio", 0),
+        ("model.rpn.anchor_sizes", (32, 64.0)),
+        ("model.pool.sampling_ratio", 0),
         ("optim.lr", 0.0),
         ("optim.decay_at", ()),
         ("optim.lr_multipliers", ()),
@@ -131,12 +131,12 @@ def test_ranges_and_shapes(path, value):
     ],
 )
 def test_what_is_odd_but_right_is_accepted(path, value):
-    _base.check(changed(path, value))
+    _detection.check(changed(path, value))
 
 
 def test_two_fields_in_the_wrong_order():
-    text = fault(changed("detector.rpn_negative_iou", 0.9))
-    assert "`detector.rpn_negative_iou` is 0.9; expected at most `detector.rpn" in text
+    text = fault(changed("model.rpn.sampling.negative_iou", 0.9))
+    assert "`model.rpn.sampling.negative_iou` is 0.9; expected at most `mo" in text
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,13 @@ def test_two_fields_in_the_wrong_order():
         ("lr", "did you mean `optim.lr`?"),
         ("optim.learning_rate", "its section has clip_norm, decay_at, "),
         ("data.max_box", "did you mean `data.max_boxes`?"),
-        ("detector.max_detectons", "did you mean `detector.max_detections`?"),
+        (
+            "model.selection.max_detectons",
+            "did you mean `model.selection.max_detections`?",
+        ),
         ("mesh.data", "its section has model"),
         ("opt", "did you mean `optim`?"),
-        ("detector.\x1b[2J", r"no field `detector.\x1b[2J`"),
+        ("model.\x1b[2J", r"no field `model.\x1b[2J`"),
         ("n" * 10**6, "its section has "),
     ],
 )
@@ -158,7 +161,7 @@ def test_an_unknown_field_is_refused(path, hint):
 
 
 def test_missing_fields_and_sections():
-    config = _base.get_config()
+    config = _detection.get_config()
     del config.optim.lr, config.seed, config.mesh
     text = fault(config)
     assert "`optim.lr` is missing" in text and "`seed` is missing" in text
@@ -166,16 +169,16 @@ def test_missing_fields_and_sections():
 
 
 def test_many_faults_are_told_together_but_not_all():
-    config = _base.get_config()
+    config = _detection.get_config()
     for number in range(20):
         config[f"wrong{number}"] = number
     assert fault(config).endswith("; and 15 more.")
 
 
 def test_the_options_of_a_data_set_are_not_ours():
-    config = _base.get_config()
+    config = _detection.get_config()
     config.data.options.anything = None
-    _base.check(config)
+    _detection.check(config)
 
 
 def start(*flags):
@@ -201,7 +204,7 @@ FLAGS = {
     ("--config.data.canvases=((64,64),)", "--config.data.canvases=((32,32),)"): (
         "--config.data.canvases is given twice"
     ),
-    ("--config.detector.anchor_sizes", "32"): "anchor_sizes is '32'; expected a tuple",
+    ("--config.model.rpn.anchor_sizes", "32"): "anchor_sizes is '32'; expected a tuple",
     ("--config.optim.lr_multipliers=(('(',0.1),)",): "`optim.lr_multipliers` is (('(",
 }
 

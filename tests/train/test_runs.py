@@ -71,7 +71,7 @@ def test_what_a_run_leaves(straight):
     records = read_metrics(straight / "metrics.jsonl")
     assert [r["step"] for r in records] == [4, 8, 12, 16, 20, 24, 24]
     assert all("offset/mean_abs" in r for r in records[1:6:2])
-    assert records[0]["loss/class"] > 0 and records[-1]["bbox/AP"] is not None
+    assert records[0]["loss/class"] > 0 and records[-1]["eval/bbox/AP"] is not None
 
 
 def test_a_run_that_is_stopped_and_killed_ends_at_the_same_bits(

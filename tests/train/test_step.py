@@ -13,6 +13,8 @@ from train import inputs, sharding
 from train.step import SkippedInARow
 
 CLASSES = 3
+TASK = double.DetectionDouble()
+FROZEN = {"backbone.conv1.kernel", "backbone.conv1.bias"}
 
 
 def tiny(rngs):
@@ -26,17 +28,23 @@ def assert_same_bits(a, b):
 def test_a_step_trains_and_keeps_what_is_frozen():
     state, step, mesh = make(tiny)
     before = host(state)
-    after, (metrics,) = run(state, step, mesh, [double.batch()])
+    after, (metrics,) = run(state, step, mesh, [double.batch()], TASK)
     assert after.step == 1 and after.skipped == 0
     assert metrics["lr"] == pytest.approx(0.1)
     terms = metrics["loss/class"] + metrics["loss/box"]
     assert metrics["loss"] == pytest.approx(terms)
-    assert_same_bits(before.frozen, after.frozen)
-    assert set(before.frozen) == {"backbone.conv1.kernel", "backbone.conv1.bias"}
-    for path, value in before.params.items():
-        assert (value != after.params[path]).any(), path
+    assert before.variables.keys() == after.variables.keys()
+    changed = {
+        path
+        for path, value in before.variables.items()
+        if (value != after.variables[path]).any()
+    }
+    assert before.variables.keys() - changed == FROZEN
+    # Only what is trained has a place in the optimiser.
+    (trace,) = (s.trace for s in before.opt_state if hasattr(s, "trace"))
+    assert set(trace) == changed
     # The state that went in was given away.
-    assert state.params["head.kernel"].is_deleted()
+    assert all(array.is_deleted() for array in state.variables.values())
 
 
 def test_loss_falls():
@@ -44,15 +52,15 @@ def test_loss_falls():
     batches = [double.batch(seed=1)] * 30
     losses = {}
     for lr in (0.1, 0.0):
-        _, metrics = run(*make(tiny, lr=lr), batches)
+        _, metrics = run(*make(tiny, lr=lr), batches, TASK)
         losses[lr] = sum(float(m["loss"]) for m in metrics[-10:])
     assert losses[0.1] < 0.96 * losses[0.0]
 
 
 def test_steps_repeat_bit_by_bit():
     batches = [double.batch(seed=i) for i in range(4)]
-    first, metrics = run(*make(tiny), batches)
-    second, again = run(*make(tiny), batches)
+    first, metrics = run(*make(tiny), batches, TASK)
+    second, again = run(*make(tiny), batches, TASK)
     assert_same_bits(first, second)
     assert_same_bits(metrics, again)
 
@@ -60,43 +68,45 @@ def test_steps_repeat_bit_by_bit():
 def test_random_numbers_follow_seed_and_step():
     batches = [double.batch()] * 6
     # Without a rate, only the random numbers tell the steps apart.
-    _, metrics = run(*make(tiny, lr=0.0), batches)
+    _, metrics = run(*make(tiny, lr=0.0), batches, TASK)
     losses = {float(m["loss"]) for m in metrics}
     assert len(losses) > 1
-    _, other = run(*make(tiny, lr=0.0, seed=1), batches)
+    _, other = run(*make(tiny, lr=0.0, seed=1), batches, TASK)
     assert [m["loss"] for m in other] != [m["loss"] for m in metrics]
 
 
 def test_eight_devices_take_the_step_of_one():
     batches = [double.batch(seed=i) for i in range(3)]
-    one, metrics_one = run(*make(tiny), batches)
-    eight, metrics_eight = run(*make(tiny, devices=8), batches)
+    one, metrics_one = run(*make(tiny), batches, TASK)
+    eight, metrics_eight = run(*make(tiny, devices=8), batches, TASK)
     for a, b in zip(metrics_one, metrics_eight, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        host(one.params),
-        host(eight.params),
+        host(one.variables),
+        host(eight.variables),
     )
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_step_with_a_nan_is_skipped(devices):
     state, step, mesh = make(tiny, devices=devices)
-    state, _ = run(state, step, mesh, [double.batch()])
+    state, _ = run(state, step, mesh, [double.batch()], TASK)
     before = host(state)
     bad = double.batch()
     bad["images"] = bad["images"].astype(np.float32)
     bad["images"][5, 0, 0, 0] = np.nan
-    after, (metrics,) = run(state, step, mesh, [bad])
+    after, (metrics,) = run(state, step, mesh, [bad], TASK)
     assert not np.isfinite(metrics["loss"])
-    assert_same_bits(before.params, after.params)
+    assert_same_bits(before.variables, after.variables)
     assert_same_bits(before.opt_state, after.opt_state)
     assert after.step == 2 and after.skipped == 1 and metrics["skipped"] == 1
     # And training goes on.
-    good, (metrics,) = run(after, step, mesh, [double.batch()])
+    good, (metrics,) = run(after, step, mesh, [double.batch()], TASK)
     assert np.isfinite(metrics["loss"])
-    assert (host(good.params)["head.kernel"] != before.params["head.kernel"]).any()
+    assert (
+        host(good.variables)["head.kernel"] != before.variables["head.kernel"]
+    ).any()
 
 
 class _InfiniteSlope(nnx.Module):
@@ -111,15 +121,15 @@ class _InfiniteSlope(nnx.Module):
 
 def test_a_step_with_a_bad_gradient_alone_is_skipped():
     state, step, mesh = make(_InfiniteSlope)
-    after, (metrics,) = run(state, step, mesh, [double.batch()])
+    after, (metrics,) = run(state, step, mesh, [double.batch()], TASK)
     assert np.isfinite(metrics["loss"])
     assert after.skipped == 1
-    assert after.params["weight"] == 0.0
+    assert after.variables["weight"] == 0.0
 
 
 def test_batches_become_global_arrays():
     mesh = sharding.make_mesh()
-    batch = inputs.to_batch(double.batch(), mesh)
+    batch = inputs.to_batch(double.batch(), TASK, mesh)
     assert isinstance(batch, Batch)
     assert batch.images.shape == (8, 32, 32, 3)
     assert batch.images.addressable_shards[0].data.shape == (1, 32, 32, 3)

@@ -20,15 +20,15 @@ and conv2, linear warm-up, anchors of 32 to 512 pixels, mirrored images.
 """
 
 from train.config_dict import ConfigDict
-from train.configs import _base
+from train.configs import _detection
 
-# Row -> (deformable stages, modulated, RoI pooling, mimicking).
+# Row -> (deformable blocks, modulated, RoI pooling, mimicking).
 _ROWS = {
-    "dcnv2_mimic": ((False, True, True, True), True, "modulated", "fg"),
-    "dcnv2": ((False, True, True, True), True, "modulated", "none"),
-    "dconv_c3_c5": ((False, True, True, True), False, "roi_align", "none"),
-    "dcnv1": ((False, False, False, True), False, "deform", "none"),
-    "regular": ((False, False, False, False), False, "roi_align", "none"),
+    "dcnv2_mimic": ((0, -1, -1, -1), True, "DeformRoIPool", True),
+    "dcnv2": ((0, -1, -1, -1), True, "DeformRoIPool", False),
+    "dconv_c3_c5": ((0, -1, -1, -1), False, "RoIAlign", False),
+    "dcnv1": ((0, 0, 0, -1), False, "DeformRoIPool", False),
+    "regular": ((0, 0, 0, 0), False, "RoIAlign", False),
 }
 # Short side -> (cap of the long side, long sides of the canvases).
 _SIZES = {"1000": (1667, (1344, 1504, 1680)), "800": (1333, (1088, 1216, 1344))}
@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
             f"coco_faster_rcnn.py:{arg}: expected ROW or ROW,SIZE with a row of "
             f"{tuple(_ROWS)} and a size of {tuple(_SIZES)}."
         )
-    config = _base.get_config()
+    config = _detection.get_config()
     config.name = f"coco_{row}_{size}"
     config.epochs = 16.0
     config.batch_size = 16
@@ -66,11 +66,13 @@ def get_config(arg: str = "") -> ConfigDict:
         shape for long in long_sides for shape in ((narrow, long), (long, narrow))
     )
 
-    backbone, detector = config.backbone, config.detector
-    deform_stages, modulated, roi_pooling, mimic = _ROWS[row]
-    backbone.deform_stages = deform_stages
-    backbone.modulated = modulated
-    backbone.frozen_stages = 2
-    detector.roi_pooling = roi_pooling
-    detector.mimic = mimic
+    deform_blocks, modulated, pool_layer, mimicking = _ROWS[row]
+    model = config.model
+    model.backbone.deform_blocks = deform_blocks
+    model.backbone.modulated = modulated
+    model.backbone.frozen_stages = 2
+    _detection.set_pool_layer(config, pool_layer)
+    if pool_layer == "DeformRoIPool":
+        model.pool.modulated = modulated
+    model.mimicking = mimicking
     return config

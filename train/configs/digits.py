@@ -11,14 +11,14 @@ RoI pooling. docs/demo.md has what both reach.
 """
 
 from train.config_dict import ConfigDict
-from train.configs import _base
+from train.configs import _detection
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the demo's configuration, or its regular counterpart."""
     if arg not in ("", "regular"):
         raise ValueError(f"digits.py:{arg}: expected no argument or 'regular'.")
-    config = _base.get_config()
+    config = _detection.get_config()
     config.name = "digits_regular" if arg else "digits"
     config.steps = 2000
     config.batch_size = 8
@@ -34,26 +34,24 @@ def get_config(arg: str = "") -> ConfigDict:
     data.flip = False  # a mirrored digit is no digit
     data.max_boxes = 6
 
-    backbone = config.backbone
-    backbone.depths = (1, 1, 2, 1)
-    backbone.stem_features = 16
-    backbone.norm = "group_norm"
-
-    detector = config.detector
-    detector.anchor_sizes = (24.0, 40.0, 72.0, 144.0)
-    detector.aspect_ratios = (1.0, 1.6)
-    detector.rpn_features = 128
-    detector.rpn_pre_nms_top_n = (512, 512)
-    detector.rpn_post_nms_top_n = (128, 64)
-    detector.rpn_samples = 64
-    detector.reduction_features = 64
-    detector.roi_branch_features = 128
-    detector.roi_samples = 32
-    detector.roi_positive_fraction = 0.5
-    detector.head_features = 256
-    detector.mimic_count = 4
-    detector.mimic_crop_size = 64
-    detector.max_detections = 20
+    model = config.model
+    model.backbone.depths = (1, 1, 2, 1)
+    model.backbone.stem_features = 16
+    model.backbone.norm = "group_norm"
+    model.neck.features = 64
+    model.rpn.features = 128
+    model.rpn.anchor_sizes = (24.0, 40.0, 72.0, 144.0)
+    model.rpn.aspect_ratios = (1.0, 1.6)
+    model.rpn.sampling.samples = 64
+    model.rpn.train.update({"pre_nms_top_n": 512, "post_nms_top_n": 128})
+    model.rpn.test.update({"pre_nms_top_n": 512, "post_nms_top_n": 64})
+    model.pool.hidden_features = 128
+    model.box.features = 256
+    model.sampling.samples = 32
+    model.sampling.positive_fraction = 0.5
+    model.selection.max_detections = 20
+    model.mimic.count = 4
+    model.mimic.crop_size = 64
 
     optim = config.optim
     # In so few steps from random weights SGD with momentum hardly starts to learn.
@@ -72,6 +70,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.pictures = 9
 
     if arg:
-        backbone.deform_stages = (False, False, False, False)
-        detector.roi_pooling = "roi_align"
+        model.backbone.deform_blocks = (0, 0, 0, 0)
+        _detection.set_pool_layer(config, "RoIAlign")
     return config

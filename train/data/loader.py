@@ -1,15 +1,16 @@
 """Batches for training and evaluation.
 
-N images of a global batch, n of them in this process, H W canvas, M boxes.
+N images of a global batch, n of them in this process, H W canvas.
 
 Which images make up batch i, at which size and mirrored or not, is a pure function of
 the seed and of i. So an iterator's state is one number, every process plans alike and
-takes its own rows, and a run that is resumed reads the same batches.
+takes its own rows, and a run that is resumed reads the same batches. What is made of an
+example, given how its image lies on the canvas, is the task's affair.
 """
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import grain
@@ -18,9 +19,12 @@ import numpy as np
 
 from train.data import transforms
 from train.data.batch_iterator import BatchIterator
-from train.data.source import Source
+from train.data.geometry import Geometry
+from train.data.source import Example, Source
 
 Canvases = Sequence[tuple[int, int]]
+# From an example and its geometry to its rows in the arrays of a batch.
+Targets = Callable[[Example, Geometry], dict[str, np.ndarray]]
 
 
 class Plan(NamedTuple):
@@ -69,27 +73,27 @@ class _TrainBatches(grain.sources.RandomAccessDataSource):
     def __init__(
         self,
         source,
-        indices,
+        targets,
         *,
+        index,
         batch_size,
         rows,
         canvases,
         short_sides,
         max_side,
         flip,
-        max_boxes,
         seed,
         num_epochs,
     ):
         self._source = source
-        self._indices = indices
+        self._targets = targets
+        self._index = index
         self._batch_size = batch_size
         self._rows = rows
         self._canvases = canvases
         self._short_sides = np.asarray(short_sides)
         self._max_side = max_side
         self._flip = flip
-        self._max_boxes = max_boxes
         self._seed = seed
         self._num_epochs = num_epochs
         self._ends: list[int] = []  # batches up to the end of each epoch planned so far
@@ -126,7 +130,7 @@ class _TrainBatches(grain.sources.RandomAccessDataSource):
     def _plan(self, epoch: int) -> Plan:
         """Plans an epoch: order, sizes, mirroring. The lock must be held."""
         rng = np.random.default_rng([self._seed, epoch])
-        index = rng.permutation(self._indices)
+        index = rng.permutation(self._index)
         short_sides = rng.choice(self._short_sides, len(index))
         flip = (rng.random(len(index)) < 0.5) & self._flip
         size = transforms.resized_sizes(
@@ -145,33 +149,31 @@ class _TrainBatches(grain.sources.RandomAccessDataSource):
 
     def _load(self, plan: Plan, batch: int) -> dict[str, np.ndarray]:
         canvas = self._canvases[plan.canvas[batch]]
-        count = self._rows.stop - self._rows.start
-        arrays = {
-            "images": np.zeros((count, *canvas, 3), np.uint8),
-            "sizes": plan.size[batch, self._rows].astype(np.int32),
-            "boxes": np.zeros((count, self._max_boxes, 4), np.float32),
-            "labels": np.zeros((count, self._max_boxes), np.int32),
-            "valid": np.zeros((count, self._max_boxes), bool),
-        }
-        for row in range(count):
-            column = self._rows.start + row
-            example = self._source[plan.index[batch, column]]
-            height, width = plan.size[batch, column]
-            scale = np.array([height, width]) / example.image.shape[:2]
-            image = transforms.resize(example.image, (height, width))
-            boxes = transforms.scale_boxes(example.boxes, scale)
-            boxes = transforms.clip_boxes(boxes, (height, width))
-            if plan.flip[batch, column]:
-                image = transforms.flip_image(image)
-                boxes = transforms.flip_boxes(boxes, width)
-            arrays["images"][row, :height, :width] = image
-            # A box may be so small that it vanishes where it is scaled and moved.
-            seen = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
-            seen = seen[: self._max_boxes]
-            arrays["boxes"][row, : len(seen)] = boxes[seen]
-            arrays["labels"][row, : len(seen)] = example.labels[seen]
-            arrays["valid"][row, : len(seen)] = True
-        return arrays
+        examples = [self._source[i] for i in plan.index[batch, self._rows]]
+        geometries = [
+            Geometry.of(example.image.shape[:2], size, canvas, flip=flip)
+            for example, size, flip in zip(
+                examples,
+                plan.size[batch, self._rows],
+                plan.flip[batch, self._rows],
+                strict=True,
+            )
+        ]
+        rows = [
+            {"images": _placed(example.image, geometry)}
+            | self._targets(example, geometry)
+            for example, geometry in zip(examples, geometries, strict=True)
+        ]
+        arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return arrays | {"sizes": plan.size[batch, self._rows].astype(np.int32)}
+
+
+def _placed(image: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Puts an image onto its canvas."""
+    image = transforms.resize(image, geometry.size)
+    if geometry.flip:
+        image = transforms.flip_image(image)
+    return transforms.place(image, geometry.canvas)
 
 
 class _EvalBatches(grain.sources.RandomAccessDataSource):
@@ -195,31 +197,32 @@ class _EvalBatches(grain.sources.RandomAccessDataSource):
         size = self._plan.size[number, self._rows]
         canvas = self._canvases[self._plan.canvas[number]]
         examples = [self._source[i] for i in index]
+        original = self._source.sizes[index]
         images = [
-            transforms.place(transforms.resize(example.image, shape), canvas)
-            for example, shape in zip(examples, size, strict=True)
+            _placed(example.image, Geometry.of(old, new, canvas))
+            for example, old, new in zip(examples, original, size, strict=True)
         ]
         image_id = np.array([example.image_id for example in examples], np.int64)
         return {
             "images": np.stack(images),
             "sizes": size.astype(np.int32),
             "image_id": np.where(self._plan.filler[number, self._rows], -1, image_id),
-            "scale": (size / self._source.sizes[index]).astype(np.float32),
+            "original_sizes": original.astype(np.int32),
         }
 
 
 def train_loader(
     source: Source,
+    targets: Targets,
     *,
+    index: np.ndarray,
     batch_size: int,
     canvases: Canvases,
     short_sides: Sequence[int],
     max_side: int,
     flip: bool,
-    max_boxes: int,
     seed: int,
     num_epochs: int | None = None,
-    skip_empty: bool = True,
     workers: int = 0,
     process_index: int | None = None,
     process_count: int | None = None,
@@ -231,46 +234,42 @@ def train_loader(
 
     Args:
       source: The images.
+      targets: Makes the rows of an example; those of a name have one shape.
+      index: [n], which of the images are used.
       batch_size: Images of a batch over all processes.
       canvases: (height, width) of the arrays; an image goes to the smallest that holds
         it, or is shrunk to the one that shrinks it least.
       short_sides: The short side of each image is drawn from these.
       max_side: Cap of the long side.
       flip: Whether half of the images are mirrored left to right.
-      max_boxes: Boxes are padded to this many; of an image with more, the first stay.
       seed: Fixes order, sizes and mirroring.
       num_epochs: Passes over the images; None is without end.
-      skip_empty: Leave out images without a usable box, as Detectron does.
       workers: Processes that read; 0: threads of this one. Batches are the same.
       process_index: Which rows to read; by default this process's of `jax`.
       process_count: Number of processes that share a batch; by default `jax`'s.
 
     Returns:
       An iterator over dicts of `images` [n, H, W, 3] uint8, `sizes` [n, 2] int32
-      (height, width of the valid part), `boxes` [n, M, 4] float32 in canvas pixels,
-      `labels` [n, M] int32 and `valid` [n, M] bool.
+      (height, width of the valid part), and what `targets` names, [n, ...].
 
     Raises:
-      ValueError: If no image is left, or an argument is wrong.
+      ValueError: If `index` is empty, or an argument is wrong.
     """
     rows = _rows(batch_size, process_index, process_count)
     if not short_sides or min(short_sides) < 1:
         raise ValueError(f"`short_sides` is {short_sides}; expected pixels")
-    indices = np.arange(len(source))
-    if skip_empty:
-        indices = indices[source.num_boxes > 0]
-    if not len(indices):
-        raise ValueError("`source` has no image with a usable box to train on")
+    if not len(index):
+        raise ValueError("`index` is empty; expected images to train on")
     batches = _TrainBatches(
         source,
-        indices,
+        targets,
+        index=index,
         batch_size=batch_size,
         rows=rows,
         canvases=[tuple(canvas) for canvas in canvases],
         short_sides=short_sides,
         max_side=max_side,
         flip=flip,
-        max_boxes=max_boxes,
         seed=seed,
         num_epochs=num_epochs,
     )
@@ -288,7 +287,7 @@ def eval_loader(
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> BatchIterator:
-    """Iterates once over all images, with or without ground truth.
+    """Iterates once over all images, without their ground truth.
 
     Args:
       source: The images.
@@ -302,9 +301,8 @@ def eval_loader(
 
     Returns:
       An iterator over dicts of `images` [n, H, W, 3] uint8, `sizes` [n, 2] int32,
-      `image_id` [n] int64, -1 in rows that only complete a batch, and `scale` [n, 2]
-      float32, (y, x) of resized / original size. Every process sees the same number of
-      batches.
+      `image_id` [n] int64, -1 in rows that only complete a batch, and `original_sizes`
+      [n, 2] int32, before resizing. Every process sees the same number of batches.
     """
     batches = _EvalBatches(
         source,

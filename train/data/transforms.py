@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 
 from dcn_jax.quoting import one_line
 from dcn_jax.regular_file import open_regular
+from train.data.geometry import Geometry
 from train.data.image_headers import read_header
 
 MAX_PIXELS = 64_000_000
@@ -214,15 +215,10 @@ def fit_image(
     canvases: Sequence[tuple[int, int]],
     short_side: int,
     max_side: int,
-) -> tuple[UInt8[np.ndarray, "H W 3"], Int[np.ndarray, " 2"], Float[np.ndarray, " 2"]]:
-    """Prepares one image for detection, as `eval_loader` does.
-
-    Returns:
-      The canvas, the (height, width) of its valid part, and the (y, x) scale:
-      resized / original size.
-    """
-    original = np.array([image.shape[:2]])
-    resized = resized_sizes(original, short_side, max_side)
+) -> tuple[UInt8[np.ndarray, "H W 3"], Geometry]:
+    """Puts one image onto its canvas, as `eval_loader` does."""
+    original = image.shape[:2]
+    resized = resized_sizes(np.array([original]), short_side, max_side)
     (canvas,), (size,) = fit_canvases(resized, canvases)
-    scale = (size / original[0]).astype(np.float32)
-    return place(resize(image, size), canvases[canvas]), size.astype(np.int32), scale
+    geometry = Geometry.of(original, size, canvases[canvas])
+    return place(resize(image, geometry.size), geometry.canvas), geometry

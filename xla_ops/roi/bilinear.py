@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def roi_align(
-    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H W C"]],
+    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
     rois: Float[Array, "N B 4"],
     *,
     output_size: int | Sequence[int],
@@ -108,7 +108,7 @@ def roi_align(
 
 
 def deform_roi_pool(
-    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H W C"]],
+    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
     rois: Float[Array, "N B 4"],
     offset: Float[Array, "N B h w 2"] | None = None,
     mask: Float[Array, "N B h w"] | None = None,

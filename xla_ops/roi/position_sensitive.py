@@ -41,7 +41,7 @@ _MAX_PARTED = 1024
 
 
 def ps_roi_align(
-    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H W C"]],
+    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
     rois: Float[Array, "N B 4"],
     *,
     output_size: int | Sequence[int],
@@ -104,7 +104,7 @@ def ps_roi_align(
 
 
 def ps_roi_pool(
-    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H W C"]],
+    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
     rois: Float[Array, "N B 4"],
     *,
     output_size: int | Sequence[int],
@@ -166,7 +166,7 @@ def ps_roi_pool(
 
 
 def deform_ps_roi_pool(
-    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H W C"]],
+    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
     rois: Float[Array, "N B 4"],
     offset: Float[Array, "N B p q K 2"] | None = None,
     mask: Float[Array, "N B h w"] | None = None,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def roi_pool(
-    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N H W C"]],
+    features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
     rois: Float[Array, "N B 4"],
     *,
     output_size: int | Sequence[int],

@@ -1,13 +1,18 @@
-"""The judge and what surrounds it; runs with a checkpoint stand in test_runs.py."""
+"""COCO's average precision as a metric."""
 
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dcn_jax.detection.records import Detections
-from train import evaluate
+from train.data.geometry import Geometry
+from train.evaluation.coco import (
+    SUMMARY,
+    AveragePrecision,
+    average_precision,
+    coco_results,
+)
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}]
 
@@ -45,23 +50,23 @@ def perfect(ground_truth):
 
 
 def test_perfect_detections_have_ap_1():
-    summary, per_class = evaluate.average_precision(truth(), perfect(truth()))
+    summary, per_class = average_precision(truth(), perfect(truth()))
     for name in ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100"):
         assert summary[name] == pytest.approx(1.0), name
     assert per_class == {"cat": pytest.approx(1.0), "dog": pytest.approx(1.0)}
-    assert tuple(summary) == evaluate.SUMMARY
+    assert tuple(summary) == SUMMARY
 
 
 def test_annotation_ids_may_start_at_0():
     ground_truth = truth()
     for i, annotation in enumerate(ground_truth["annotations"]):
         annotation["id"] = i
-    summary, _ = evaluate.average_precision(ground_truth, perfect(ground_truth))
+    summary, _ = average_precision(ground_truth, perfect(ground_truth))
     assert summary["AP"] == pytest.approx(1.0)
 
 
 def test_no_detections_have_ap_0():
-    summary, per_class = evaluate.average_precision(truth(), [])
+    summary, per_class = average_precision(truth(), [])
     assert summary["AP"] == summary["AR100"] == 0.0
     assert per_class == {"cat": 0.0, "dog": 0.0}
 
@@ -71,7 +76,7 @@ def test_nothing_to_find_is_none():
     ground_truth["annotations"] = [
         a for a in ground_truth["annotations"] if a["category_id"] == 7
     ]
-    summary, per_class = evaluate.average_precision(ground_truth, perfect(ground_truth))
+    summary, per_class = average_precision(ground_truth, perfect(ground_truth))
     assert per_class["dog"] is None
     assert summary["AP_medium"] is None
     json.dumps(summary)
@@ -79,11 +84,14 @@ def test_nothing_to_find_is_none():
 
 def test_the_ground_truth_is_left_as_it_was():
     ground_truth = truth()
-    evaluate.average_precision(ground_truth, perfect(ground_truth))
+    average_precision(ground_truth, perfect(ground_truth))
     assert ground_truth == truth()
 
 
 class Source:
+    def ground_truth(self):
+        return truth()
+
     def category_id(self, label):
         return CATEGORIES[label - 1]["id"]
 
@@ -95,39 +103,33 @@ def test_results_are_in_original_pixels_without_padding_rows():
         labels=np.int32([2, 1]),
         valid=np.array([True, False]),
     )
-    results = evaluate.coco_results(detections, np.float32([2.0, 0.5]), 3, Source())
+    geometry = Geometry(original=(50, 200), size=(100, 100), canvas=(128, 128))
+    results = coco_results(detections, geometry, 3, Source())
     assert results == [
         {"image_id": 3, "category_id": 9, "bbox": [20, 10, 40, 20], "score": 0.75}
     ]
 
 
-def test_pictures_of_an_earlier_evaluation_are_removed(tmp_path):
-    picture = np.zeros((8, 8, 3), np.uint8)
-    own = tmp_path / "pictures" / "2024-holiday.png"
-    for count in (3, 1):
-        pictures = [picture] * count
-        found = evaluate.Evaluation({"AP": 0.5}, {}, [], pictures, {"split": "val"})
-        evaluate.write_evaluation(tmp_path, count, found)
-        own.touch()
-    pictures = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert pictures == {"000.png", "grid.png", own.name}
-
-
-def test_pictures_of_somebody_else_stay(tmp_path):
-    own = tmp_path / "pictures" / "001.png"
-    own.parent.mkdir()
-    own.touch()
-    found = evaluate.Evaluation({"AP": 0.5}, {}, [], [], {"split": "val"})
-    evaluate.write_evaluation(tmp_path, 1, found)
-    assert own.exists()
-
-
-def test_local_rows_come_in_order():
-    import jax
-
-    from train import sharding
-
-    mesh = sharding.make_mesh(2)
-    rows = jnp.arange(8.0)
-    placed = jax.device_put(Detections(rows, rows, rows, rows), sharding.divided(mesh))
-    np.testing.assert_array_equal(evaluate.local_rows(placed).boxes, np.arange(8.0))
+def test_processes_judge_their_images_together():
+    geometry = Geometry(original=(400, 400), size=(200, 200), canvas=(256, 256))
+    together, shares = AveragePrecision(Source()), []
+    for image, label, (x, y, w, h) in (
+        (1, 1, [10.25, 20, 20, 30]),
+        (1, 2, [50, 60, 50.5, 50]),
+        (2, 1, [5, 5, 200, 120]),
+    ):
+        corners = np.float32([[x, y, x + w, y + h]]) / 2
+        found = Detections(
+            corners, np.float32([0.9]), np.int32([label]), np.array([True])
+        )
+        share = AveragePrecision(Source())
+        for metric in (together, share):
+            metric.update(found, image, geometry)
+        # As it travels.
+        shares.append(json.loads(json.dumps(share.state())))
+    whole = AveragePrecision(Source())
+    whole.merge(shares)
+    assert whole.compute() == together.compute()
+    assert whole.files() == together.files() == {"detections.json": whole.state()}
+    assert whole.compute()["bbox/AP50"] == pytest.approx(1.0)
+    assert whole.compute()["bbox_per_class/dog"] == pytest.approx(1.0)

@@ -1,0 +1,69 @@
+"""A task that is no detection runs through the same programs."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.support.label_maps import DenseClassification, get_config
+from train import loop
+from train.evaluate import evaluate_run
+from train.metrics import read_metrics
+from train.predict import predict_files
+from train.task import Task
+
+TASK: Task = DenseClassification()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The configuration and the folder of a run of ten steps."""
+    folder = tmp_path_factory.mktemp("label_maps")
+    config = get_config()
+    config.data.data_dir = str(folder / "data")
+    loop.train(config, folder / "run", TASK)
+    return config, folder / "run"
+
+
+def test_it_learns_in_ten_steps(trained):
+    _, workdir = trained
+    *steps, evaluation = read_metrics(workdir / "metrics.jsonl")
+    assert [r["step"] for r in steps] == list(range(1, 11))
+    assert steps[-1]["loss/pixel"] < 0.8 * steps[0]["loss/pixel"]
+    assert 0.5 < evaluation["eval/pixels/accuracy"] <= 1
+    assert (workdir / "curves.png").exists()
+
+
+def test_it_is_evaluated_again(trained, tmp_path):
+    config, workdir = trained
+    evaluate_run(config, workdir, TASK, tmp_path)
+    first, again = (
+        json.loads((folder / "evaluation.json").read_text())
+        for folder in (workdir, tmp_path)
+    )
+    assert first == again
+    assert first.keys() == {"step", "data", "pixels"}
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"evaluation.json", "pictures"}
+
+
+def test_it_predicts(trained, tmp_path):
+    config, workdir = trained
+    path = tmp_path / "wide.png"
+    cv2.imwrite(str(path), np.full((50, 90, 3), 200, np.uint8))
+    predict_files(config, workdir, TASK, [str(path)], tmp_path / "out", 0.5)
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert all(r.keys() == {"file_name", "label", "pixels"} for r in records)
+    assert cv2.imread(str(tmp_path / "out" / "000_wide.png")).shape == (50, 90, 3)
+
+
+def test_another_network_is_refused(trained):
+    config, workdir = trained
+    other = config.copy_and_resolve_references()
+    other.network.width = 4
+    with pytest.raises(ValueError, match=r"`network\.width` was 8, the configuration"):
+        evaluate_run(other, workdir, TASK)
+    other.network.width = 0
+    with pytest.raises(ValueError, match=r"`network\.width` is 0; expected a 32-bit"):
+        loop.train(other, workdir, TASK)

@@ -1,0 +1,1 @@
+"""Metrics: objects with update, merge over processes, compute; see `train.task`."""

@@ -1,0 +1,210 @@
+"""Runs a network over held-out images and judges it by its task's metric."""
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from train import draw, inputs, sharding
+from train.config_dict import ConfigDict
+from train.data.geometry import Geometry
+from train.skeleton import Skeleton, Variables
+from train.task import Metric, Task
+from train.whole_file import write_whole
+
+_log = logging.getLogger("train")
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found."""
+
+    # GROUP/NAME -> number, as `train.task.Metric.compute` returns them.
+    scores: dict[str, float | None]
+    # Name -> content, of the files that are written beside evaluation.json.
+    files: dict[str, Any]
+    # The first images, with their predictions drawn.
+    pictures: list[np.ndarray]
+    # Of what: name, split, options and number of images of the data set.
+    data: dict[str, Any]
+
+    def groups(self) -> dict[str, dict[str, float | None]]:
+        """Returns the scores as group -> name -> number."""
+        groups: dict[str, dict[str, float | None]] = {}
+        for score, value in self.scores.items():
+            group, _, name = score.partition("/")
+            groups.setdefault(group, {})[name] = value
+        return groups
+
+    def summary(self) -> dict[str, dict[str, float | None]]:
+        """Returns the groups that do not list every class."""
+        return {
+            group: scores
+            for group, scores in self.groups().items()
+            if not group.endswith("_per_class")
+        }
+
+    def scalars(self) -> dict[str, float]:
+        """Returns the numbers of the summary as eval/GROUP/NAME."""
+        return {
+            f"eval/{group}/{name}": value
+            for group, scores in self.summary().items()
+            for name, value in scores.items()
+            if value is not None
+        }
+
+
+class Evaluator:
+    """Runs a network over a data set; the compiled program is kept between calls."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        task: Task,
+        skeleton: Skeleton,
+        mesh: Mesh,
+        source: Any,
+    ):
+        if not task.usable(source).any():
+            _log.warning(
+                "WARNING: the split %r has no ground truth to find: its scores are no "
+                "numbers",
+                config.data.eval_split,
+            )
+        self._config, self._task = config, task
+        self._mesh, self._source = mesh, source
+        self._predict = make_predict(skeleton, mesh)
+
+    def __call__(
+        self, variables: Variables, stop: Callable[[], bool] = lambda: False
+    ) -> Evaluation | None:
+        """Evaluates; every process takes its share of the images and has the result.
+
+        Args:
+          variables: The model's.
+          stop: Asked before every batch; where it says yes, the result is None.
+        """
+        config, source = self._config, self._source
+        metric = self._task.metric(source)
+        with contextlib.closing(inputs.open_eval_loader(config, source)) as batches:
+            pictures = self._judge(variables, batches, metric, stop)
+        if pictures is None:
+            return None
+        metric.merge(_gather(metric.state()))
+        data = {
+            "name": config.data.name,
+            "split": config.data.eval_split,
+            "options": config.data.options.to_dict(),
+            "images": len(source),
+        }
+        return Evaluation(metric.compute(), metric.files(), pictures, data)
+
+    def _judge(
+        self,
+        variables: Variables,
+        batches: Any,
+        metric: Metric,
+        stop: Callable[[], bool],
+    ) -> list[np.ndarray] | None:
+        """Shows the metric this process's images; returns pictures, None if stopped."""
+        names = [category["name"] for category in self._source.categories]
+        pictures = []
+        for batch in batches:
+            if stop():
+                return None
+            arrays = {name: batch[name] for name in ("images", "sizes")}
+            found = local_rows(
+                self._predict(variables, **sharding.to_devices(arrays, self._mesh))
+            )
+            for row, image_id in enumerate(batch["image_id"]):
+                if image_id < 0:  # completes a batch
+                    continue
+                prediction = type(found)(*(field[row] for field in found))
+                geometry = Geometry.of(
+                    batch["original_sizes"][row],
+                    batch["sizes"][row],
+                    batch["images"].shape[1:3],
+                )
+                metric.update(prediction, int(image_id), geometry)
+                if len(pictures) < self._config.eval.pictures:
+                    height, width = geometry.size
+                    picture = self._task.draw(
+                        batch["images"][row, :height, :width],
+                        prediction,
+                        geometry._replace(original=geometry.size),
+                        names,
+                        self._config.eval.picture_score,
+                    )
+                    pictures.append(picture)
+        return pictures
+
+
+def make_predict(skeleton: Skeleton, mesh: Mesh):
+    """Returns the compiled `predict(variables, images, sizes)` of the network."""
+
+    def predict(variables, images, sizes):
+        return skeleton.model(variables).predict(images, sizes)
+
+    return jax.jit(predict, out_shardings=sharding.divided(mesh))
+
+
+def local_rows(predictions: Any) -> Any:
+    """Returns this process's rows of a NamedTuple of arrays, in order, on the host."""
+
+    def rows(array: jax.Array) -> Any:
+        # Along the axis `model` the same rows stand on several devices.
+        shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
+        return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+    return type(predictions)(*map(rows, predictions))
+
+
+def _gather(state: Any) -> list[Any]:
+    """Returns the states of all processes."""
+    if jax.process_count() == 1:
+        return [state]
+    text = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray([text.size], np.int32))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: text.size] = text
+    parts = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(part[:size].tobytes())
+        for part, size in zip(parts, sizes.ravel(), strict=True)
+    ]
+
+
+def write_evaluation(folder: Path, step: int, evaluation: Evaluation) -> None:
+    """Writes evaluation.json, the files beside it and the pictures; logs the scores."""
+    record = {"step": step, "data": evaluation.data, **evaluation.groups()}
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = folder / "pictures"
+    # Those of the evaluation that lay here; any other picture is somebody's own.
+    if (folder / "evaluation.json").exists():
+        for stale in pictures.glob("*.png"):
+            if re.fullmatch(r"\d{3,}|grid", stale.stem, re.ASCII):
+                stale.unlink()
+    for name, content in evaluation.files.items():
+        write_whole(folder / name, json.dumps(content))
+    write_whole(folder / "evaluation.json", json.dumps(record, indent=2) + "\n")
+    for i, picture in enumerate(evaluation.pictures):
+        draw.save_picture(pictures / f"{i:03}.png", picture)
+    if evaluation.pictures:
+        draw.save_picture(pictures / "grid.png", draw.grid(evaluation.pictures))
+    shown = "; ".join(
+        " ".join([group, *(f"{n} {_shown(value)}" for n, value in scores.items())])
+        for group, scores in evaluation.summary().items()
+    )
+    split = evaluation.data["split"]
+    _log.info("evaluation of step %d on %s: %s", step, split, shown)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

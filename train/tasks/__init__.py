@@ -1,0 +1,6 @@
+"""The tasks that the field `task` of a configuration may name."""
+
+from train.task import Task
+from train.tasks.detection import Detection
+
+TASKS: dict[str, Task] = {"detection": Detection()}
