@@ -78,7 +78,7 @@ def test_detection_moves_nothing(detector, shardings):
     batch = tiny_batch(images=8)
     text = (
         quick_jit(
-            lambda model, images, sizes: model.detect(images, sizes),
+            lambda model, images, sizes: model.predict(images, sizes),
             in_shardings=(everywhere, split, split),
         )
         .lower(detector, batch.images, batch.sizes)

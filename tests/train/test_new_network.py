@@ -1,0 +1,135 @@
+"""What a network that nobody thought of costs: its composition, and no other change."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from dcn_jax.backbones import ResNet
+from dcn_jax.boxes import top_k
+from dcn_jax.detection.box_head import DetectionSelection, RoISampling
+from dcn_jax.detection.records import Detections
+from dcn_jax.detection.roi_head import RoIOutput, pool_rois
+from dcn_jax.detection.rpn import RPN, AnchorSampling, Selection
+from dcn_jax.detection.two_stage import TwoStage
+from dcn_jax.modules import RoIPool
+from dcn_jax.necks import Levels
+from dcn_jax.trunk import Trunk
+from tests.support import launch
+from train import loop
+from train.configs import digits
+from train.metrics import read_metrics
+from train.tasks.detection import Detection
+
+
+class TwoLevels(nnx.Module):
+    """A neck: proposals and RoIs from conv4 and conv5, reduced to 8 channels."""
+
+    rpn_features = roi_features = 8
+
+    def __init__(self, channels, strides, rngs):
+        self.rpn_strides = self.roi_strides = (strides["c4"], strides["c5"])
+        self.lateral = nnx.List(
+            [nnx.Conv(channels[name], 8, (1, 1), rngs=rngs) for name in ("c4", "c5")]
+        )
+
+    def __call__(self, maps, sizes=None):
+        levels = tuple(
+            f(maps[m]) for f, m in zip(self.lateral, ("c4", "c5"), strict=True)
+        )
+        return Levels(levels, levels)
+
+
+class LinearHead(nnx.Module):
+    """A head without hidden layers, which has no representation to mimic."""
+
+    box_weights = (10.0, 10.0, 5.0, 5.0)
+
+    def __init__(self, pool, features, num_classes, strides, rngs):
+        self.pool, self.strides, self.num_classes = pool, strides, num_classes
+        self.linear = nnx.Linear(4 * features, num_classes + 1 + 4, rngs=rngs)
+
+    def __call__(self, features, rois):
+        x = pool_rois(self.pool, features, rois, self.strides)
+        x = self.linear(x.reshape(*rois.shape[:2], -1))
+        return RoIOutput(x[..., :-4], x[..., None, -4:], None)
+
+
+class OneStage(nnx.Module):
+    """The class-aware RPN alone: what it proposes is what it detects."""
+
+    frozen_paths = ()
+
+    def __init__(self, trunk, rpn):
+        self.trunk, self.rpn = trunk, rpn
+
+    def features(self, images, sizes):
+        return self.trunk(images, sizes)
+
+    def losses(self, batch, key):
+        output = self.rpn(self.features(batch.images, batch.sizes))
+        truth = batch.boxes, batch.labels, batch.valid
+        return self.rpn.losses(output, self.rpn.targets(key, output, *truth))
+
+    def predict(self, images, sizes):
+        proposals = self.rpn.propose(self.rpn(self.features(images, sizes)), sizes)
+        scores, index = top_k(jax.nn.sigmoid(proposals.logits), 5)
+        boxes = jax.vmap(lambda b, i: b[i])(proposals.boxes, index)
+        return Detections(boxes, scores, jnp.ones_like(index), scores > 0)
+
+
+def trunk(rngs):
+    body = ResNet((1, 1, 1, 1), stem_features=8, norm="group_norm", rngs=rngs)
+    return Trunk(body, TwoLevels(body.channels, body.strides, rngs))
+
+
+def proposals(neck, rngs, **options):
+    few = Selection(30, 10)
+    settings = dict(features=8, anchor_sizes=(16,), train=few, test=few)
+    sampling = AnchorSampling(samples=16)
+    settings |= dict(sampling=sampling, rngs=rngs) | options
+    return RPN(neck.rpn_features, neck.rpn_strides, **settings)
+
+
+def two_stages(num_classes, rngs):
+    base = trunk(rngs)
+    strides = base.neck.roi_strides
+    pool = RoIPool(2, spatial_scale=tuple(1 / s for s in strides))
+    return TwoStage(
+        base,
+        proposals(base.neck, rngs),
+        LinearHead(pool, 8, num_classes, strides, rngs),
+        sampling=RoISampling(samples=8),
+        selection=DetectionSelection(max_detections=5),
+    )
+
+
+def one_stage(num_classes, rngs):
+    base = trunk(rngs)
+    return OneStage(base, proposals(base.neck, rngs, num_classes=num_classes))
+
+
+class NewNetwork(Detection):
+    """Detection by one of the networks of this file."""
+
+    def __init__(self, make):
+        self._make = make
+
+    def build(self, config, num_classes, rngs):
+        return self._make(num_classes, rngs)
+
+
+@pytest.mark.parametrize("make", [two_stages, one_stage])
+def test_it_trains_and_is_evaluated(make, tmp_path):
+    config = digits.get_config()
+    for flag in launch.FLAGS[1:]:
+        name, _, value = flag.removeprefix("--config.").partition("=")
+        config.update_from_flattened_dict({name: eval(value)})
+    config.data.data_dir = str(tmp_path / "data")
+    config.update({"steps": 10, "batch_size": 4, "log": {"every": 1}})
+    loop.train(config, tmp_path / "run", NewNetwork(make))
+    *steps, evaluation = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in steps] == list(range(1, 11))
+    assert steps[-1]["skipped"] == 0
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert "eval/bbox/AP" in evaluation
