@@ -196,7 +196,7 @@ def test_a_pyramid_is_pooled_by_level_and_without_padding():
     sizes = jnp.asarray([[64, 64], [64, 32]], jnp.int32)
     features = Features(jnp.ones((2, 64, 64, 3)), sizes, Levels((), maps))
     pool = RoIAlign(1, spatial_scale=(0.25, 0.125))
-    rois = jnp.asarray([[[0.0, 0, 20, 20], [0, 0, 300, 300], [34, 0, 60, 60]]] * 2)
+    rois = jnp.asarray([[[0.0, 0, 20, 20], [0, 0, 224, 224], [34, 0, 60, 60]]] * 2)
     pooled = pool_rois(pool, features, rois, (4, 8))[..., 0, 0, 0]
     np.testing.assert_allclose(pooled[:, 0], 4)
     assert 0 < pooled[0, 1] < 8

@@ -12,6 +12,7 @@ from train import sharding
 from train.checkpoint import Checkpoints, abstract
 from train.digests import write_digests
 
+TASK = double.DetectionDouble()
 DESCRIPTION = {
     "model": {"model.backbone.depths": (1, 2, 1, 1), "model.pool_layer": "RoIAlign"},
     "categories": [{"id": 1, "name": "one"}],

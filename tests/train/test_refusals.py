@@ -7,6 +7,7 @@ import pytest
 from absl.testing import flagsaver
 
 from tests.support import double
+from tests.support.coco_folder import write_coco_folder
 from train import cli, loop
 from train.configs import coco_faster_rcnn, digits
 from train.tasks.detection import Detection

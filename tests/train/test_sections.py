@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from dcn_jax.backbones import ResNet
-from dcn_jax.networks import NETWORKS, POOL_LAYERS
+from dcn_jax.networks import POOL_LAYERS
 from train.configs import _base, _detection, digits
 from train.sections import arguments_of, construct
 
@@ -130,7 +130,7 @@ def test_records_are_constructors_too():
 
 @pytest.mark.parametrize(
     "make",
-    [*_detection.CONSTRUCTORS.values(), *POOL_LAYERS.values(), *NETWORKS.values()],
+    [*_detection.CONSTRUCTORS.values(), *POOL_LAYERS.values()],
 )
 def test_every_argument_is_explained_where_it_stands(make):
     for part in constructors(make):
