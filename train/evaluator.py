@@ -91,7 +91,6 @@ class Evaluator:
           stop: Asked before every batch; where it says yes, the result is None.
         """
         config, source = self._config, self._source
-        names = [category["name"] for category in source.categories]
         metric = self._task.metric(source)
         pictures = []
         for batch in inputs.open_eval_loader(config, source):
@@ -112,15 +111,8 @@ class Evaluator:
                 )
                 metric.update(prediction, int(image_id), geometry)
                 if len(pictures) < config.eval.pictures:
-                    height, width = geometry.size
-                    picture = self._task.draw(
-                        batch["images"][row, :height, :width],
-                        prediction,
-                        geometry._replace(original=geometry.size),
-                        names,
-                        config.eval.picture_score,
-                    )
-                    pictures.append(picture)
+                    canvas = batch["images"][row]
+                    pictures.append(self._picture(canvas, prediction, geometry))
         metric.merge(_gather(metric.state()))
         data = {
             "name": config.data.name,
@@ -129,6 +121,19 @@ class Evaluator:
             "images": len(source),
         }
         return Evaluation(metric.compute(), metric.files(), pictures, data)
+
+    def _picture(
+        self, canvas: np.ndarray, prediction: Any, geometry: Geometry
+    ) -> np.ndarray:
+        """Draws what is predicted of an image on it, as large as the network saw it."""
+        height, width = geometry.size
+        return self._task.draw(
+            canvas[:height, :width],
+            prediction,
+            geometry._replace(original=geometry.size),
+            [category["name"] for category in self._source.categories],
+            self._config.eval.picture_score,
+        )
 
 
 def make_predict(skeleton: Skeleton, mesh: Mesh):
