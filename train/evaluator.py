@@ -114,7 +114,6 @@ class Evaluator:
         stop: Callable[[], bool],
     ) -> list[np.ndarray] | None:
         """Shows the metric this process's images; returns pictures, None if stopped."""
-        names = [category["name"] for category in self._source.categories]
         pictures = []
         for batch in batches:
             if stop():
@@ -134,16 +133,22 @@ class Evaluator:
                 )
                 metric.update(prediction, int(image_id), geometry)
                 if len(pictures) < self._config.eval.pictures:
-                    height, width = geometry.size
-                    picture = self._task.draw(
-                        batch["images"][row, :height, :width],
-                        prediction,
-                        geometry._replace(original=geometry.size),
-                        names,
-                        self._config.eval.picture_score,
-                    )
-                    pictures.append(picture)
+                    canvas = batch["images"][row]
+                    pictures.append(self._picture(canvas, prediction, geometry))
         return pictures
+
+    def _picture(
+        self, canvas: np.ndarray, prediction: Any, geometry: Geometry
+    ) -> np.ndarray:
+        """Draws what is predicted of an image on it, as large as the network saw it."""
+        height, width = geometry.size
+        return self._task.draw(
+            canvas[:height, :width],
+            prediction,
+            geometry._replace(original=geometry.size),
+            [category["name"] for category in self._source.categories],
+            self._config.eval.picture_score,
+        )
 
 
 def make_predict(skeleton: Skeleton, mesh: Mesh):

@@ -56,7 +56,7 @@ class DenseClassifier(nnx.Module):
         losses = optax.softmax_cross_entropy_with_integer_labels(
             logits, jnp.maximum(batch.classes, 0)
         )
-        return {"pixel": jnp.where(seen, losses, 0.0).sum() / seen.sum()}
+        return {"pixel": losses.mean(where=seen)}
 
     def predict(self, images, sizes):
         logits = self.head(self.features(images, sizes))

@@ -30,8 +30,9 @@ def test_it_learns_in_ten_steps(trained):
     _, workdir = trained
     *steps, evaluation = read_metrics(workdir / "metrics.jsonl")
     assert [r["step"] for r in steps] == list(range(1, 11))
-    assert steps[-1]["loss/pixel"] < 0.8 * steps[0]["loss/pixel"]
-    assert 0.5 < evaluation["eval/pixels/accuracy"] <= 1
+    assert steps[-1]["loss/pixel"] < 0.9 * steps[0]["loss/pixel"]
+    # Of eleven classes.
+    assert 0.3 < evaluation["eval/pixels/accuracy"] <= 1
     assert (workdir / "curves.png").exists()
 
 
