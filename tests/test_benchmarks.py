@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts.benchmark import ops
+from scripts.benchmark import loader, ops
 from scripts.benchmark.case import FMA_PEAK, Candidate, Case, Ratio, Table
 from scripts.benchmark.conv_cases import conv_candidate, deform_arguments
 from scripts.benchmark.fma import build_fma_peak, fma_flops
@@ -18,6 +18,7 @@ from scripts.benchmark.memory import Scratch
 from scripts.benchmark.peak_rss import peak_growth
 from scripts.benchmark.timing import Settings, value_and_gradients
 from scripts.benchmark.torch_worker import TorchWorker
+from train import inputs
 from xla_ops import deform_conv2d
 
 
@@ -139,9 +140,24 @@ def test_cases_can_be_sent_and_picked():
     pickle.dumps(ops.TABLES)
 
 
+def test_the_loader_is_measured_on_both_data_sets(tmp_path):
+    found = {}
+    for title, config in loader.configurations(tmp_path, images=3).items():
+        source = inputs.open_source(config, config.data.train_split)
+        assert source.num_boxes.sum() >= 3
+        speed = loader.images_a_second(config, source, images=2)
+        assert speed > 0
+        found[title] = {0: speed, 1: 2 * speed, 2: 3 * speed}
+    rows = cells(loader.table(found, 1))
+    assert len(rows) == 2
+    for row in rows.values():
+        assert (row["1 / 0"], row["2 / 0"]) == ("2.00", "3.00")
+
+
 def test_the_document_has_a_place_for_the_tables(tmp_path):
     document = ops.DOCUMENT.read_text()
-    assert document.count(BEGIN) == document.count(END) == 1
+    for marker in (BEGIN, END, loader.BEGIN, loader.END):
+        assert document.count(marker) == 1
     copy = tmp_path / "copy.md"
     copy.write_text(document)
     replace_section(copy, "a \\1 b")

@@ -2,8 +2,9 @@
 
 Commands, each `python -m scripts.benchmark.NAME`:
 
-    ops     operators beside plain jnp, XLA's convolution, torchvision and torch
-    step    a train step of the paper's detector
+    ops       operators beside plain jnp, XLA's convolution, torchvision and torch
+    step      a train step of the paper's detector
+    loader    images that the training loader reads, with and without worker processes
 
 What `ops` is made of:
 

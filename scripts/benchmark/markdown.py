@@ -32,7 +32,7 @@ def timing_table(table: Table, found: Found) -> str:
                 cells += [_ratio(processes, ratio, part, case) for ratio in ratios]
                 rows.append([f"{case.title}, {part}", *cells])
     headings = ["milliseconds", *times, *(ratio.heading for ratio in ratios)]
-    return _section(table.title, table.text, headings, rows)
+    return section(table.title, table.text, headings, rows)
 
 
 def memory_table(scratch: dict[str, Scratch]) -> str:
@@ -50,7 +50,7 @@ def memory_table(scratch: dict[str, Scratch]) -> str:
         "Forward and backward in float32, beyond arguments and results. The bound is "
         "16 MiB, the packed kernel, and a weight gradient for each image."
     )
-    return _section("Scratch memory of deform_conv2d", text, headings, rows)
+    return section("Scratch memory of deform_conv2d", text, headings, rows)
 
 
 def replace_section(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
@@ -96,9 +96,10 @@ def _ratio(
     return f"{value:.0%}" if ratio.percent else f"{value:.2f}"
 
 
-def _section(
+def section(
     title: str, text: str, headings: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> str:
+    """A heading, a paragraph and a table."""
     lines = [headings, ["---"] * len(headings), *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"### {title}\n\n{text}\n\n{table}"

@@ -38,7 +38,13 @@ from scripts.benchmark.fma import build_fma_peak, fma_flops
 from scripts.benchmark.layers import SHAPES
 from scripts.benchmark.markdown import memory_table, replace_section, timing_table
 from scripts.benchmark.memory import measure_scratch
-from scripts.benchmark.timing import Settings, measure, open_torch, thread_count
+from scripts.benchmark.timing import (
+    Settings,
+    measure,
+    open_torch,
+    processor,
+    thread_count,
+)
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 TABLES = (CONV_TABLE, GROUP_TABLE, BFLOAT16_TABLE, ODD_TABLE, BOX_TABLE, FORM_TABLE)
@@ -92,20 +98,11 @@ def conditions(processes: int, settings: Settings) -> str:
         flops = max(fma_flops(settings.fma_peak, thread_count()) for _ in range(5))
         peak = f"{flops / 1e9:.0f} GFLOP/s"
     return (
-        f"{_processor()}, {thread_count()} threads; float32 FMA peak {peak}.\n"
+        f"{processor()}, {thread_count()} threads; float32 FMA peak {peak}.\n"
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}.\n"
         f"Medians of {processes} processes with {settings.rounds} rounds each, "
         f"{datetime.date.today().isoformat()}."
     )
-
-
-def _processor() -> str:
-    # The name of the processor is found there on Linux only.
-    information = Path("/proc/cpuinfo")
-    text = information.read_text() if information.exists() else ""
-    name = re.search(r"^model name\s*: (.+)$", text, re.M)
-    kernels = importlib.import_module("xla_ops._cpu").instruction_set()
-    return f"{name[1] if name else platform.machine()} ({kernels} kernels)"
 
 
 def _progress(what: str, begin: float) -> None:

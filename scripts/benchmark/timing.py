@@ -2,7 +2,10 @@
 
 import contextlib
 import functools
+import importlib
 import os
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +37,16 @@ class Settings(NamedTuple):
 def thread_count() -> int:
     """Processors that this process may use: XLA starts as many threads."""
     return len(os.sched_getaffinity(0))
+
+
+def processor() -> str:
+    """Its name, and the instruction set of our kernels on it."""
+    # The name of the processor is found there on Linux only.
+    information = Path("/proc/cpuinfo")
+    text = information.read_text() if information.exists() else ""
+    name = re.search(r"^model name\s*: (.+)$", text, re.M)
+    kernels = importlib.import_module("xla_ops._cpu").instruction_set()
+    return f"{name[1] if name else platform.machine()} ({kernels} kernels)"
 
 
 def open_torch(python: str | None):

@@ -188,15 +188,25 @@ def test_resume_with_worker_processes(tmp_path):
     )
     settings = {**SETTINGS, "batch_size": 2, "flip": True}
     expected = open_loader(source, **settings)
-    loader = open_loader(source, **settings, worker_count=1)
-    resumed = open_loader(source, **settings, worker_count=1)
-    try:
-        _assert_equal([next(loader)], [next(expected)])
-        resumed.set_state(json.loads(json.dumps(loader.get_state())))
-        _assert_equal([next(resumed)], [next(expected)])
-    finally:
+    next(expected)
+    # With another number of workers than it had.
+    resumed = open_loader(source, **settings, workers=1)
+    resumed.set_state(json.loads(json.dumps(expected.get_state())))
+    _assert_equal([next(resumed) for _ in range(3)], [next(expected) for _ in range(3)])
+    assert resumed.get_state() == expected.get_state()
+    resumed.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_are_the_same_with_workers(pictures, workers):
+    for read, settings in (
+        (open_loader, {**SETTINGS, "flip": True, "num_epochs": 2}),
+        (eval_loader, EVAL),
+    ):
+        loader = read(pictures, **settings, workers=workers)
+        _assert_equal(list(loader), list(read(pictures, **settings)))
         loader.close()
-        resumed.close()
 
 
 @pytest.mark.parametrize("count", [2, 4])

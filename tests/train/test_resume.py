@@ -27,6 +27,11 @@ def test_every_change_is_said_in_one_line(caplog):
     ]
 
 
+def test_nothing_is_said_of_what_changes_no_result(caplog):
+    data = {**WAS["data"], "workers": 2}
+    assert said(caplog, {**WAS, "data": data}) == []
+
+
 def test_the_line_is_bounded(caplog):
     now = {**WAS, **{f"field_{i}": "x" * 10_000 for i in range(100)}}
     (line,) = said(caplog, now)

@@ -103,6 +103,27 @@ def test_a_run_that_is_stopped_and_killed_ends_at_the_same_bits(
     assert_same_run(straight, tmp_path)
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_workers_to_the_same_bits(data, straight, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    process = launch.start(
+        DOUBLE, "--config.data.workers=2", data=data, workdir=tmp_path
+    )
+    wait_for(process, lambda: (checkpoints / "6").exists())
+    process.send_signal(signal.SIGTERM)
+    status, errors = launch.finish(process)
+    assert status == 0, errors
+    assert "SIGTERM: saved step" in errors
+
+    status, errors = launch.run(
+        DOUBLE, "--config.data.workers=1", data=data, workdir=tmp_path
+    )
+    assert status == 0, errors
+    assert "going on from the checkpoint of step" in errors
+    assert "WARNING" not in errors
+    assert_same_run(straight, tmp_path)
+
+
 @pytest.fixture
 def terminal():
     """Lets processes that are started heed Ctrl-C, wherever the tests run."""

@@ -9,6 +9,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
@@ -56,10 +57,7 @@ class BatchIterator(Iterator[Arrays]):
                 f"{self._workers}). {error}"
             ) from error
         self._next += 1
-        if not self._workers:
-            return batch
-        # Of shared memory, which grain would free some time after the last use.
-        return {name: np.array(array) for name, array in batch.items()}
+        return batch
 
     def get_state(self) -> dict[str, int]:
         """Returns the place, as JSON can hold it."""
@@ -85,6 +83,11 @@ class BatchIterator(Iterator[Arrays]):
         )
         if not self._workers:
             return iter(dataset)
+        # Through pipes: containers have little shared memory, and grain may leave some
+        # of it behind.
+        dataset = grain.experimental.WithOptionsIterDataset(
+            dataset, grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        )
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=self._workers, per_worker_buffer_size=1
