@@ -1,17 +1,28 @@
-// Checks of the buffers that XLA hands to a handler.
+// The buffers that XLA hands to a handler: shapes and element types.
 #ifndef XLA_OPS_BUFFERS_H_
 #define XLA_OPS_BUFFERS_H_
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "element_type.h"
-#include "geometry.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace xla_ops {
+
+using Shape = std::vector<int64_t>;
+
+inline std::string shape_text(const Shape& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i ? ", " : "") + std::to_string(shape[i]);
+  }
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
 
 template <typename Buffer>
 Shape shape_of(const Buffer& buffer) {
@@ -50,15 +61,6 @@ inline std::optional<ElementType> element_type(xla::ffi::DataType type) {
 // Type of coordinates and sums beside maps of that type.
 inline xla::ffi::DataType real_type(ElementType type) {
   return type == ElementType::kF64 ? xla::ffi::DataType::F64 : xla::ffi::DataType::F32;
-}
-
-// Empty, or what is wrong with the shape or the type of a buffer.
-inline std::string check_buffer(const char* name, const xla::ffi::AnyBuffer& buffer,
-                                const Shape& shape, xla::ffi::DataType type) {
-  if (buffer.element_type() != type) {
-    return std::string("`") + name + "` has an element type that does not go with the others";
-  }
-  return check_shape(name, shape_of(buffer), shape);
 }
 
 }  // namespace xla_ops

@@ -7,8 +7,8 @@
 #ifndef XLA_OPS_MAX_ROI_POOL_FFI_H_
 #define XLA_OPS_MAX_ROI_POOL_FFI_H_
 
+#include <cstddef>
 #include <cstdint>
-#include <string>
 
 #include "max_roi_pool_operands.h"
 #include "roi_ffi.h"
@@ -24,27 +24,27 @@ struct MaxRoiPoolCall : RoiBuffers {
 };
 
 // Fills `call` from the operands and, in the forward pass, the result `y`, else nullptr.
-// Returns what is wrong, or "".
-inline std::string decode_max_roi_pool(const xla::ffi::RemainingArgs& args, int64_t num_levels,
-                                       const xla::ffi::AnyBuffer* y, MaxRoiPoolCall* call) {
-  const std::string error = decode_roi_operands(args, num_levels, 0, 0, y, call, &call->op);
-  if (!error.empty()) return error;
+inline bool decode_max_roi_pool(Checks& checks, const xla::ffi::RemainingArgs& args,
+                                int64_t num_levels, const xla::ffi::AnyBuffer* y,
+                                MaxRoiPoolCall* call) {
+  if (!decode_roi_operands(checks, args, num_levels, 0, 0, y, call, &call->op)) {
+    return false;
+  }
   for (const RoiMap& map : call->maps) {
-    if (map.H * map.W >= kMaxRoiMapPixels) {
-      return "a map has " + std::to_string(map.H * map.W) + " pixels; expected less than " +
-             std::to_string(kMaxRoiMapPixels);
+    if (!checks.require(map.H * map.W < kMaxRoiMapPixels, "a map has ", map.H * map.W,
+                        " pixels; expected less than ", kMaxRoiMapPixels)) {
+      return false;
     }
   }
-  return "";
+  return true;
 }
 
 // The same for the backward pass. The gradients are followed by `more` results.
-inline std::string decode_max_roi_pool_gradients(const xla::ffi::RemainingArgs& args,
-                                                 const xla::ffi::RemainingRets& results,
-                                                 size_t more, int64_t num_levels,
-                                                 MaxRoiPoolCall* call) {
-  const std::string error = decode_max_roi_pool(args, num_levels, nullptr, call);
-  return error.empty() ? decode_roi_gradients(results, more, call) : error;
+inline bool decode_max_roi_pool_gradients(Checks& checks, const xla::ffi::RemainingArgs& args,
+                                          const xla::ffi::RemainingRets& results, size_t more,
+                                          int64_t num_levels, MaxRoiPoolCall* call) {
+  return decode_max_roi_pool(checks, args, num_levels, nullptr, call) &&
+         decode_roi_gradients(checks, results, more, call);
 }
 
 }  // namespace xla_ops

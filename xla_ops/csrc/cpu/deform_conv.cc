@@ -8,8 +8,9 @@
 #include <optional>
 #include <string>
 
-#include "../geometry.h"
 #include "buffers.h"
+#include "deform_conv_ffi.h"
+#include "ffi/checks.h"
 #include "parallel.h"
 #include "registry.h"
 #include "xla/ffi/api/ffi.h"
@@ -26,30 +27,25 @@ constexpr int64_t kScratchBytes = int64_t{8} << 20;
 // Chunks of work that keep the threads of a large machine busy.
 constexpr int64_t kManyChunks = 8;
 
-ffi::Error invalid(const std::string& what) {
-  return ffi::Error::InvalidArgument("deform_conv2d: " + what);
-}
+constexpr char kOperation[] = "deform_conv2d";
 
-// Checks the operands that both directions have, and fills `op`; op->geometry has the
-// attributes. Returns what is wrong, or "".
-std::string decode_operands(const ffi::AnyBuffer& x, const ffi::AnyBuffer& offset,
-                            const ffi::AnyBuffer& kernel,
-                            const std::optional<ffi::AnyBuffer>& mask, DeformConvOperands* op) {
-  const auto type = element_type(x.element_type());
-  if (!type) return "`x` must be float32, float64, bfloat16 or float16";
-  op->type = *type;
-  const ffi::DataType real = real_type(*type);
+// Checks the operands that both directions have, and fills `op`.
+bool decode_operands(Checks& checks, const DeformConvAttributes& attributes,
+                     const ffi::AnyBuffer& x, const ffi::AnyBuffer& offset,
+                     const ffi::AnyBuffer& kernel, const std::optional<ffi::AnyBuffer>& mask,
+                     DeformConvOperands* op) {
   DeformConvGeometry& g = op->geometry;
+  static_cast<DeformConvAttributes&>(g) = attributes;
   g.modulated = mask.has_value();
-  std::string error = decode_deform_conv(shape_of(x), shape_of(offset), shape_of(kernel), &g);
-  if (error.empty()) error = check_buffer("offset", offset, shape_of(offset), real);
-  if (error.empty()) error = check_buffer("kernel", kernel, shape_of(kernel), x.element_type());
-  if (error.empty() && mask) error = check_buffer("mask", *mask, deform_conv_mask_shape(g), real);
   op->x = x.untyped_data();
   op->offset = offset.untyped_data();
   op->kernel = kernel.untyped_data();
   op->mask = mask ? mask->untyped_data() : nullptr;
-  return error;
+  return decode_type(checks, x, &op->type) &&
+         decode_sizes(checks, shape_of(x), shape_of(offset), shape_of(kernel), &g) &&
+         checks.buffer("offset", offset, shape_of(offset), real_type(op->type)) &&
+         checks.buffer("kernel", kernel, shape_of(kernel), x.element_type()) &&
+         (!mask || checks.buffer("mask", *mask, mask_shape(g), real_type(op->type)));
 }
 
 bool has_work(const DeformConvGeometry& g) {
@@ -131,99 +127,74 @@ void run_backward(ffi::ThreadPool& pool, DeformConvOperands& op, DeformConvGradi
   }
 }
 
-ffi::Error forward_impl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer offset,
-                        ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
-                        ffi::Result<ffi::AnyBuffer> y, int64_t stride_h, int64_t stride_w,
-                        int64_t pad_top, int64_t pad_left, int64_t dilation_h, int64_t dilation_w,
-                        int64_t groups) {
-  if (rest.size() > 1) return invalid("expected 3 or 4 operands");
-  std::optional<ffi::AnyBuffer> mask;
-  if (rest.size() == 1) {
-    const auto operand = rest.get<ffi::AnyBuffer>(0);
-    if (operand.has_error()) return operand.error();
-    mask = *operand;
-  }
-  DeformConvOperands op{};
-  DeformConvGeometry& g = op.geometry;
-  g.groups = groups;
-  g.stride_h = stride_h, g.stride_w = stride_w;
-  g.pad_top = pad_top, g.pad_left = pad_left;
-  g.dilation_h = dilation_h, g.dilation_w = dilation_w;
-  std::string error = decode_operands(x, offset, kernel, mask, &op);
-  if (error.empty()) {
-    error = check_buffer("y", *y, deform_conv_output_shape(g), x.element_type());
-  }
-  if (!error.empty()) return invalid(error);
+// Calls run(), whose scratch there may be no memory for.
+template <typename Run>
+ffi::Error result_of(Run&& run) {
   try {
-    if (has_work(g)) {
-      run_forward(pool, op, y->untyped_data());
-    } else {
-      fill_with_zeros(*y);
-    }
+    run();
   } catch (const std::exception& e) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted,
-                      std::string("deform_conv2d: ") + e.what());
+                      std::string(kOperation) + ": " + e.what());
   }
   return ffi::Error::Success();
+}
+
+ffi::Error forward_impl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer offset,
+                        ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
+                        ffi::Result<ffi::AnyBuffer> y, const DeformConvAttributes& attributes) {
+  Checks checks(kOperation);
+  DeformConvOperands op{};
+  std::optional<ffi::AnyBuffer> mask;
+  if (!(checks.require(rest.size() <= 1, "expected 3 or 4 operands") &&
+        (rest.size() == 0 || checks.take(rest, 0, &mask)) &&
+        decode_operands(checks, attributes, x, offset, kernel, mask, &op) &&
+        checks.buffer("y", *y, output_shape(op.geometry), x.element_type()))) {
+    return checks.error();
+  }
+  if (!has_work(op.geometry)) {
+    fill_with_zeros(*y);
+    return ffi::Error::Success();
+  }
+  return result_of([&] { run_forward(pool, op, y->untyped_data()); });
 }
 
 ffi::Error backward_impl(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer offset,
                          ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
                          ffi::Result<ffi::AnyBuffer> dx, ffi::Result<ffi::AnyBuffer> doffset,
                          ffi::Result<ffi::AnyBuffer> dkernel, ffi::RemainingRets more,
-                         int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_left,
-                         int64_t dilation_h, int64_t dilation_w, int64_t groups) {
-  if (rest.size() < 1 || rest.size() > 2 || more.size() != rest.size() - 1) {
-    return invalid("expected 4 operands and 3 results, or with a mask 5 and 4");
-  }
-  const auto last = rest.get<ffi::AnyBuffer>(rest.size() - 1);
-  if (last.has_error()) return last.error();
-  const ffi::AnyBuffer g_out = *last;
-  std::optional<ffi::AnyBuffer> mask;
-  std::optional<ffi::AnyBuffer> dmask;
-  if (rest.size() == 2) {
-    const auto operand = rest.get<ffi::AnyBuffer>(0);
-    if (operand.has_error()) return operand.error();
-    mask = *operand;
-    auto result = more.get<ffi::AnyBuffer>(0);
-    if (result.has_error()) return result.error();
-    dmask = **result;
-  }
+                         const DeformConvAttributes& attributes) {
+  Checks checks(kOperation);
   DeformConvOperands op{};
-  DeformConvGeometry& g = op.geometry;
-  g.groups = groups;
-  g.stride_h = stride_h, g.stride_w = stride_w;
-  g.pad_top = pad_top, g.pad_left = pad_left;
-  g.dilation_h = dilation_h, g.dilation_w = dilation_w;
-  std::string error = decode_operands(x, offset, kernel, mask, &op);
+  const DeformConvGeometry& g = op.geometry;
+  const bool modulated = rest.size() == 2;
   const ffi::DataType type = x.element_type(), real = offset.element_type();
-  const Shape per_image = {g.N, g.R, g.S, g.groups > 0 ? g.C / g.groups : 0, g.K};
-  if (error.empty()) error = check_buffer("g", g_out, deform_conv_output_shape(g), type);
-  if (error.empty()) error = check_buffer("dx", *dx, shape_of(x), type);
-  if (error.empty()) error = check_buffer("doffset", *doffset, shape_of(offset), real);
-  if (error.empty()) error = check_buffer("dkernel", *dkernel, per_image, real);
-  if (error.empty() && dmask) error = check_buffer("dmask", *dmask, shape_of(*mask), real);
-  if (!error.empty()) return invalid(error);
+  std::optional<ffi::AnyBuffer> mask, dmask, g_out;
+  if (!(checks.require(rest.size() >= 1 && rest.size() <= 2 && more.size() == rest.size() - 1,
+                       "expected 4 operands and 3 results, or with a mask 5 and 4") &&
+        checks.take(rest, rest.size() - 1, &g_out) &&
+        (!modulated || (checks.take(rest, 0, &mask) && checks.take(more, 0, &dmask))) &&
+        decode_operands(checks, attributes, x, offset, kernel, mask, &op) &&
+        checks.buffer("g", *g_out, output_shape(g), type) &&
+        checks.buffer("dx", *dx, shape_of(x), type) &&
+        checks.buffer("doffset", *doffset, shape_of(offset), real) &&
+        checks.buffer("dkernel", *dkernel, {g.N, g.R, g.S, g.group_channels(), g.K}, real) &&
+        (!modulated || checks.buffer("dmask", *dmask, shape_of(*mask), real)))) {
+    return checks.error();
+  }
+  if (!has_work(g)) {
+    fill_with_zeros(*dx);
+    fill_with_zeros(*doffset);
+    fill_with_zeros(*dkernel);
+    if (dmask) fill_with_zeros(*dmask);
+    return ffi::Error::Success();
+  }
   DeformConvGradients grad{};
-  grad.g = g_out.untyped_data();
+  grad.g = g_out->untyped_data();
   grad.dx = dx->untyped_data();
   grad.doffset = doffset->untyped_data();
   grad.dkernel = dkernel->untyped_data();
   grad.dmask = dmask ? dmask->untyped_data() : nullptr;
-  try {
-    if (has_work(g)) {
-      run_backward(pool, op, grad);
-    } else {
-      fill_with_zeros(*dx);
-      fill_with_zeros(*doffset);
-      fill_with_zeros(*dkernel);
-      if (dmask) fill_with_zeros(*dmask);
-    }
-  } catch (const std::exception& e) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
-                      std::string("deform_conv2d: ") + e.what());
-  }
-  return ffi::Error::Success();
+  return result_of([&] { run_backward(pool, op, grad); });
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dFwd, forward_impl,
@@ -234,13 +205,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dFwd, forward_impl,
                                   .Arg<ffi::AnyBuffer>()  // kernel
                                   .RemainingArgs()        // mask
                                   .Ret<ffi::AnyBuffer>()  // y
-                                  .Attr<int64_t>("stride_h")
-                                  .Attr<int64_t>("stride_w")
-                                  .Attr<int64_t>("pad_top")
-                                  .Attr<int64_t>("pad_left")
-                                  .Attr<int64_t>("dilation_h")
-                                  .Attr<int64_t>("dilation_w")
-                                  .Attr<int64_t>("groups"));
+                                  .Attrs<DeformConvAttributes>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dBwd, backward_impl,
                               ffi::Ffi::Bind()
@@ -253,13 +218,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dBwd, backward_impl,
                                   .Ret<ffi::AnyBuffer>()  // doffset
                                   .Ret<ffi::AnyBuffer>()  // dkernel
                                   .RemainingRets()        // dmask
-                                  .Attr<int64_t>("stride_h")
-                                  .Attr<int64_t>("stride_w")
-                                  .Attr<int64_t>("pad_top")
-                                  .Attr<int64_t>("pad_left")
-                                  .Attr<int64_t>("dilation_h")
-                                  .Attr<int64_t>("dilation_w")
-                                  .Attr<int64_t>("groups"));
+                                  .Attrs<DeformConvAttributes>());
 
 XLA_OPS_REGISTER("dcn_jax.deform_conv2d.fwd", DeformConv2dFwd);
 XLA_OPS_REGISTER("dcn_jax.deform_conv2d.bwd", DeformConv2dBwd);

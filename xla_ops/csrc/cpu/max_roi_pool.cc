@@ -3,7 +3,6 @@
 #include "max_roi_pool.h"
 
 #include <algorithm>
-#include <string>
 #include <vector>
 
 #include "max_roi_pool_ffi.h"
@@ -16,11 +15,13 @@ namespace {
 
 namespace ffi = ::xla::ffi;
 
+constexpr char kOperation[] = "roi_pool";
+
 ffi::Error MaxRoiPoolFwdImpl(ffi::ThreadPool pool, ffi::RemainingArgs args,
                              ffi::Result<ffi::AnyBuffer> y, int64_t num_levels) {
+  Checks checks(kOperation);
   MaxRoiPoolCall call;
-  const std::string error = decode_max_roi_pool(args, num_levels, &*y, &call);
-  if (!error.empty()) return ffi::Error::InvalidArgument("roi_pool: " + error);
+  if (!decode_max_roi_pool(checks, args, num_levels, &*y, &call)) return checks.error();
   if (is_empty(*y)) return ffi::Error::Success();
   const MaxRoiPoolOperands& op = call.op;
   const auto pool_rois = XLA_OPS_PICK(MaxRoiPoolForward);
@@ -56,9 +57,11 @@ std::vector<RoiMapBlock> map_blocks(const MaxRoiPoolOperands& op, int64_t thread
 
 ffi::Error MaxRoiPoolBwdImpl(ffi::ThreadPool pool, ffi::RemainingArgs args,
                              ffi::RemainingRets results, int64_t num_levels) {
+  Checks checks(kOperation);
   MaxRoiPoolCall call;
-  const std::string error = decode_max_roi_pool_gradients(args, results, 0, num_levels, &call);
-  if (!error.empty()) return ffi::Error::InvalidArgument("roi_pool: " + error);
+  if (!decode_max_roi_pool_gradients(checks, args, results, 0, num_levels, &call)) {
+    return checks.error();
+  }
   const MaxRoiPoolOperands& op = call.op;
   if (adds_nothing(op)) {
     fill_with_zeros(results);

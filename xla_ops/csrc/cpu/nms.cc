@@ -5,10 +5,9 @@
 
 #include <algorithm>
 #include <new>
-#include <string>
 
-#include "../geometry.h"
 #include "buffers.h"
+#include "ffi/checks.h"
 #include "parallel.h"
 #include "registry.h"
 #include "xla/ffi/api/ffi.h"
@@ -108,24 +107,21 @@ ffi::Error NmsImpl(ffi::ThreadPool pool, ffi::AnyBuffer boxes, ffi::AnyBuffer sc
                    ffi::Buffer<ffi::S32> class_ids, ffi::Buffer<ffi::PRED> valid,
                    ffi::ResultBuffer<ffi::S32> indices, ffi::ResultBuffer<ffi::PRED> selected,
                    double threshold) {
+  Checks checks("nms");
   const Shape shape = shape_of(scores), output = shape_of(*indices);
-  std::string error;
-  if (shape.size() != 2) error = "`scores` has shape " + shape_text(shape) + "; expected (N, B)";
-  if (error.empty()) {
-    error = check_buffer("boxes", boxes, {shape[0], shape[1], 4}, scores.element_type());
-  }
-  if (error.empty()) error = check_shape("class_ids", shape_of(class_ids), shape);
-  if (error.empty()) error = check_shape("valid", shape_of(valid), shape);
-  if (error.empty() && (output.size() != 2 || output[0] != shape[0])) {
-    error = "the result has shape " + shape_text(output);
-  }
-  if (error.empty()) error = check_shape("the result", shape_of(*selected), output);
-  if (error.empty() && shape[1] > INT32_MAX) error = "too many boxes";
   const bool is_f32 = boxes.element_type() == ffi::DataType::F32;
-  if (error.empty() && !is_f32 && boxes.element_type() != ffi::DataType::F64) {
-    error = "`boxes` has an element type that no kernel knows";
+  if (!(checks.require(shape.size() == 2, "`scores` has shape ", shape, "; expected (N, B)") &&
+        checks.buffer("boxes", boxes, {shape[0], shape[1], 4}, scores.element_type()) &&
+        checks.shape("class_ids", shape_of(class_ids), shape) &&
+        checks.shape("valid", shape_of(valid), shape) &&
+        checks.require(output.size() == 2 && output[0] == shape[0], "the result has shape ",
+                       output) &&
+        checks.shape("the result", shape_of(*selected), output) &&
+        checks.require(shape[1] <= INT32_MAX, "too many boxes") &&
+        checks.require(is_f32 || boxes.element_type() == ffi::DataType::F64,
+                       "`boxes` has an element type that no kernel knows"))) {
+    return checks.error();
   }
-  if (!error.empty()) return ffi::Error::InvalidArgument("nms: " + error);
   if (is_empty(*indices)) return ffi::Error::Success();
 
   const auto run = [&](auto real) {

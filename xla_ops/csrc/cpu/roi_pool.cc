@@ -4,8 +4,6 @@
 #include "roi_pool.h"
 
 #include <algorithm>
-#include <string>
-#include <string_view>
 #include <vector>
 
 #include "registry.h"
@@ -22,10 +20,10 @@ namespace ffi = ::xla::ffi;
 constexpr int64_t kMinBlockRows = 8;
 
 ffi::Error forward(ffi::ThreadPool& pool, const ffi::RemainingArgs& args,
-                   ffi::Result<ffi::AnyBuffer> y, const RoiPoolAttributes& attributes) {
+                   ffi::Result<ffi::AnyBuffer> y, const RoiPoolSettings& settings) {
+  Checks checks("roi_pool");
   RoiPoolCall call;
-  const std::string error = decode_roi_pool(args, attributes, &*y, &call);
-  if (!error.empty()) return ffi::Error::InvalidArgument("roi_pool: " + error);
+  if (!decode_roi_pool(checks, args, settings, &*y, &call)) return checks.error();
   if (is_empty(*y)) return ffi::Error::Success();
   const RoiPoolOperands& op = call.op;
   const auto pool_rois = XLA_OPS_PICK(RoiPoolForward);
@@ -74,10 +72,12 @@ std::vector<RoiMapBlock> map_blocks(const RoiPoolOperands& op, int64_t threads) 
 }
 
 ffi::Error backward(ffi::ThreadPool& pool, const ffi::RemainingArgs& args,
-                    const ffi::RemainingRets& results, const RoiPoolAttributes& attributes) {
+                    const ffi::RemainingRets& results, const RoiPoolSettings& settings) {
+  Checks checks("roi_pool");
   RoiPoolCall call;
-  const std::string error = decode_roi_pool_gradients(args, results, 0, attributes, &call);
-  if (!error.empty()) return ffi::Error::InvalidArgument("roi_pool: " + error);
+  if (!decode_roi_pool_gradients(checks, args, results, 0, settings, &call)) {
+    return checks.error();
+  }
   const RoiPoolOperands& op = call.op;
   if (adds_nothing(op)) {
     fill_with_zeros(results);
@@ -100,64 +100,55 @@ ffi::Error backward(ffi::ThreadPool& pool, const ffi::RemainingArgs& args,
       [&](const RoiMapBlock& block, void* scratch) { map_gradient(op, call.g, block, scratch); });
 }
 
-ffi::Error RoiPoolFwdImpl(ffi::ThreadPool pool, ffi::RemainingArgs args,
-                          ffi::Result<ffi::AnyBuffer> y, int64_t num_levels, int64_t has_shift,
-                          int64_t has_mask, int64_t sampling_ratio) {
-  return forward(pool, args, y,
-                 roi_pool_attributes(num_levels, has_shift, has_mask, sampling_ratio));
+// Attributes is RoiPoolAttributes or PsRoiPoolAttributes.
+template <typename Attributes>
+ffi::Error forward_impl(ffi::ThreadPool pool, ffi::RemainingArgs args,
+                        ffi::Result<ffi::AnyBuffer> y, Attributes attributes) {
+  Checks checks("ps_roi_pool");
+  RoiPoolSettings settings;
+  if (!decode_settings(checks, attributes, &settings)) return checks.error();
+  return forward(pool, args, y, settings);
 }
 
-ffi::Error RoiPoolBwdImpl(ffi::ThreadPool pool, ffi::RemainingArgs args,
-                          ffi::RemainingRets results, int64_t num_levels, int64_t has_shift,
-                          int64_t has_mask, int64_t sampling_ratio) {
-  return backward(pool, args, results,
-                  roi_pool_attributes(num_levels, has_shift, has_mask, sampling_ratio));
+template <typename Attributes>
+ffi::Error backward_impl(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets results,
+                         Attributes attributes) {
+  Checks checks("ps_roi_pool");
+  RoiPoolSettings settings;
+  if (!decode_settings(checks, attributes, &settings)) return checks.error();
+  return backward(pool, args, results, settings);
 }
 
-ffi::Error PsRoiPoolFwdImpl(ffi::ThreadPool pool, ffi::RemainingArgs args,
-                            ffi::Result<ffi::AnyBuffer> y, int64_t num_levels, int64_t has_shift,
-                            int64_t has_mask, std::string_view sampling, int64_t samples,
-                            int64_t group_h, int64_t group_w) {
-  RoiPoolAttributes attributes;
-  const std::string error = ps_roi_pool_attributes(num_levels, has_shift, has_mask, sampling,
-                                                   samples, group_h, group_w, &attributes);
-  if (!error.empty()) return ffi::Error::InvalidArgument("ps_roi_pool: " + error);
-  return forward(pool, args, y, attributes);
-}
-
-ffi::Error PsRoiPoolBwdImpl(ffi::ThreadPool pool, ffi::RemainingArgs args,
-                            ffi::RemainingRets results, int64_t num_levels, int64_t has_shift,
-                            int64_t has_mask, std::string_view sampling, int64_t samples,
-                            int64_t group_h, int64_t group_w) {
-  RoiPoolAttributes attributes;
-  const std::string error = ps_roi_pool_attributes(num_levels, has_shift, has_mask, sampling,
-                                                   samples, group_h, group_w, &attributes);
-  if (!error.empty()) return ffi::Error::InvalidArgument("ps_roi_pool: " + error);
-  return backward(pool, args, results, attributes);
-}
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    RoiPoolFwd, RoiPoolFwdImpl,
-    bind_roi_pool_attributes(
-        ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<ffi::AnyBuffer>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(RoiPoolFwd, forward_impl<RoiPoolAttributes>,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attrs<RoiPoolAttributes>());
 XLA_OPS_REGISTER("dcn_jax.roi_pool.fwd", RoiPoolFwd);
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    RoiPoolBwd, RoiPoolBwdImpl,
-    bind_roi_pool_attributes(
-        ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(RoiPoolBwd, backward_impl<RoiPoolAttributes>,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attrs<RoiPoolAttributes>());
 XLA_OPS_REGISTER("dcn_jax.roi_pool.bwd", RoiPoolBwd);
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    PsRoiPoolFwd, PsRoiPoolFwdImpl,
-    bind_ps_roi_pool_attributes(
-        ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<ffi::AnyBuffer>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(PsRoiPoolFwd, forward_impl<PsRoiPoolAttributes>,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attrs<PsRoiPoolAttributes>());
 XLA_OPS_REGISTER("dcn_jax.ps_roi_pool.fwd", PsRoiPoolFwd);
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    PsRoiPoolBwd, PsRoiPoolBwdImpl,
-    bind_ps_roi_pool_attributes(
-        ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(PsRoiPoolBwd, backward_impl<PsRoiPoolAttributes>,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attrs<PsRoiPoolAttributes>());
 XLA_OPS_REGISTER("dcn_jax.ps_roi_pool.bwd", PsRoiPoolBwd);
 
 }  // namespace

@@ -3,7 +3,7 @@
 // where each RoI reads, [N,B,4] int32, and the pixels of the maxima, [N,B,h,w,C] int32.
 #include "max_roi_pool.h"
 
-#include <string>
+#include <optional>
 
 #include "ffi_stream.h"
 #include "max_roi_pool_ffi.h"
@@ -20,44 +20,40 @@ namespace ffi = ::xla::ffi;
 
 constexpr char kOperation[] = "roi_pool";
 
-// What the kernels cannot do, or "".
-std::string check_sizes(const MaxRoiPoolCall& call) {
-  if (call.maps.size() > kMaxRoiLevels) {
-    return std::to_string(call.maps.size()) + " maps; the kernels take " +
-           std::to_string(kMaxRoiLevels);
-  }
-  return call.op.h * call.op.w > kMaxRoiCells ? "a RoI has too many bins" : "";
+// What the kernels cannot do.
+bool check_sizes(Checks& checks, const MaxRoiPoolOperands& op) {
+  return checks.require(op.L <= kMaxRoiLevels, op.L, " maps; the kernels take ", kMaxRoiLevels) &&
+         checks.require(op.h * op.w <= kMaxRoiCells, "a RoI has too many bins");
 }
 
 ffi::Error MaxRoiPoolFwdImpl(cudaStream_t stream, ffi::RemainingArgs args,
                              ffi::Result<ffi::AnyBuffer> y, int64_t num_levels) {
+  Checks checks(kOperation);
   MaxRoiPoolCall call;
-  std::string error = decode_max_roi_pool(args, num_levels, &*y, &call);
-  if (error.empty()) error = check_sizes(call);
-  if (!error.empty()) return result_of(kOperation, error, nullptr);
-  return result_of(kOperation, "", max_pool_rois(call.op, y->untyped_data(), stream));
+  if (!(decode_max_roi_pool(checks, args, num_levels, &*y, &call) &&
+        check_sizes(checks, call.op))) {
+    return checks.error();
+  }
+  return result_of(kOperation, max_pool_rois(call.op, y->untyped_data(), stream));
 }
 
 ffi::Error MaxRoiPoolBwdImpl(cudaStream_t stream, ffi::RemainingArgs args,
                              ffi::RemainingRets results, int64_t num_levels) {
+  Checks checks(kOperation);
   MaxRoiPoolCall call;
-  std::string error = decode_max_roi_pool_gradients(args, results, 2, num_levels, &call);
-  if (error.empty()) error = check_sizes(call);
-  if (!error.empty()) return result_of(kOperation, error, nullptr);
   const MaxRoiPoolOperands& op = call.op;
-  auto reach = results.get<ffi::AnyBuffer>(num_levels);
-  auto places = results.get<ffi::AnyBuffer>(num_levels + 1);
-  if (!reach) return reach.error();
-  if (!places) return places.error();
-  error = check_buffer("reach", **reach, {op.N, op.B, 4}, ffi::DataType::S32);
-  if (error.empty()) {
-    error = check_buffer("places", **places, {op.N, op.B, op.h, op.w, op.C}, ffi::DataType::S32);
+  const ffi::DataType s32 = ffi::DataType::S32;
+  std::optional<ffi::AnyBuffer> reach, places;
+  if (!(decode_max_roi_pool_gradients(checks, args, results, 2, num_levels, &call) &&
+        check_sizes(checks, op) && checks.take(results, num_levels, &reach) &&
+        checks.take(results, num_levels + 1, &places) &&
+        checks.buffer("reach", *reach, {op.N, op.B, 4}, s32) &&
+        checks.buffer("places", *places, {op.N, op.B, op.h, op.w, op.C}, s32))) {
+    return checks.error();
   }
-  if (!error.empty()) return result_of(kOperation, error, nullptr);
-  return result_of(
-      kOperation, "",
-      max_roi_map_gradient(op, call.g, static_cast<int32_t*>((*reach)->untyped_data()),
-                           static_cast<int32_t*>((*places)->untyped_data()), stream));
+  return result_of(kOperation,
+                   max_roi_map_gradient(op, call.g, static_cast<int32_t*>(reach->untyped_data()),
+                                        static_cast<int32_t*>(places->untyped_data()), stream));
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(

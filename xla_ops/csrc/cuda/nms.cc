@@ -2,11 +2,9 @@
 // (xla_ops/cuda/nms.py).
 #include "nms.h"
 
-#include <string>
-
 #include "buffers.h"
+#include "ffi/checks.h"
 #include "ffi_stream.h"
-#include "geometry.h"
 #include "registry.h"
 #include "result.h"
 #include "xla/ffi/api/ffi.h"
@@ -30,37 +28,30 @@ ffi::Error NmsImpl(cudaStream_t stream, ffi::AnyBuffer boxes, ffi::Buffer<ffi::S
                    ffi::Buffer<ffi::S32> order, ffi::Buffer<ffi::S32> candidates,
                    ffi::ResultBuffer<ffi::S32> indices, ffi::ResultBuffer<ffi::PRED> selected,
                    ffi::ResultBuffer<ffi::U32> words, double threshold) {
+  Checks checks("nms");
   const Shape shape = shape_of(class_ids), output = shape_of(*indices);
-  std::string error;
-  if (shape.size() != 2) error = "`class_ids` has shape " + shape_text(shape);
-  if (error.empty() && shape[1] > kNmsMaxBoxes) {
-    error = std::to_string(shape[1]) + " boxes; the kernels take " + std::to_string(kNmsMaxBoxes);
-  }
-  if (error.empty()) {
-    error = check_buffer("boxes", boxes, {shape[0], shape[1], 4}, boxes.element_type());
-  }
-  if (error.empty()) error = check_shape("order", shape_of(order), shape);
-  if (error.empty()) error = check_shape("candidates", shape_of(candidates), {shape[0]});
-  if (error.empty() && (output.size() != 2 || output[0] != shape[0])) {
-    error = "the result has shape " + shape_text(output);
-  }
-  if (error.empty()) error = check_shape("the result", shape_of(*selected), output);
-  if (error.empty()) {
-    error = check_shape("words", shape_of(*words), {shape[0], shape[1], 2 * nms_blocks(shape[1])});
-  }
   const bool is_f32 = boxes.element_type() == ffi::DataType::F32;
-  if (error.empty() && !is_f32 && boxes.element_type() != ffi::DataType::F64) {
-    error = "`boxes` has an element type that no kernel knows";
+  if (!(checks.require(shape.size() == 2, "`class_ids` has shape ", shape) &&
+        checks.require(shape[1] <= kNmsMaxBoxes, shape[1], " boxes; the kernels take ",
+                       kNmsMaxBoxes) &&
+        checks.buffer("boxes", boxes, {shape[0], shape[1], 4}, boxes.element_type()) &&
+        checks.shape("order", shape_of(order), shape) &&
+        checks.shape("candidates", shape_of(candidates), {shape[0]}) &&
+        checks.require(output.size() == 2 && output[0] == shape[0], "the result has shape ",
+                       output) &&
+        checks.shape("the result", shape_of(*selected), output) &&
+        checks.shape("words", shape_of(*words), {shape[0], shape[1], 2 * nms_blocks(shape[1])}) &&
+        checks.require(is_f32 || boxes.element_type() == ffi::DataType::F64,
+                       "`boxes` has an element type that no kernel knows"))) {
+    return checks.error();
   }
-  if (!error.empty()) return result_of("nms", error, nullptr);
 
   const NmsOperands op{shape[0],           shape[1],
                        output[1],          class_ids.typed_data(),
                        order.typed_data(), candidates.typed_data()};
   const auto run = is_f32 ? select<float> : select<double>;
-  return result_of("nms", "",
-                   run(op, boxes, threshold, words->untyped_data(), indices->typed_data(),
-                       selected->typed_data(), stream));
+  return result_of("nms", run(op, boxes, threshold, words->untyped_data(), indices->typed_data(),
+                              selected->typed_data(), stream));
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(Nms, NmsImpl,

@@ -1,4 +1,4 @@
-// What a handler answers.
+// What a handler answers when its kernels are launched.
 #ifndef XLA_OPS_CUDA_RESULT_H_
 #define XLA_OPS_CUDA_RESULT_H_
 
@@ -10,10 +10,8 @@
 namespace xla_ops {
 namespace cuda {
 
-// An error of `operation` where the operands are wrong or a launch failed, else success.
-inline ::xla::ffi::Error result_of(const std::string& operation, const std::string& error,
-                                   simt::Failure failure) {
-  if (!error.empty()) return ::xla::ffi::Error::InvalidArgument(operation + ": " + error);
+// An error of `operation` where a launch failed, else success.
+inline ::xla::ffi::Error result_of(const std::string& operation, simt::Failure failure) {
   if (failure) return ::xla::ffi::Error::Internal(operation + ": " + failure);
   return ::xla::ffi::Error::Success();
 }
