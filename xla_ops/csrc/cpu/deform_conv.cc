@@ -68,9 +68,8 @@ void run_forward(ffi::ThreadPool& pool, DeformConvOperands& op, void* y) {
   const DeformConvGeometry& g = op.geometry;
   const ZeroPixel zeros(g);
   op.zeros = zeros.data();
-  const DeformConvForwardPlan plan = XLA_OPS_PICK(PlanForward)(op);
-  const auto pack = XLA_OPS_PICK(PackKernel);
-  const auto forward = XLA_OPS_PICK(ForwardTile);
+  const DeformConvForwardKernels& kernels = deform_conv_forward_kernels(op.type);
+  const DeformConvForwardPlan plan = kernels.plan(g);
 
   const int64_t packed_bytes = plan.packed_bytes;
   const bool shared = g.kernels == 1;
@@ -82,12 +81,14 @@ void run_forward(ffi::ThreadPool& pool, DeformConvOperands& op, void* y) {
     const int64_t count = std::min(images, g.N - first);
     parallel_for(pool, (shared ? 1 : count) * plan.pack_parts, [&](int64_t i, int64_t) {
       const int64_t copy = i / plan.pack_parts;
-      pack(op, plan, first + copy, i % plan.pack_parts, packed.as<char>() + copy * packed_bytes);
+      kernels.pack_kernel(op, plan, first + copy, i % plan.pack_parts,
+                          packed.as<char>() + copy * packed_bytes);
     });
     parallel_for(pool, count * plan.tiles, [&](int64_t i, int64_t worker) {
       const int64_t image = i / plan.tiles;
-      forward(op, plan, packed.as<char>() + (shared ? 0 : image) * packed_bytes, first + image,
-              i % plan.tiles, y, scratch.as<char>() + worker * plan.worker_bytes);
+      kernels.convolve_tile(op, plan, packed.as<char>() + (shared ? 0 : image) * packed_bytes,
+                            first + image, i % plan.tiles, y,
+                            scratch.as<char>() + worker * plan.worker_bytes);
     });
   }
 }
@@ -96,9 +97,8 @@ void run_backward(ffi::ThreadPool& pool, DeformConvOperands& op, DeformConvGradi
   const DeformConvGeometry& g = op.geometry;
   const ZeroPixel zeros(g);
   op.zeros = zeros.data();
-  const DeformConvBackwardPlan plan = XLA_OPS_PICK(PlanBackward)(op);
-  const auto backward = XLA_OPS_PICK(BackwardBlock);
-  const auto add = XLA_OPS_PICK(AddPartialSums);
+  const DeformConvBackwardKernels& kernels = deform_conv_backward_kernels(op.type);
+  const DeformConvBackwardPlan plan = kernels.plan(g);
 
   const int64_t image_bytes = (plan.blocks_per_offset_group - 1) * plan.image_slot_bytes;
   int64_t images = g.N;
@@ -113,16 +113,16 @@ void run_backward(ffi::ThreadPool& pool, DeformConvOperands& op, DeformConvGradi
     const int64_t count = std::min(images, g.N - first);
     parallel_for(pool, count * plan.blocks, [&](int64_t i, int64_t worker) {
       const int64_t place = i / plan.blocks;
-      backward(op, plan, grad, first + place, place, i % plan.blocks,
-               scratch.as<char>() + worker * plan.worker_bytes);
+      kernels.visit_block(op, plan, grad, first + place, place, i % plan.blocks,
+                          scratch.as<char>() + worker * plan.worker_bytes);
     });
     if (image_bytes == 0) continue;
     constexpr int64_t kPositions = 512;
     const int64_t parts = (g.positions() + kPositions - 1) / kPositions;
     parallel_for(pool, count * parts, [&](int64_t i, int64_t) {
       const int64_t place = i / parts, begin = i % parts * kPositions;
-      add(op, plan, grad, first + place, place, begin,
-          std::min(begin + kPositions, g.positions()));
+      kernels.add_partial_sums(op, plan, grad, first + place, place, begin,
+                               std::min(begin + kPositions, g.positions()));
     });
   }
 }

@@ -8,7 +8,6 @@
 
 #include "../geometry.h"
 #include "element_type.h"
-#include "isa.h"
 
 namespace xla_ops {
 
@@ -56,25 +55,28 @@ struct DeformConvGradients {
   void* partial;  // slots 1.. of the images in flight
 };
 
-// clang-format off
-XLA_OPS_PER_ISA(
-    DeformConvForwardPlan PlanForward(const DeformConvOperands& op);
-    void PackKernel(const DeformConvOperands& op, const DeformConvForwardPlan& plan,
-                    int64_t copy, int64_t part, void* packed);
-    void ForwardTile(const DeformConvOperands& op, const DeformConvForwardPlan& plan,
-                     const void* packed, int64_t image, int64_t tile, void* y, void* scratch);
+struct DeformConvForwardKernels {
+  DeformConvForwardPlan (*plan)(const DeformConvGeometry& g);
+  // Packs a part of a copy of the kernel.
+  void (*pack_kernel)(const DeformConvOperands& op, const DeformConvForwardPlan& plan,
+                      int64_t copy, int64_t part, void* packed);
+  void (*convolve_tile)(const DeformConvOperands& op, const DeformConvForwardPlan& plan,
+                        const void* packed, int64_t image, int64_t tile, void* y, void* scratch);
+};
+const DeformConvForwardKernels& deform_conv_forward_kernels(ElementType type);
 
-    DeformConvBackwardPlan PlanBackward(const DeformConvOperands& op);
-    // `place` is the number of the image among those in flight.
-    void BackwardBlock(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
-                       const DeformConvGradients& grad, int64_t image, int64_t place,
-                       int64_t block, void* scratch);
-    // Adds the slots 1.. of an image to doffset and dmask, in order.
-    void AddPartialSums(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
-                        const DeformConvGradients& grad, int64_t image, int64_t place,
-                        int64_t first_position, int64_t last_position);
-)
-// clang-format on
+struct DeformConvBackwardKernels {
+  DeformConvBackwardPlan (*plan)(const DeformConvGeometry& g);
+  // `place` is the number of the image among those in flight.
+  void (*visit_block)(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
+                      const DeformConvGradients& grad, int64_t image, int64_t place, int64_t block,
+                      void* scratch);
+  // Adds the slots 1.. of an image to doffset and dmask, in order.
+  void (*add_partial_sums)(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
+                           const DeformConvGradients& grad, int64_t image, int64_t place,
+                           int64_t first_position, int64_t last_position);
+};
+const DeformConvBackwardKernels& deform_conv_backward_kernels(ElementType type);
 
 }  // namespace xla_ops
 

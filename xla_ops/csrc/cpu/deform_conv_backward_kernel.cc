@@ -6,6 +6,7 @@
 #include "deform_conv.h"
 #include "deform_conv_samples.h"
 #include "gemm.h"
+#include "simd/dispatch.h"
 
 namespace xla_ops {
 namespace XLA_OPS_ISA {
@@ -350,9 +351,9 @@ void backward_run(const DeformConvOperands& op, const DeformConvGradients& grad,
 }
 
 template <typename T>
-void backward_block(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
-                    const DeformConvGradients& grad, int64_t image, int64_t place, int64_t number,
-                    void* scratch) {
+void visit_block(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
+                 const DeformConvGradients& grad, int64_t image, int64_t place, int64_t number,
+                 void* scratch) {
   using A = Arithmetic<T>;
   const DeformConvGeometry& g = op.geometry;
   const BackwardScratch<T, A> s(g, plan.block_channels, scratch);
@@ -415,24 +416,14 @@ void add_partial_sums(const DeformConvOperands& op, const DeformConvBackwardPlan
   }
 }
 
+template <typename T>
+constexpr DeformConvBackwardKernels kKernels = {plan_backward<T>, visit_block<T>,
+                                                add_partial_sums<T>};
+
 }  // namespace
-
-DeformConvBackwardPlan PlanBackward(const DeformConvOperands& op) {
-  XLA_OPS_RETURN_FOR(op.type, plan_backward, op.geometry);
-}
-
-void BackwardBlock(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
-                   const DeformConvGradients& grad, int64_t image, int64_t place, int64_t block,
-                   void* scratch) {
-  XLA_OPS_RETURN_FOR(op.type, backward_block, op, plan, grad, image, place, block, scratch);
-}
-
-void AddPartialSums(const DeformConvOperands& op, const DeformConvBackwardPlan& plan,
-                    const DeformConvGradients& grad, int64_t image, int64_t place,
-                    int64_t first_position, int64_t last_position) {
-  XLA_OPS_RETURN_FOR(op.type, add_partial_sums, op, plan, grad, image, place, first_position,
-                     last_position);
-}
-
 }  // namespace XLA_OPS_ISA
+
+XLA_OPS_EXPORT(DeformConvBackwardKernels, deform_conv_backward_kernels, kKernels<float>,
+               kKernels<double>, kKernels<Bf16>, kKernels<F16>);
+
 }  // namespace xla_ops

@@ -6,6 +6,7 @@
 #include "deform_conv.h"
 #include "deform_conv_samples.h"
 #include "gemm.h"
+#include "simd/dispatch.h"
 
 namespace xla_ops {
 namespace XLA_OPS_ISA {
@@ -294,8 +295,8 @@ class Sampling {
 };
 
 template <typename T>
-void forward_tile(const DeformConvOperands& op, const DeformConvForwardPlan& plan,
-                  const void* packed, int64_t image, int64_t tile, void* y, void* scratch) {
+void convolve_tile(const DeformConvOperands& op, const DeformConvForwardPlan& plan,
+                   const void* packed, int64_t image, int64_t tile, void* y, void* scratch) {
   using A = Arithmetic<T>;
   const DeformConvGeometry& g = op.geometry;
   const int64_t first = tile * plan.rows;
@@ -352,21 +353,13 @@ void forward_tile(const DeformConvOperands& op, const DeformConvForwardPlan& pla
   }
 }
 
+template <typename T>
+constexpr DeformConvForwardKernels kKernels = {plan_forward<T>, pack_kernel<T>, convolve_tile<T>};
+
 }  // namespace
-
-DeformConvForwardPlan PlanForward(const DeformConvOperands& op) {
-  XLA_OPS_RETURN_FOR(op.type, plan_forward, op.geometry);
-}
-
-void PackKernel(const DeformConvOperands& op, const DeformConvForwardPlan& plan, int64_t copy,
-                int64_t part, void* packed) {
-  XLA_OPS_RETURN_FOR(op.type, pack_kernel, op, plan, copy, part, packed);
-}
-
-void ForwardTile(const DeformConvOperands& op, const DeformConvForwardPlan& plan,
-                 const void* packed, int64_t image, int64_t tile, void* y, void* scratch) {
-  XLA_OPS_RETURN_FOR(op.type, forward_tile, op, plan, packed, image, tile, y, scratch);
-}
-
 }  // namespace XLA_OPS_ISA
+
+XLA_OPS_EXPORT(DeformConvForwardKernels, deform_conv_forward_kernels, kKernels<float>,
+               kKernels<double>, kKernels<Bf16>, kKernels<F16>);
+
 }  // namespace xla_ops

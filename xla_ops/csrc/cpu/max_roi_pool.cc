@@ -24,9 +24,9 @@ ffi::Error MaxRoiPoolFwdImpl(ffi::ThreadPool pool, ffi::RemainingArgs args,
   if (!decode_max_roi_pool(checks, args, num_levels, &*y, &call)) return checks.error();
   if (is_empty(*y)) return ffi::Error::Success();
   const MaxRoiPoolOperands& op = call.op;
-  const auto pool_rois = XLA_OPS_PICK(MaxRoiPoolForward);
+  const MaxRoiPoolKernels& kernels = max_roi_pool_kernels(op.type);
   return for_each_run_of_rois(pool, op, 0, [&](int64_t first, int64_t last, void*) {
-    pool_rois(op, first, last, y->untyped_data());
+    kernels.pool(op, first, last, y->untyped_data());
   });
 }
 
@@ -68,12 +68,15 @@ ffi::Error MaxRoiPoolBwdImpl(ffi::ThreadPool pool, ffi::RemainingArgs args,
     return ffi::Error::Success();
   }
 
-  const auto scratch_bytes = XLA_OPS_PICK(MaxRoiPoolScratchBytes);
-  const auto map_gradient = XLA_OPS_PICK(MaxRoiPoolMapGradient);
+  const MaxRoiPoolKernels& kernels = max_roi_pool_kernels(op.type);
   return for_each_block(
       pool, op, map_blocks(op, pool.num_threads()),
-      [&](int64_t pixels, int64_t channels) { return scratch_bytes(op, pixels, channels); },
-      [&](const RoiMapBlock& block, void* scratch) { map_gradient(op, call.g, block, scratch); });
+      [&](int64_t pixels, int64_t channels) {
+        return kernels.scratch_bytes(op, pixels, channels);
+      },
+      [&](const RoiMapBlock& block, void* scratch) {
+        kernels.map_gradient(op, call.g, block, scratch);
+      });
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(

@@ -7,26 +7,24 @@
 
 #include <cstdint>
 
-#include "isa.h"
+#include "element_type.h"
 #include "max_roi_pool_operands.h"
 #include "roi_map_block.h"
 
 namespace xla_ops {
 
-// clang-format off
-XLA_OPS_PER_ISA(
-    // Scratch of one call of MaxRoiPoolMapGradient() with a block of that size.
-    int64_t MaxRoiPoolScratchBytes(const MaxRoiPoolOperands& op, int64_t pixels,
-                                   int64_t channels);
+struct MaxRoiPoolKernels {
+  // Scratch of one call of map_gradient() with a block of that size.
+  int64_t (*scratch_bytes)(const MaxRoiPoolOperands& op, int64_t pixels, int64_t channels);
 
-    // Pools the RoIs [first, last) of the N*B into y [N,B,h,w,C].
-    void MaxRoiPoolForward(const MaxRoiPoolOperands& op, int64_t first, int64_t last, void* y);
-    // Gradient of the pixels of a block, which has all rows of its map: every RoI's share, in
-    // order. The bits do not depend on how the channels are cut into blocks.
-    void MaxRoiPoolMapGradient(const MaxRoiPoolOperands& op, const void* g,
-                               const RoiMapBlock& block, void* scratch);
-)
-// clang-format on
+  // Pools the RoIs [first, last) of the N*B into y [N,B,h,w,C].
+  void (*pool)(const MaxRoiPoolOperands& op, int64_t first, int64_t last, void* y);
+  // Gradient of the pixels of a block, which has all rows of its map: every RoI's share, in
+  // order. The bits do not depend on how the channels are cut into blocks.
+  void (*map_gradient)(const MaxRoiPoolOperands& op, const void* g, const RoiMapBlock& block,
+                       void* scratch);
+};
+const MaxRoiPoolKernels& max_roi_pool_kernels(ElementType type);
 
 }  // namespace xla_ops
 

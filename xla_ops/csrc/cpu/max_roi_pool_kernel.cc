@@ -4,6 +4,7 @@
 #include "max_roi_pool.h"
 #include "roi_window.h"
 #include "simd.h"
+#include "simd/dispatch.h"
 
 namespace xla_ops {
 namespace XLA_OPS_ISA {
@@ -165,20 +166,13 @@ int64_t scratch_bytes(const MaxRoiPoolOperands&, int64_t pixels, int64_t channel
   return pixels * channels * sizeof(Arithmetic<T>);
 }
 
+template <typename T>
+constexpr MaxRoiPoolKernels kKernels = {scratch_bytes<T>, forward<T>, map_gradient<T>};
+
 }  // namespace
-
-int64_t MaxRoiPoolScratchBytes(const MaxRoiPoolOperands& op, int64_t pixels, int64_t channels) {
-  XLA_OPS_RETURN_FOR(op.type, scratch_bytes, op, pixels, channels);
-}
-
-void MaxRoiPoolForward(const MaxRoiPoolOperands& op, int64_t first, int64_t last, void* y) {
-  XLA_OPS_RETURN_FOR(op.type, forward, op, first, last, y);
-}
-
-void MaxRoiPoolMapGradient(const MaxRoiPoolOperands& op, const void* g, const RoiMapBlock& block,
-                           void* scratch) {
-  XLA_OPS_RETURN_FOR(op.type, map_gradient, op, g, block, scratch);
-}
-
 }  // namespace XLA_OPS_ISA
+
+XLA_OPS_EXPORT(MaxRoiPoolKernels, max_roi_pool_kernels, kKernels<float>, kKernels<double>,
+               kKernels<Bf16>, kKernels<F16>);
+
 }  // namespace xla_ops

@@ -1,8 +1,8 @@
 // Python module xla_ops._cpu: hands the FFI handlers to jax.ffi.register_ffi_target.
 #include <pybind11/pybind11.h>
 
-#include "isa.h"
 #include "registry.h"
+#include "simd/isa.h"
 
 namespace py = pybind11;
 

@@ -72,12 +72,13 @@ NmsGroups group_by_class(const int32_t* class_ids, const int32_t* order, int64_t
 
 template <typename A>
 ffi::Error suppress(ffi::ThreadPool& pool, int64_t images, int64_t num_boxes,
-                    const Image<A>& first, A threshold, int64_t max_outputs, int32_t* indices,
+                    const Image<A>& first, double threshold, int64_t max_outputs, int32_t* indices,
                     bool* selected) {
   const auto whole_lines = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
   const int64_t vectors = whole_lines(kNmsArrays * (num_boxes + kNmsPadding) * sizeof(A));
   const int64_t bytes = vectors + whole_lines((1 + kGroupArrays) * num_boxes * sizeof(int32_t));
-  const auto select_boxes = XLA_OPS_PICK(SelectBoxes<A>);
+  const NmsKernels& kernels =
+      nms_kernels(sizeof(A) == sizeof(float) ? ElementType::kF32 : ElementType::kF64);
   try {
     Scratch scratch(num_workers(pool, images) * bytes);
     parallel_for(pool, images, [&](int64_t n, int64_t worker) {
@@ -90,8 +91,8 @@ ffi::Error suppress(ffi::ThreadPool& pool, int64_t images, int64_t num_boxes,
       const NmsGroups groups =
           group_by_class(image.class_ids, order, candidates, max_outputs, order + num_boxes);
       int32_t* out = indices + n * max_outputs;
-      const int64_t count = select_boxes(image.boxes, order, candidates, groups, threshold,
-                                         max_outputs, reinterpret_cast<A*>(mine), out);
+      const int64_t count = kernels.select_boxes(image.boxes, order, candidates, groups, threshold,
+                                                 max_outputs, mine, out);
       std::fill(out + count, out + max_outputs, 0);
       bool* flags = selected + n * max_outputs;
       std::fill(flags, flags + count, true);
@@ -128,7 +129,7 @@ ffi::Error NmsImpl(ffi::ThreadPool pool, ffi::AnyBuffer boxes, ffi::AnyBuffer sc
     using A = decltype(real);
     const Image<A> first{boxes.typed_data<A>(), scores.typed_data<A>(), class_ids.typed_data(),
                          static_cast<const uint8_t*>(valid.untyped_data())};
-    return suppress<A>(pool, shape[0], shape[1], first, static_cast<A>(threshold), output[1],
+    return suppress<A>(pool, shape[0], shape[1], first, threshold, output[1],
                        indices->typed_data(), selected->typed_data());
   };
   return is_f32 ? run(float()) : run(double());

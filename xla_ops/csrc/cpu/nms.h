@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
+#include "element_type.h"
 
 namespace xla_ops {
 
@@ -21,20 +21,19 @@ struct NmsGroups {
   int64_t places;        // of all groups
 };
 
-// Greedy non-maximum suppression of one image. Goes through the boxes in the order
-// `order` [candidates] and stops when `max_outputs` are selected. Writes their numbers to
-// `indices`, returns how many there are. `boxes` [B,4]; `scratch` holds kNmsArrays *
-// (groups.places + kNmsPadding) values of `A`, aligned.
-//
-// IoU is computed and rounded as torchvision does: inter / (area + area - inter).
-// clang-format off
-XLA_OPS_PER_ISA(
-    template <typename A>
-    int64_t SelectBoxes(const A* boxes, const int32_t* order, int64_t candidates,
-                        const NmsGroups& groups, A threshold, int64_t max_outputs, A* scratch,
-                        int32_t* indices);
-)
-// clang-format on
+// `Real` stands for float, for kF64 double; other types have no kernel.
+struct NmsKernels {
+  // Greedy non-maximum suppression of one image. Goes through the boxes in the order
+  // `order` [candidates] and stops when `max_outputs` are selected. Writes their numbers to
+  // `indices`, returns how many there are. `boxes` Real [B,4]; `scratch` holds kNmsArrays *
+  // (groups.places + kNmsPadding) values of Real, aligned.
+  //
+  // IoU is computed and rounded as torchvision does: inter / (area + area - inter).
+  int64_t (*select_boxes)(const void* boxes, const int32_t* order, int64_t candidates,
+                          const NmsGroups& groups, double threshold, int64_t max_outputs,
+                          void* scratch, int32_t* indices);
+};
+const NmsKernels& nms_kernels(ElementType type);
 
 }  // namespace xla_ops
 

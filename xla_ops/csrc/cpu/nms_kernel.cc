@@ -2,6 +2,7 @@
 // round differently and change which boxes survive.
 #include "nms.h"
 #include "simd.h"
+#include "simd/dispatch.h"
 
 namespace xla_ops {
 namespace XLA_OPS_ISA {
@@ -111,13 +112,13 @@ class Selected {
   A* group_;  // bits of an integer
 };
 
-}  // namespace
-
 template <typename A>
-int64_t SelectBoxes(const A* boxes, const int32_t* order, int64_t candidates,
-                    const NmsGroups& groups, A threshold, int64_t max_outputs, A* scratch,
-                    int32_t* indices) {
-  Selected<A> selected(scratch, groups.places + kNmsPadding);
+int64_t select_boxes(const void* all_boxes, const int32_t* order, int64_t candidates,
+                     const NmsGroups& groups, double iou_threshold, int64_t max_outputs,
+                     void* scratch, int32_t* indices) {
+  const A* boxes = static_cast<const A*>(all_boxes);
+  const A threshold = static_cast<A>(iou_threshold);
+  Selected<A> selected(static_cast<A*>(scratch), groups.places + kNmsPadding);
   int64_t count = 0;
   for (int64_t i = 0; i < candidates && count < max_outputs; ++i) {
     const A* box = boxes + int64_t{order[i]} * 4;
@@ -132,10 +133,12 @@ int64_t SelectBoxes(const A* boxes, const int32_t* order, int64_t candidates,
   return count;
 }
 
-template int64_t SelectBoxes<float>(const float*, const int32_t*, int64_t, const NmsGroups&, float,
-                                    int64_t, float*, int32_t*);
-template int64_t SelectBoxes<double>(const double*, const int32_t*, int64_t, const NmsGroups&,
-                                     double, int64_t, double*, int32_t*);
+template <typename A>
+constexpr NmsKernels kKernels = {select_boxes<A>};
 
+}  // namespace
 }  // namespace XLA_OPS_ISA
+
+XLA_OPS_EXPORT(NmsKernels, nms_kernels, kKernels<float>, kKernels<double>);
+
 }  // namespace xla_ops

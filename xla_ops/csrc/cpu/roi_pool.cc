@@ -26,10 +26,10 @@ ffi::Error forward(ffi::ThreadPool& pool, const ffi::RemainingArgs& args,
   if (!decode_roi_pool(checks, args, settings, &*y, &call)) return checks.error();
   if (is_empty(*y)) return ffi::Error::Success();
   const RoiPoolOperands& op = call.op;
-  const auto pool_rois = XLA_OPS_PICK(RoiPoolForward);
-  return for_each_run_of_rois(pool, op, XLA_OPS_PICK(RoiPoolScratchBytes)(op, 0, 0),
+  const RoiPoolKernels& kernels = roi_pool_kernels(op.type);
+  return for_each_run_of_rois(pool, op, kernels.scratch_bytes(op, 0, 0),
                               [&](int64_t first, int64_t last, void* scratch) {
-                                pool_rois(op, first, last, y->untyped_data(), scratch);
+                                kernels.pool(op, first, last, y->untyped_data(), scratch);
                               });
 }
 
@@ -84,20 +84,23 @@ ffi::Error backward(ffi::ThreadPool& pool, const ffi::RemainingArgs& args,
     return ffi::Error::Success();
   }
 
-  const auto scratch_bytes = XLA_OPS_PICK(RoiPoolScratchBytes);
+  const RoiPoolKernels& kernels = roi_pool_kernels(op.type);
   if (call.dshift || call.dmask) {
-    const auto bin_gradient = XLA_OPS_PICK(RoiPoolBinGradient);
     ffi::Error failed = for_each_run_of_rois(
-        pool, op, scratch_bytes(op, 0, 0), [&](int64_t first, int64_t last, void* scratch) {
-          bin_gradient(op, call.g, first, last, call.dshift, call.dmask, scratch);
+        pool, op, kernels.scratch_bytes(op, 0, 0),
+        [&](int64_t first, int64_t last, void* scratch) {
+          kernels.bin_gradient(op, call.g, first, last, call.dshift, call.dmask, scratch);
         });
     if (failed.failure()) return failed;
   }
-  const auto map_gradient = XLA_OPS_PICK(RoiPoolMapGradient);
   return for_each_block(
       pool, op, map_blocks(op, pool.num_threads()),
-      [&](int64_t pixels, int64_t channels) { return scratch_bytes(op, pixels, channels); },
-      [&](const RoiMapBlock& block, void* scratch) { map_gradient(op, call.g, block, scratch); });
+      [&](int64_t pixels, int64_t channels) {
+        return kernels.scratch_bytes(op, pixels, channels);
+      },
+      [&](const RoiMapBlock& block, void* scratch) {
+        kernels.map_gradient(op, call.g, block, scratch);
+      });
 }
 
 // Attributes is RoiPoolAttributes or PsRoiPoolAttributes.

@@ -3,6 +3,7 @@
 #include "roi_pool.h"
 #include "roi_window.h"
 #include "simd.h"
+#include "simd/dispatch.h"
 
 namespace xla_ops {
 namespace XLA_OPS_ISA {
@@ -329,26 +330,14 @@ int64_t scratch_bytes(const RoiPoolOperands& op, int64_t pixels, int64_t channel
   return taps_bytes<A>(op) + (in_place ? 0 : pixels * sums_stride(channels) * sizeof(A));
 }
 
+template <typename T>
+constexpr RoiPoolKernels kKernels = {scratch_bytes<T>, forward<T>, bin_gradient<T>,
+                                     map_gradient<T>};
+
 }  // namespace
-
-int64_t RoiPoolScratchBytes(const RoiPoolOperands& op, int64_t pixels, int64_t channels) {
-  XLA_OPS_RETURN_FOR(op.type, scratch_bytes, op, pixels, channels);
-}
-
-void RoiPoolForward(const RoiPoolOperands& op, int64_t first, int64_t last, void* y,
-                    void* scratch) {
-  XLA_OPS_RETURN_FOR(op.type, forward, op, first, last, y, scratch);
-}
-
-void RoiPoolBinGradient(const RoiPoolOperands& op, const void* g, int64_t first, int64_t last,
-                        void* dshift, void* dmask, void* scratch) {
-  XLA_OPS_RETURN_FOR(op.type, bin_gradient, op, g, first, last, dshift, dmask, scratch);
-}
-
-void RoiPoolMapGradient(const RoiPoolOperands& op, const void* g, const RoiMapBlock& block,
-                        void* scratch) {
-  XLA_OPS_RETURN_FOR(op.type, map_gradient, op, g, block, scratch);
-}
-
 }  // namespace XLA_OPS_ISA
+
+XLA_OPS_EXPORT(RoiPoolKernels, roi_pool_kernels, kKernels<float>, kKernels<double>, kKernels<Bf16>,
+               kKernels<F16>);
+
 }  // namespace xla_ops
