@@ -3,13 +3,11 @@
 #ifndef XLA_OPS_CPU_CHANNEL_BLOCKS_H_
 #define XLA_OPS_CPU_CHANNEL_BLOCKS_H_
 
+#include "roi/tuning.h"
 #include "simd.h"
 
 namespace xla_ops {
 namespace XLA_OPS_ISA {
-
-// Vectors of a block, at most: as many as a loop over pixels keeps in registers.
-constexpr int kBlockVectors = 4;
 
 // Channels [c, end) in U vectors or less, where [begin, c) are taken.
 template <int L, int U, typename F>

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "buffers.h"
+#include "deform_conv/tuning.h"
 #include "deform_conv_ffi.h"
 #include "ffi/checks.h"
 #include "parallel.h"
@@ -19,13 +20,6 @@ namespace xla_ops {
 namespace {
 
 namespace ffi = xla::ffi;
-
-// Packed kernels, and partial sums, of the images in flight take at most this much
-// where one image does not need more.
-constexpr int64_t kScratchBytes = int64_t{8} << 20;
-
-// Chunks of work that keep the threads of a large machine busy.
-constexpr int64_t kManyChunks = 8;
 
 constexpr char kOperation[] = "deform_conv2d";
 
@@ -117,12 +111,11 @@ void run_backward(ffi::ThreadPool& pool, DeformConvOperands& op, DeformConvGradi
                           scratch.as<char>() + worker * plan.worker_bytes);
     });
     if (image_bytes == 0) continue;
-    constexpr int64_t kPositions = 512;
-    const int64_t parts = (g.positions() + kPositions - 1) / kPositions;
+    const int64_t parts = (g.positions() + kPartialSumPositions - 1) / kPartialSumPositions;
     parallel_for(pool, count * parts, [&](int64_t i, int64_t) {
-      const int64_t place = i / parts, begin = i % parts * kPositions;
+      const int64_t place = i / parts, begin = i % parts * kPartialSumPositions;
       kernels.add_partial_sums(op, plan, grad, first + place, place, begin,
-                               std::min(begin + kPositions, g.positions()));
+                               std::min(begin + kPartialSumPositions, g.positions()));
     });
   }
 }

@@ -12,13 +12,6 @@ namespace xla_ops {
 namespace XLA_OPS_ISA {
 namespace {
 
-constexpr int64_t kRows = 8 * kRowMultiple;
-
-// Corners lie anywhere: the hardware cannot foresee them, but samples are known ahead.
-// Worth it for maps that are larger than the caches near the core.
-constexpr int64_t kAhead = 12;
-constexpr int64_t kNearBytes = 1 << 20;
-
 template <typename T>
 constexpr bool kAddsInPlace = sizeof(T) == sizeof(Arithmetic<T>);
 
@@ -39,7 +32,8 @@ struct Segment {
     channels = min(end, (group + 1) * g.group_channels()) - begin;
     outputs = g.group_outputs();
     padded = round_up(outputs, kLanes<A>);
-    const int64_t cached = (int64_t{400} << 10) / (channels * padded * sizeof(A));
+    const int64_t cached =
+        kRunWeightsBytes / (channels * padded * static_cast<int64_t>(sizeof(A)));
     run = min(kMaxDepth / channels, cached > 1 ? cached : 1);
     run = ceil_div(g.taps(), ceil_div(g.taps(), run));
   }
@@ -55,8 +49,8 @@ template <typename T, typename A>
 struct BackwardScratch {
   char* samples;  // of Samples::bytes()
   A* weights;     // packed kernel^T of a run: [outputs][run, channel]
-  A* g;           // [slab][kRows][kTileStride]
-  A* dcolumns;    // [kRows][kTileStride]: [run, channel]
+  A* g;           // [slab][kBackwardRows][kTileStride]
+  A* dcolumns;    // [kBackwardRows][kTileStride]: [run, channel]
   A* columns;     // the same
   A* dkernel;     // [run, channel][padded outputs]
   A* outside;     // takes what would be added to pixels outside the map
@@ -74,11 +68,11 @@ struct BackwardScratch {
       p += round_up(count * size, 64);
       return here;
     };
-    samples = take(Samples<A>::bytes(kRows * min(kMaxDepth, geometry.taps())), 1);
+    samples = take(Samples<A>::bytes(kBackwardRows * min(kMaxDepth, geometry.taps())), 1);
     weights = reinterpret_cast<A*>(take(padded * kTileStride, sizeof(A)));
-    g = reinterpret_cast<A*>(take(slabs * kRows * kTileStride, sizeof(A)));
-    dcolumns = reinterpret_cast<A*>(take(kRows * kTileStride, sizeof(A)));
-    columns = reinterpret_cast<A*>(take(kRows * kTileStride, sizeof(A)));
+    g = reinterpret_cast<A*>(take(slabs * kBackwardRows * kTileStride, sizeof(A)));
+    dcolumns = reinterpret_cast<A*>(take(kBackwardRows * kTileStride, sizeof(A)));
+    columns = reinterpret_cast<A*>(take(kBackwardRows * kTileStride, sizeof(A)));
     dkernel = reinterpret_cast<A*>(take(kMaxDepth * padded, sizeof(A)));
     outside = reinterpret_cast<A*>(take(block_channels, sizeof(A)));
     dx = reinterpret_cast<A*>(
@@ -92,11 +86,10 @@ DeformConvBackwardPlan plan_backward(const DeformConvGeometry& g) {
   using A = Arithmetic<T>;
   DeformConvBackwardPlan plan;
   const int64_t channels = g.offset_group_channels();
-  // Narrow blocks repeat the work per sample; few blocks leave threads idle.
-  int64_t block = 128;
+  int64_t block = kWideBlock;
   auto chunks = [&] { return g.N * g.G * ceil_div(channels, block); };
-  while (block > 32 && chunks() < 8) block /= 2;
-  while (block > 16 && chunks() < 4) block /= 2;
+  while (block > kNarrowBlock && chunks() < kManyChunks) block /= 2;
+  while (block > kNarrowestBlock && chunks() < kFewChunks) block /= 2;
   plan.blocks_per_offset_group = ceil_div(channels, block);
   plan.block_channels =
       min(channels, round_up(ceil_div(channels, plan.blocks_per_offset_group), kLanes<A>));
@@ -123,9 +116,8 @@ void pack_transposed(const DeformConvOperands& op, const Segment<A>& segment, in
     const int64_t depth = min(slab, segment.outputs - o0);
     for (int64_t j = 0; j < cols;) {
       const int64_t width = panel_width<A>(j, cols);
-      // Short runs of outputs: both sides of the transposition stay in the L1 cache.
-      for (int64_t b0 = 0; b0 < depth; b0 += 16) {
-        const int64_t b1 = min(b0 + 16, depth);
+      for (int64_t b0 = 0; b0 < depth; b0 += kTransposedOutputs) {
+        const int64_t b1 = min(b0 + kTransposedOutputs, depth);
         for (int64_t i = 0; i < width; ++i) {
           const int64_t k = j + i;
           if (k < real) {
@@ -147,7 +139,7 @@ void pack_transposed(const DeformConvOperands& op, const Segment<A>& segment, in
 template <typename T, typename A>
 void copy_gradient(const T* g, int64_t row, const Tile& tile, const Segment<A>& segment, A* out) {
   const int64_t slab = slab_width<A>(segment.padded);
-  for (int64_t o0 = 0; o0 < segment.padded; o0 += slab, out += kRows * kTileStride) {
+  for (int64_t o0 = 0; o0 < segment.padded; o0 += slab, out += kBackwardRows * kTileStride) {
     const int64_t width = min(slab, segment.padded - o0);
     const int64_t real = min(width, segment.outputs - o0);
     for (int64_t r = 0; r < tile.rows; ++r) {
@@ -320,23 +312,26 @@ void backward_run(const DeformConvOperands& op, const DeformConvGradients& grad,
   const int64_t depth = (t1 - t0) * segment.channels;
   const int64_t cols = round_up(depth, kLanes<A>);
   const int64_t slab = slab_width<A>(segment.padded);
+  const auto g_slab = [&](int64_t o0) -> const A* {
+    return s.g + o0 / slab * kBackwardRows * kTileStride;
+  };
   pack_transposed<T, A>(op, segment, block.image, t0, t1, s.weights);
   std::memset(s.dkernel, 0, depth * segment.padded * sizeof(A));
 
-  for (int64_t first = 0; first < g.positions(); first += kRows) {
-    const int64_t rows = min(kRows, g.positions() - first);
+  for (int64_t first = 0; first < g.positions(); first += kBackwardRows) {
+    const int64_t rows = min(kBackwardRows, g.positions() - first);
     const Tile tile(g, first, rows);
     copy_gradient<T, A>(block.g + segment.group * segment.outputs, g.K, tile, segment, s.g);
     for (int64_t o0 = 0; o0 < segment.outputs; o0 += slab) {
-      multiply_packed<A>(rows, min(slab, segment.outputs - o0), cols,
-                         s.g + o0 / slab * kRows * kTileStride, s.weights + o0 * cols, s.dcolumns,
-                         kTileStride, o0 > 0);
+      const ProductSize size{rows, min(slab, segment.outputs - o0), cols};
+      multiply_packed(size, g_slab(o0), s.weights + o0 * cols,
+                      Sums<A>{s.dcolumns, kTileStride, o0 > 0});
     }
     visit_samples<T, A>(op, s, block, segment, tile, t0, t1);
     for (int64_t o0 = 0; o0 < segment.padded; o0 += slab) {
-      multiply_transposed<A>(depth, rows, min(slab, segment.padded - o0), s.columns, kTileStride,
-                             s.g + o0 / slab * kRows * kTileStride, s.dkernel + o0,
-                             segment.padded);
+      const ProductSize size{depth, rows, min(slab, segment.padded - o0)};
+      multiply_transposed(size, s.columns, g_slab(o0),
+                          Sums<A>{s.dkernel + o0, segment.padded, true});
     }
   }
 
@@ -371,7 +366,7 @@ void visit_block(const DeformConvOperands& op, const DeformConvBackwardPlan& pla
   T* dx = static_cast<T*>(grad.dx) + image * pixels * g.C + block.c_begin;
   block.dx = kAddsInPlace<T> ? reinterpret_cast<A*>(dx) : s.dx;
   block.dx_row = kAddsInPlace<T> ? g.C : plan.block_channels;
-  block.prefetches = pixels * g.C * static_cast<int64_t>(sizeof(A)) > kNearBytes;
+  block.prefetches = pixels * g.C * static_cast<int64_t>(sizeof(A)) > kNearMapBytes;
   block.shares = offset_shares<A>(op, plan, grad, image, place, block.offset_group, slot);
 
   for (int64_t p = 0; p < pixels; ++p) {

@@ -12,10 +12,6 @@ namespace xla_ops {
 namespace XLA_OPS_ISA {
 namespace {
 
-// At most so many rows of a tile are sampled, then multiplied: few, so that their columns
-// are still in the first cache.
-constexpr int64_t kMaxRowsTogether = 2 * kRowMultiple;
-
 // A step of the product over taps and channels: the taps [t0, t1) of the channels
 // [c0, c0 + channels), which lie in one convolution group and one offset group.
 struct Step {
@@ -115,26 +111,22 @@ DeformConvForwardPlan plan_forward(const DeformConvGeometry& g) {
   using A = Arithmetic<T>;
   DeformConvForwardPlan plan;
   plan.packed_bytes = g.taps() * g.C * padded_outputs<A>(g) * sizeof(A);
-  // A kernel that stays in the second cache may be read for few rows, where the columns of
-  // more would take the first one.
-  const size_t columns_bytes = kMaxRowsTogether * Steps<A>(g)->depth() * sizeof(A);
-  const bool few = plan.packed_bytes <= (640 << 10) && columns_bytes > (8 << 10);
+  const int64_t columns_bytes = kMaxRowsTogether * Steps<A>(g)->depth() * sizeof(A);
+  const bool few = plan.packed_bytes <= kNearKernelBytes && columns_bytes > kNearColumnsBytes;
   plan.rows_together = few ? kRowMultiple : kMaxRowsTogether;
-  // Large tiles read the packed kernel and the borders of their patch of x seldom, as long
-  // as their sums stay in the second cache; small ones are many, for many threads.
-  int64_t rows = few ? Tile::kMaxRows : 8 * kRowMultiple;
+  int64_t rows = few ? kMaxTileRows : kUsualTileRows;
   const auto fewer_than = [&](int64_t tiles) {
     return g.N * ceil_div(g.positions(), rows) < tiles;
   };
-  while (rows > 8 * kRowMultiple &&
-         (fewer_than(32) || ForwardScratch<A>::sums_bytes(g, rows) > (256 << 10))) {
+  while (rows > kUsualTileRows &&
+         (fewer_than(kManyTiles) || ForwardScratch<A>::sums_bytes(g, rows) > kTileSumsBytes)) {
     rows /= 2;
   }
-  while (rows > 2 * kRowMultiple && fewer_than(8)) rows /= 2;
-  while (rows > kRowMultiple && rows * g.taps() > 96 * 64) rows /= 2;
+  while (rows > kFewTileRows && fewer_than(kEnoughTiles)) rows /= 2;
+  while (rows > kRowMultiple && rows * g.taps() > kMaxTileSamples) rows /= 2;
   plan.rows = rows;
   plan.tiles = ceil_div(g.positions(), rows);
-  plan.pack_parts = plan.packed_bytes > (1 << 16) ? 16 : 1;
+  plan.pack_parts = plan.packed_bytes > kPackedWhole ? kPackParts : 1;
   plan.worker_bytes = ForwardScratch<A>::bytes(g, rows);
   return plan;
 }
@@ -324,8 +316,9 @@ void convolve_tile(const DeformConvOperands& op, const DeformConvForwardPlan& pl
     const Step step = *steps;
     const A* columns = s.columns[turn % 2];
     const A* b = static_cast<const A*>(packed) + step.packed;
-    A* sums = s.sums + r * padded;
     const int64_t some = rows - r < plan.rows_together ? rows - r : plan.rows_together;
+    const ProductSize size{some, step.depth(), padded};
+    const Sums<A> sums{s.sums + r * padded, padded, !step.first_of_group};
     // The next columns are filled in beside this product.
     r += some;
     if (r == rows) {
@@ -333,12 +326,10 @@ void convolve_tile(const DeformConvOperands& op, const DeformConvForwardPlan& pl
       steps.advance();
     }
     if (steps.done()) {
-      multiply_packed<A>(some, step.depth(), padded, columns, b, sums, padded,
-                         !step.first_of_group);
+      multiply_packed(size, columns, b, sums);
     } else {
       auto next = sample(*steps, r, s.columns[(turn + 1) % 2]);
-      multiply_packed<A>(some, step.depth(), padded, columns, b, sums, padded,
-                         !step.first_of_group, &next);
+      multiply_packed(size, columns, b, sums, &next);
       next.finish();
     }
     if (r > 0 || !step.last_of_group) continue;

@@ -4,20 +4,18 @@
 
 #include "../bilinear.h"
 #include "deform_conv.h"
+#include "deform_conv/tuning.h"
 #include "gemm.h"
 
 namespace xla_ops {
 namespace XLA_OPS_ISA {
 
 // Output positions of an image that are handled together. Tiles take them strip after
-// strip of a few rows, each column after column: such a run is a patch, whose samples
-// share more pixels than those of a run along a row.
+// strip of a few rows, each column after column.
 struct Tile {
-  static constexpr int64_t kMaxRows = 16 * kRowMultiple;
-
   int64_t rows;
-  int64_t p[kMaxRows], q[kMaxRows];
-  int64_t position[kMaxRows];  // p * Q + q
+  int64_t p[kMaxTileRows], q[kMaxTileRows];
+  int64_t position[kMaxTileRows];  // p * Q + q
 
   // `rows` positions from place `first` of the order.
   Tile(const DeformConvGeometry& g, int64_t first, int64_t count) : rows(count) {
@@ -38,9 +36,6 @@ struct Tile {
       bottom = top + height < g.P ? top + height : g.P;
     }
   }
-
- private:
-  static constexpr int64_t kStripRows = 8;
 };
 
 // Corners of the samples (position, tap) of a tile: an array for each field, so that they

@@ -8,10 +8,13 @@
 #define XLA_OPS_CPU_GEMM_H_
 
 #include "simd.h"
+#include "simd/tuning.h"
 
 namespace xla_ops {
 namespace XLA_OPS_ISA {
 
+// Rows of a register block: with two vectors of columns their sums take 24 of 32 registers
+// (AVX-512), 12 of 16 (AVX2) or 8 of 16, and a row of B two.
 #if defined(__AVX512F__)
 constexpr int kMicroRows = 12;
 #elif defined(__AVX2__)
@@ -20,66 +23,99 @@ constexpr int kMicroRows = 6;
 constexpr int kMicroRows = 4;
 #endif
 
-// Every tile has room for rows rounded up to a multiple of this.
-constexpr int64_t kRowMultiple = 12;
-
-// Depth of one product, and the row stride of a tile that holds as many columns: known
-// to the compiler so that row addresses are immediate offsets, and for float an odd
-// number of cache lines so that rows do not compete for the same cache sets.
-constexpr int64_t kMaxDepth = 384;
-constexpr int64_t kTileStride = 400;
-
 constexpr int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
 constexpr int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
+static_assert(kRowMultiple % kMicroRows == 0, "tiles have no room for whole register blocks");
+
+// Operands of a register block. A: element (i, k) is at data[i * kTileStride + k], or
+// transposed at data[k * kTileStride + i].
+template <typename A>
+struct TileRows {
+  const A* data;
+
+  XLA_OPS_ALWAYS_INLINE A at(int64_t i, int64_t k) const { return data[i * kTileStride + k]; }
+};
+template <typename A>
+struct TileColumns {
+  const A* data;
+
+  XLA_OPS_ALWAYS_INLINE A at(int64_t i, int64_t k) const { return data[k * kTileStride + i]; }
+};
+
+// B: rows of a tile, or packed. Some of what the next blocks need of the latter, which is at
+// `soon`, is fetched into the second cache at each k.
+template <typename A>
+struct TilePanel {
+  const A* data;
+
+  XLA_OPS_ALWAYS_INLINE const A* row(int64_t k) const { return data + k * kTileStride; }
+  XLA_OPS_ALWAYS_INLINE void fetch_ahead(int64_t) const {}
+};
+template <typename A, int vectors>
+struct PackedPanel {
+  const A* data;
+  const A* soon;
+  int64_t soon_stride;
+
+  XLA_OPS_ALWAYS_INLINE const A* row(int64_t k) const { return data + k * vectors * kLanes<A>; }
+  XLA_OPS_ALWAYS_INLINE void fetch_ahead(int64_t k) const {
+    __builtin_prefetch(soon + k * soon_stride, 0, 2);
+  }
+};
+
+// C: rows `stride` apart, which are added to, or begin at 0.
+template <typename A>
+struct Sums {
+  A* data;
+  int64_t stride;
+  bool accumulate;
+};
+
 // What a product does beside itself: nothing.
 struct Nothing {
   static constexpr bool kAnything = false;
 };
 
-// One register block. a(i, k) is a[i * kTileStride + k], or a[k * a_stride + i] where
-// `transposed`. Else `soon` is what the next blocks need of B: some of it is fetched
-// into the second cache at each k. `beside` is other work in pieces of vectors(): a vector
-// is done every kSpan of k, so that its loads wait while the arithmetic units are busy.
-// What does not fit is left().
-template <typename A, int vectors, bool transposed, typename Beside = Nothing>
-XLA_OPS_ALWAYS_INLINE void micro_kernel(int64_t depth, const A* a, int64_t a_stride, const A* b,
-                                        int64_t b_stride, A* c, int64_t c_stride, bool accumulate,
-                                        const A* soon = nullptr, int64_t soon_stride = 0,
-                                        Beside* beside = nullptr) {
+// One register block. `beside` is other work in pieces of vectors(): a vector is done every
+// kStepsBesideVector of k, so that its loads wait while the arithmetic units are busy. What
+// does not fit is left().
+template <int vectors, typename A, typename Left, typename Right, typename Beside = Nothing>
+XLA_OPS_ALWAYS_INLINE void micro_kernel(int64_t depth, const Left& a, const Right& b,
+                                        const Sums<A>& c, Beside* beside = nullptr) {
   constexpr int L = kLanes<A>;
   Vec<A, L> sum[kMicroRows][vectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kMicroRows; ++i) {
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; ++j) {
-      sum[i][j] = accumulate ? load<L>(c + i * c_stride + j * L) : Vec<A, L>{};
+      sum[i][j] = c.accumulate ? load<L>(c.data + i * c.stride + j * L) : Vec<A, L>{};
     }
   }
   const auto add_products = [&](int64_t k) __attribute__((always_inline)) {
     Vec<A, L> bv[vectors];
 #pragma GCC unroll 2
-    for (int j = 0; j < vectors; ++j) bv[j] = load<L>(b + k * b_stride + j * L);
-    if constexpr (!transposed) __builtin_prefetch(soon + k * soon_stride, 0, 2);
+    for (int j = 0; j < vectors; ++j) bv[j] = load<L>(b.row(k) + j * L);
+    b.fetch_ahead(k);
 #pragma GCC unroll 16
     for (int i = 0; i < kMicroRows; ++i) {
-      const A av = transposed ? a[k * a_stride + i] : a[i * kTileStride + k];
+      const A av = a.at(i, k);
 #pragma GCC unroll 2
       for (int j = 0; j < vectors; ++j) sum[i][j] += av * bv[j];
     }
   };
   int64_t k = 0;
   if constexpr (Beside::kAnything) {
-    constexpr int kSpan = 4;
-    while (beside->left() > 0 && depth - k >= kSpan * beside->vectors()) {
+    constexpr int kSteps = kStepsBesideVector;
+    while (beside->left() > 0 && depth - k >= kSteps * beside->vectors()) {
       const auto piece = beside->next();
-      for (int64_t v = 0; v < beside->vectors(); ++v, k += kSpan) {
+      for (int64_t v = 0; v < beside->vectors(); ++v, k += kSteps) {
         piece.do_vector(v);
 #pragma GCC unroll 4
-        for (int u = 0; u < kSpan; ++u) add_products(k + u);
+        for (int u = 0; u < kSteps; ++u) add_products(k + u);
       }
     }
   }
@@ -87,7 +123,7 @@ XLA_OPS_ALWAYS_INLINE void micro_kernel(int64_t depth, const A* a, int64_t a_str
 #pragma GCC unroll 16
   for (int i = 0; i < kMicroRows; ++i) {
 #pragma GCC unroll 2
-    for (int j = 0; j < vectors; ++j) store<L>(c + i * c_stride + j * L, sum[i][j]);
+    for (int j = 0; j < vectors; ++j) store<L>(c.data + i * c.stride + j * L, sum[i][j]);
   }
 }
 
@@ -99,46 +135,50 @@ XLA_OPS_ALWAYS_INLINE int64_t panel_width(int64_t j, int64_t cols) {
   return cols - j >= 2 * L ? 2 * L : L;
 }
 
-// C = (accumulate ? C : 0) + A * B. A has rows of kTileStride; B is packed: for every
-// panel of panel_width() columns, at j * depth, [depth][width].
+// Of A [rows][depth], B [depth][cols] and C [rows][cols].
+struct ProductSize {
+  int64_t rows, depth, cols;
+};
+
+// C += A * B. A is a tile; B is packed: for every panel of panel_width() columns, at
+// j * depth, [depth][width].
 template <typename A, typename Beside = Nothing>
-void multiply_packed(int64_t rows, int64_t depth, int64_t cols, const A* a, const A* packed, A* c,
-                     int64_t c_stride, bool accumulate, Beside* beside = nullptr) {
+void multiply_packed(ProductSize size, const A* a, const A* packed, Sums<A> c,
+                     Beside* beside = nullptr) {
   constexpr int64_t L = kLanes<A>;
-  for (int64_t j = 0; j < cols;) {
-    const int64_t width = panel_width<A>(j, cols);
-    const A* b = packed + j * depth;
+  for (int64_t j = 0; j < size.cols;) {
+    const int64_t width = panel_width<A>(j, size.cols);
+    const A* b = packed + j * size.depth;
     // The blocks of rows together fetch the next panel into the second cache.
-    const int64_t soon_stride = ceil_div(width * kMicroRows, round_up(rows, kMicroRows));
-    const A* soon = b + width * depth;
-    for (int64_t i = 0; i < rows; i += kMicroRows, soon += depth * soon_stride) {
-      const A* ai = a + i * kTileStride;
-      A* ci = c + i * c_stride + j;
+    const int64_t soon_stride = ceil_div(width * kMicroRows, round_up(size.rows, kMicroRows));
+    const A* soon = b + width * size.depth;
+    for (int64_t i = 0; i < size.rows; i += kMicroRows, soon += size.depth * soon_stride) {
+      const TileRows<A> rows{a + i * kTileStride};
+      const Sums<A> sums{c.data + i * c.stride + j, c.stride, c.accumulate};
       if (width == 2 * L) {
-        micro_kernel<A, 2, false>(depth, ai, 0, b, 2 * L, ci, c_stride, accumulate, soon,
-                                  soon_stride, beside);
+        micro_kernel<2>(size.depth, rows, PackedPanel<A, 2>{b, soon, soon_stride}, sums, beside);
       } else {
-        micro_kernel<A, 1, false>(depth, ai, 0, b, L, ci, c_stride, accumulate, soon, soon_stride);
+        micro_kernel<1>(size.depth, rows, PackedPanel<A, 1>{b, soon, soon_stride}, sums);
       }
     }
     j += width;
   }
 }
 
-// C += A^T * B with A [depth][rows] of row stride a_stride, and B [depth][cols] with
-// rows of kTileStride.
+// C += A^T * B for tiles A [depth][rows] and B [depth][cols].
 template <typename A>
-void multiply_transposed(int64_t rows, int64_t depth, int64_t cols, const A* a, int64_t a_stride,
-                         const A* b, A* c, int64_t c_stride) {
+void multiply_transposed(ProductSize size, const A* a, const A* b, Sums<A> c) {
   constexpr int64_t L = kLanes<A>;
-  for (int64_t j = 0; j < cols;) {
-    const int64_t width = panel_width<A>(j, cols);
-    for (int64_t i = 0; i < rows; i += kMicroRows) {
-      A* ci = c + i * c_stride + j;
+  for (int64_t j = 0; j < size.cols;) {
+    const int64_t width = panel_width<A>(j, size.cols);
+    for (int64_t i = 0; i < size.rows; i += kMicroRows) {
+      const TileColumns<A> columns{a + i};
+      const TilePanel<A> panel{b + j};
+      const Sums<A> sums{c.data + i * c.stride + j, c.stride, c.accumulate};
       if (width == 2 * L) {
-        micro_kernel<A, 2, true>(depth, a + i, a_stride, b + j, kTileStride, ci, c_stride, true);
+        micro_kernel<2>(size.depth, columns, panel, sums);
       } else {
-        micro_kernel<A, 1, true>(depth, a + i, a_stride, b + j, kTileStride, ci, c_stride, true);
+        micro_kernel<1>(size.depth, columns, panel, sums);
       }
     }
     j += width;

@@ -36,7 +36,7 @@ std::vector<RoiMapBlock> map_blocks(const MaxRoiPoolOperands& op, int64_t thread
   for (int64_t l = 0; l < op.L; ++l) pixels = std::max(pixels, op.maps[l].H * op.maps[l].W);
   int64_t width = kMaxBlockChannels;
   const auto too_wide = [&] {
-    return op.N * op.L * ((op.C + width - 1) / width) < 4 * threads ||
+    return op.N * op.L * ((op.C + width - 1) / width) < kBlocksOfThread * threads ||
            pixels * width * int64_t{sizeof(float)} > kBlockBytes;
   };
   while (width > kMinBlockChannels && too_wide()) width /= 2;

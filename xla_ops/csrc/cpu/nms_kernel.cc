@@ -1,6 +1,7 @@
 // Kernel of nms. Compiled without contraction of products and sums: a fused one would
 // round differently and change which boxes survive.
 #include "nms.h"
+#include "nms/tuning.h"
 #include "simd.h"
 #include "simd/dispatch.h"
 
@@ -18,9 +19,6 @@ struct IntegerOf<double> {
 };
 template <typename A>
 using Integer = typename IntegerOf<A>::type;
-
-// Vectors that are tested together.
-constexpr int kGroup = 4;
 
 template <typename V>
 XLA_OPS_ALWAYS_INLINE bool any(V lanes) {
@@ -46,7 +44,7 @@ class Selected {
   static constexpr int L = kLanes<A>;
   using V = Vec<A, L>;
   using I = Integer<A>;
-  static_assert(kGroup * L <= kNmsPadding, "kNmsPadding is too small");
+  static_assert(kVectorsTogether * L <= kNmsPadding, "kNmsPadding is too small");
 
  public:
   Selected(A* scratch, int64_t capacity)
@@ -79,11 +77,11 @@ class Selected {
   // threshold. Whole vectors are read, hence also what is in the next group.
   bool suppress(int64_t first, int64_t last, const A* box, A area, I group, A threshold) const {
     const V zero = {};
-    for (int64_t i = first; i < last; i += kGroup * L) {
-      V overlap[kGroup];
-      Vec<I, L> hit[kGroup], some = {};
+    for (int64_t i = first; i < last; i += kVectorsTogether * L) {
+      V overlap[kVectorsTogether];
+      Vec<I, L> hit[kVectorsTogether], some = {};
 #pragma GCC unroll 4
-      for (int k = 0; k < kGroup; ++k) {
+      for (int k = 0; k < kVectorsTogether; ++k) {
         const int64_t j = i + k * L;
         const V width = lesser(load<L>(right_ + j), box[2] + zero) -
                         greater(load<L>(left_ + j), box[0] + zero);
@@ -96,7 +94,7 @@ class Selected {
       if (!any(some)) continue;
       some ^= some;
 #pragma GCC unroll 4
-      for (int k = 0; k < kGroup; ++k) {
+      for (int k = 0; k < kVectorsTogether; ++k) {
         const V iou = overlap[k] / ((load<L>(area_ + i + k * L) + area) - overlap[k]);
         some |= hit[k] & (iou > threshold);
       }

@@ -9,6 +9,7 @@
 
 #include "buffers.h"
 #include "parallel.h"
+#include "roi/tuning.h"
 #include "roi_map_block.h"
 #include "roi_pool_operands.h"
 #include "xla/ffi/api/ffi.h"
@@ -46,18 +47,13 @@ xla::ffi::Error for_each_roi_chunk(xla::ffi::ThreadPool& pool, int64_t chunks,
 template <typename Body>
 xla::ffi::Error for_each_run_of_rois(xla::ffi::ThreadPool& pool, const RoiOperands& op,
                                      int64_t scratch_bytes, Body&& body) {
-  constexpr int64_t kRois = 4;
   const int64_t rois = op.N * op.B;
-  return for_each_roi_chunk(pool, (rois + kRois - 1) / kRois, scratch_bytes,
+  return for_each_roi_chunk(pool, (rois + kRoisOfChunk - 1) / kRoisOfChunk, scratch_bytes,
                             [&](int64_t chunk, void* scratch) {
-                              body(chunk * kRois, std::min((chunk + 1) * kRois, rois), scratch);
+                              body(chunk * kRoisOfChunk,
+                                   std::min((chunk + 1) * kRoisOfChunk, rois), scratch);
                             });
 }
-
-// A block of a gradient map is as wide as this at most, and not narrower without need.
-constexpr int64_t kMaxBlockChannels = 64, kMinBlockChannels = 16;
-// Bytes that the sums of one block should not exceed.
-constexpr int64_t kBlockBytes = 4 << 20;
 
 inline int64_t block_pixels(const RoiOperands& op, const RoiMapBlock& block) {
   return (block.last_row - block.first_row) * op.maps[block.level].W;

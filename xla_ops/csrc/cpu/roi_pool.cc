@@ -16,9 +16,6 @@ namespace {
 
 namespace ffi = ::xla::ffi;
 
-// A block has no fewer rows without need: every block looks at all RoIs.
-constexpr int64_t kMinBlockRows = 8;
-
 ffi::Error forward(ffi::ThreadPool& pool, const ffi::RemainingArgs& args,
                    ffi::Result<ffi::AnyBuffer> y, const RoiPoolSettings& settings) {
   Checks checks("roi_pool");
@@ -39,9 +36,9 @@ std::vector<RoiMapBlock> map_blocks(const RoiPoolOperands& op, int64_t threads) 
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   int64_t all_rows = 0;
   for (int64_t l = 0; l < op.L; ++l) all_rows += op.maps[l].H;
-  // A wide block costs hardly more than a narrow one, so rows are cut first.
+  // Rows are cut first.
   // `threads` is 0 where XLA has no pool.
-  const int64_t wanted = 4 * std::max<int64_t>(threads, 1);
+  const int64_t wanted = kBlocksOfThread * std::max<int64_t>(threads, 1);
   const int64_t most_bands = ceil_div(all_rows, op.L * kMinBlockRows);
   int64_t width = kMaxBlockChannels;
   while (width > kMinBlockChannels && planes * ceil_div(op.C, width) * most_bands < wanted) {

@@ -1,5 +1,6 @@
 // Kernels of RoI pooling: a RoI's bins are sums over rows and columns of the map
 // (roi_axis.h), vectorised over channels.
+#include "roi/tuning.h"
 #include "roi_pool.h"
 #include "roi_window.h"
 #include "simd.h"
@@ -8,9 +9,6 @@
 namespace xla_ops {
 namespace XLA_OPS_ISA {
 namespace {
-
-// Vectors that a loop over pixels keeps in registers.
-constexpr int kUnroll = 4;
 
 template <typename A>
 struct Taps {
@@ -31,8 +29,7 @@ int64_t max_taps(const RoiPoolOperands& op) {
 // Where a RoI's columns do not move with its rows, their taps are kept while the rows
 // pass, unless they are very many.
 bool keeps_columns(const RoiPoolOperands& op) {
-  constexpr int64_t kMostTaps = 1 << 14;
-  return op.shift == nullptr && op.w * max_taps(op) <= kMostTaps;
+  return op.shift == nullptr && op.w * max_taps(op) <= kMaxKeptTaps;
 }
 
 // Scratch of for_each_cell().
@@ -50,12 +47,13 @@ __attribute__((noinline)) int64_t find_taps(const RoiPoolOperands& op, const Roi
   return bin_taps(op.sampling, op.samples, axis, index, shift, size, taps);
 }
 
-// Runs f(lanes, unroll, i) over channels: kUnroll vectors at a time, then one, then less.
+// Runs f(lanes, unroll, i) over channels: kBlockVectors vectors at a time, then one, then less.
 template <typename A, typename F>
 XLA_OPS_ALWAYS_INLINE void for_each_unrolled(int64_t begin, int64_t end, F&& f) {
   constexpr int L = kLanes<A>;
   int64_t c = begin;
-  for (; c + kUnroll * L <= end; c += kUnroll * L) f(Width<L>(), Width<kUnroll>(), c);
+  for (; c + kBlockVectors * L <= end; c += kBlockVectors * L)
+    f(Width<L>(), Width<kBlockVectors>(), c);
   for_each_vector<L>(c, end, [&](auto lanes, int64_t i) { f(lanes, Width<1>(), i); });
 }
 
@@ -292,9 +290,7 @@ void add_map_gradient(const RoiPoolOperands& op, const T* g, const RoiMapBlock& 
   }
 }
 
-// Sums of neighbouring pixels lie a cache line more apart than need be: at a multiple of
-// 256 bytes, stores to them would delay loads from equal places of other pages.
-int64_t sums_stride(int64_t channels) { return channels + 16; }
+int64_t sums_stride(int64_t channels) { return channels + kSumsPadding; }
 
 template <typename T>
 void map_gradient(const RoiPoolOperands& op, const void* g, const RoiMapBlock& block,

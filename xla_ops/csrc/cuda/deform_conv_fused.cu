@@ -15,16 +15,8 @@ namespace xla_ops {
 namespace cuda {
 namespace {
 
-// A tile of samples, a row for each position of the patch, is made of runs of 16 bytes.
-constexpr int kRowRuns = 8;
-// Matrix products go 32 bytes deep.
+// A tile of samples has a row for each position of the patch. Matrix products go 32 bytes deep.
 constexpr int kSlices = kRowRuns / 2;
-// Taps whose corners are kept at once.
-constexpr int kCornerTaps = 9;
-// Runs of samples that a thread works on at once: what their corners take of registers.
-constexpr int kStagedRuns = 2;
-// Fewer blocks than this leave multiprocessors idle; then tiles are narrower.
-constexpr int64_t kBlocksWanted = 128;
 
 // Channels of a tile of samples.
 template <typename T>
@@ -43,8 +35,7 @@ struct Warps {
   static constexpr int kThreads = 2 * kColumns * simt::kWarp;
   static constexpr int kWarpWidth = kWidth / kColumns;
   static constexpr int kTiles = kWarpWidth / 8;  // products side by side
-  // More would take L1 cache from the pixels that they read: some 32 KB a block.
-  static constexpr int kBlocksPerProcessor = kWidth > 128 ? 1 : kWidth > 64 ? 2 : 3;
+  static constexpr int kBlocksPerProcessor = fused_blocks(kWidth);
 };
 
 // Shared memory. Runs of a row are stored in another order in each row, so that warps find

@@ -72,10 +72,9 @@ constexpr int kWarps = kThreads / simt::kWarp;
 
 // A warp for each pixel and slab of lanes * V channels of an offset group; a block has
 // neighbouring pixels. Where `lanes` is less than a warp, the corners are dealt out among
-// groups of lanes. Four blocks at a time: left to itself, ptxas spills to run five. D is the
-// type of the columns' gradient, X that of dx.
+// groups of lanes. D is the type of the columns' gradient, X that of dx.
 template <typename D, typename X, int V>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kGatherBlocks)
     gather_kernel(DeformConvGeometry g, int lanes, int slabs, int parts,
                   const int32_t* __restrict__ first_row, const Arithmetic<D>* __restrict__ offset,
                   const Arithmetic<D>* __restrict__ mask, const D* __restrict__ dcolumns,

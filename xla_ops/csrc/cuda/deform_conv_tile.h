@@ -6,6 +6,7 @@
 
 #include "bilinear.h"
 #include "deform_conv.h"
+#include "deform_conv/tuning.h"
 #include "element.h"
 #include "simt.h"
 
@@ -16,15 +17,8 @@ namespace cuda {
 template <typename T>
 using ColumnsGradient = std::conditional_t<std::is_same_v<T, F16>, float, T>;
 
-// A block handles a square patch of output positions, an offset group and a run of taps:
-// neighbours in both directions read the same pixels, which the L1 cache then holds.
-constexpr int kSide = 8;
+// Output positions of a block.
 constexpr int kPatch = kSide * kSide;
-constexpr int kThreads = 256;
-constexpr int kMaxTaps = 16;  // of a run
-
-// Fewer blocks than this leave multiprocessors idle; then runs are shorter.
-constexpr int64_t kManyBlocks = 512;
 
 struct Tiling {
   int patch_rows, patch_columns;  // patches of an image

@@ -22,7 +22,7 @@ __device__ __forceinline__ PixelRange axis_pixels(const MaxRoiPoolOperands& op, 
 // Writes the maxima to y, or, where that is nullptr, their pixels to `places`:
 // -1 for a bin without pixels.
 template <typename T, int V>
-__global__ void __launch_bounds__(kRoiThreads, 2)
+__global__ void __launch_bounds__(kRoiThreads, kRoiBlocks)
     maximum_kernel(const __grid_constant__ MaxRoiPoolOperands op,
                    const __grid_constant__ RoiLevels levels, int64_t bins, T* __restrict__ y,
                    int32_t* __restrict__ places) {
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kRoiThreads, 2)
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kRoiThreads, 2)
+__global__ void __launch_bounds__(kRoiThreads, kRoiBlocks)
     reach_kernel(const __grid_constant__ MaxRoiPoolOperands op,
                  const __grid_constant__ RoiLevels levels, RoiReach* __restrict__ reach) {
   const int64_t roi = int64_t{blockIdx.x} * kRoiThreads + threadIdx.x;
@@ -104,7 +104,7 @@ struct BitLine {
 };
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kRoiThreads, 2)
+__global__ void __launch_bounds__(kRoiThreads, kRoiBlocks)
     max_map_gradient_kernel(const __grid_constant__ MaxRoiPoolOperands op,
                             const __grid_constant__ RoiLevels levels,
                             const __grid_constant__ RoiTiling tiling, const T* __restrict__ g,

@@ -69,8 +69,6 @@ __global__ void __launch_bounds__(kNmsBlock)
   suppressed[(image * op.B + place) * blocks + later_block] = bits;
 }
 
-constexpr int kScanThreads = 512;
-
 // Which candidates of its block each candidate suppresses, and which of them are kept.
 struct ScanBlock {
   uint64_t suppressed[kNmsBlock];

@@ -7,13 +7,11 @@
 
 #include <cstdint>
 
+#include "nms/tuning.h"
 #include "stream.h"
 
 namespace xla_ops {
 namespace cuda {
-
-// Candidates are compared in blocks of as many: a word of bits for a candidate and a block.
-constexpr int kNmsBlock = 64;
 
 inline int64_t nms_blocks(int64_t boxes) { return (boxes + kNmsBlock - 1) / kNmsBlock; }
 

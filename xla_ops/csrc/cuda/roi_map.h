@@ -3,6 +3,7 @@
 #define XLA_OPS_CUDA_ROI_MAP_H_
 
 #include "element.h"
+#include "roi/tuning.h"
 #include "roi_pool.h"
 #include "simt.h"
 
@@ -51,7 +52,6 @@ __device__ __forceinline__ bool is_finite_box(const A* box) {
 }
 
 // Warps of a block that work on their own.
-constexpr int kRoiThreads = 256;
 constexpr int kRoiWarps = kRoiThreads / simt::kWarp;
 
 inline int64_t blocks_of_warps(int64_t warps) { return (warps + kRoiWarps - 1) / kRoiWarps; }

@@ -16,7 +16,7 @@ __device__ __forceinline__ A sum_of_warp(A value) {
 }
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kRoiThreads, 2)
+__global__ void __launch_bounds__(kRoiThreads, kRoiBlocks)
     bin_gradient_kernel(const __grid_constant__ RoiPoolOperands op,
                         const __grid_constant__ RoiLevels levels, int64_t bins, int capacity,
                         const T* __restrict__ g, Arithmetic<T>* __restrict__ dshift,

@@ -8,7 +8,7 @@ namespace cuda {
 namespace {
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kRoiThreads, 2)
+__global__ void __launch_bounds__(kRoiThreads, kRoiBlocks)
     forward_kernel(const __grid_constant__ RoiPoolOperands op,
                    const __grid_constant__ RoiLevels levels, int64_t cells, int capacity,
                    T* __restrict__ y) {

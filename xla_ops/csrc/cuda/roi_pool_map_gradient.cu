@@ -18,7 +18,7 @@ __device__ __forceinline__ int least_of_warp(int value) {
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kRoiThreads, 2)
+__global__ void __launch_bounds__(kRoiThreads, kRoiBlocks)
     reach_kernel(const __grid_constant__ RoiPoolOperands op,
                  const __grid_constant__ RoiLevels levels, RoiReach* __restrict__ reach) {
   const int64_t roi = int64_t{blockIdx.x} * kRoiWarps + threadIdx.x / simt::kWarp;
@@ -123,7 +123,7 @@ struct CellRange {
 };
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kRoiThreads, 2)
+__global__ void __launch_bounds__(kRoiThreads, kRoiBlocks)
     map_gradient_kernel(const __grid_constant__ RoiPoolOperands op,
                         const __grid_constant__ RoiLevels levels,
                         const __grid_constant__ RoiTiling tiling, const T* __restrict__ g,

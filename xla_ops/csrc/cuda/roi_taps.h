@@ -86,10 +86,7 @@ __device__ __forceinline__ int64_t cell_taps(const RoiPoolOperands& op, int64_t 
   return bin_taps(op.sampling, op.samples, line, index, shift, size, taps);
 }
 
-// Taps of an axis that a warp keeps at a time.
-constexpr int kMaxTaps = 64;
-
-// A bin's taps along one axis, at most, but no more than kMaxTaps.
+// A bin's taps along one axis, at most, but no more than kMaxWarpTaps.
 inline int tap_capacity(const RoiPoolOperands& op) {
   int64_t taps = 0;
   for (int64_t l = 0; l < op.L; ++l) {
@@ -98,7 +95,7 @@ inline int tap_capacity(const RoiPoolOperands& op) {
   }
   // Samples in order along the axis leave one tap for a pixel.
   if (op.samples > 0 && 2 * op.samples < taps) taps = 2 * op.samples;
-  return static_cast<int>(taps < kMaxTaps ? taps : kMaxTaps);
+  return static_cast<int>(taps < kMaxWarpTaps ? taps : kMaxWarpTaps);
 }
 
 // The two ways in which a warp asks for taps, not inlined: few lanes run them,
