@@ -14,7 +14,7 @@
 #include <string>
 #include <type_traits>
 
-#include "buffers.h"
+#include "ffi/buffers.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace xla_ops {
