@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles the CUDA kernels for the CPU (xla_ops/csrc/cuda/simt_host.h) and checks them
+# Compiles the CUDA kernels for the CPU (xla_ops/csrc/simt/simt_host.h) and checks them
 # without a GPU, by the programs in tests/cuda.
 #
 #   scripts/cuda_emulated.sh             against plain loops, in three orders of threads
@@ -25,13 +25,23 @@ trap 'rm -rf "$build"' EXIT
 
 # Products and sums are not fused: nms would select other boxes.
 flags+=(-std=c++17 -Wall -Wextra -Wno-unknown-pragmas -ffp-contract=off)
-flags+=(-DXLA_OPS_EMULATES_CUDA -I"$csrc" -I"$csrc/cuda" -Itests/cuda)
+flags+=(-DXLA_OPS_EMULATES_CUDA -I"$csrc" -Itests/cuda)
 
-# Compiles and runs a program with the kernels whose names begin like its own.
+# The kernels that a program checks.
+declare -A kernels=(
+  [deform_conv]="deform_conv/cuda/*.cu"
+  [deform_conv_fused]=deform_conv/cuda/fused.cu
+  [max_roi_pool]=roi/cuda/max_pool.cu
+  [nms]=nms/cuda/kernels.cu
+  [roi_pool]="roi/cuda/pool_*.cu"
+  [simt]=
+)
+
+# Compiles and runs a program.
 check() {
-  local program="$build/$1" kernels
-  kernels=$(find "$csrc/cuda" -name "$1*.cu" | sort)
-  if ! "${CXX:-c++}" "${flags[@]}" -x c++ "tests/cuda/${1}_test.cc" $kernels -o "$program"; then
+  local program="$build/$1" files=()
+  if [ -n "${kernels[$1]}" ]; then files=("$csrc"/${kernels[$1]}); fi
+  if ! "${CXX:-c++}" "${flags[@]}" -x c++ "tests/cuda/${1}_test.cc" "${files[@]}" -o "$program"; then
     echo 3 >"$build/status"
   elif "$program"; then
     echo "$1: passed ($mode)"

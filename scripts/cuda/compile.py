@@ -38,9 +38,10 @@ def release_architectures(cmake: str) -> list[int]:
 
 
 def own_options(cmake: str) -> dict[str, str]:
-    """The compiler's options that a CMakeLists.txt gives to single files, by stem."""
-    pattern = r"csrc/cuda/(\w+)\.cu PROPERTIES COMPILE_OPTIONS (\S+)\)"
-    return dict(re.findall(pattern, cmake))
+    """The compiler's options that a CMakeLists.txt gives to single files, by source."""
+    pattern = r"csrc/(\w+)/cuda/(\w+)\.cu PROPERTIES COMPILE_OPTIONS (\S+)\)"
+    found = re.findall(pattern, cmake)
+    return {f"{family}/{stem}": option for family, stem, option in found}
 
 
 def compile_kernels(
@@ -57,8 +58,8 @@ def compile_kernels(
     return done.stderr
 
 
-def figures_of(output: str, stem: str) -> Figures:
-    """What ptxas printed of the kernels in the source file `stem`."""
+def figures_of(output: str, source: str) -> Figures:
+    """What ptxas printed of the kernels in a source file."""
     figures: dict[tuple[str, int], dict[str, int]] = collections.defaultdict(dict)
     kernel = ("", 0)
     for line in output.splitlines():
@@ -69,7 +70,7 @@ def figures_of(output: str, stem: str) -> Figures:
                 # Functions that a kernel calls follow it.
                 most = max(int(match[1]), figures[kernel].get(name, 0))
                 figures[kernel][name] = most
-    names = kernel_names({symbol for symbol, _ in figures}, stem)
+    names = kernel_names({symbol for symbol, _ in figures}, source)
     return {(names[symbol], a): found for (symbol, a), found in figures.items()}
 
 
@@ -115,12 +116,14 @@ def main() -> None:
     figures: Figures = {}
     code: Code = {}
     with tempfile.TemporaryDirectory() as folder:
-        for source in sorted((CSRC / "cuda").glob("*.cu")):
-            target = Path(folder) / f"{source.stem}.o"
-            options = [own[source.stem]] if source.stem in own else []
-            output = compile_kernels(source, options, architectures, target)
-            figures |= figures_of(output, source.stem)
-            code |= code_of(target, source.stem)
+        for path in sorted(CSRC.glob("*/cuda/*.cu")):
+            # By family and file: `deform_conv/fused`.
+            source = f"{path.parent.parent.name}/{path.stem}"
+            target = Path(folder) / f"{path.parent.parent.name}_{path.stem}.o"
+            options = [own[source]] if source in own else []
+            output = compile_kernels(path, options, architectures, target)
+            figures |= figures_of(output, source)
+            code |= code_of(target, source)
     print(register_table(figures, architectures), end="\n\n")
     print(markdown(instruction_table(code)))
     wrong = [

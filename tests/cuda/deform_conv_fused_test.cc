@@ -3,9 +3,9 @@
 #include <cstring>
 
 #include "check.h"
-#include "deform_conv.h"
-#include "element.h"
-#include "simt_matrix.h"
+#include "deform_conv/cuda/kernels.h"
+#include "simt/element.h"
+#include "simt/simt_matrix.h"
 
 namespace {
 

@@ -1,7 +1,5 @@
 // The CUDA kernels of deform_conv2d, compiled for the host, against plain loops in double.
 // Buffers are as long as they must be and hold NaN before a launch, for the sanitizers.
-#include "deform_conv.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -11,7 +9,8 @@
 #include <vector>
 
 #include "check.h"
-#include "element.h"
+#include "deform_conv/cuda/kernels.h"
+#include "simt/element.h"
 
 namespace {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "check.h"
-#include "element.h"
+#include "simt/element.h"
 
 // For results: NaN, or -1, until they are written.
 template <typename V>

@@ -1,13 +1,12 @@
 // The CUDA kernels of roi_pool, compiled for the host, against plain loops: the maxima, and
 // the gradients of the maps, whose sums have one order and so the same bits. Buffers are as
 // long as they must be and hold NaN before a launch, for the sanitizers.
-#include "max_roi_pool.h"
-
 #include <cmath>
 #include <limits>
 
 #include "check.h"
 #include "elements.h"
+#include "roi/cuda/max_pool_kernels.h"
 
 namespace {
 

@@ -1,8 +1,6 @@
 // The CUDA kernels of nms, compiled for the host, against plain loops: which boxes suppress
 // which, and which are selected. Buffers are as long as they must be and hold no number that
 // means something before a launch, for the sanitizers.
-#include "nms.h"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -11,6 +9,7 @@
 
 #include "check.h"
 #include "elements.h"
+#include "nms/cuda/kernels.h"
 
 namespace {
 

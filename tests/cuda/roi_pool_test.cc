@@ -1,14 +1,13 @@
 // The CUDA kernels of RoI pooling, compiled for the host: the forward pass against plain
 // loops in double, the gradients as its adjoints. Buffers are as long as they must be and
 // hold NaN before a launch, for the sanitizers.
-#include "roi_pool.h"
-
 #include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "check.h"
 #include "elements.h"
+#include "roi/cuda/pool_kernels.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // The emulation of CUDA itself: what it computes, and what it refuses.
-#include "simt.h"
+#include "simt/simt.h"
 
 #include <cmath>
 #include <string>

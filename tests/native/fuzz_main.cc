@@ -22,8 +22,8 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/isa.h"
 #include "run_case.h"
+#include "simd/isa.h"
 
 // Read by the sanitizers before main(). Absurd allocations fail as they would without
 // them; a finding ends in SIGABRT, whose handler names the case. ThreadSanitizer would hang

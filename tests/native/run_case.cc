@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "registry.h"
+#include "ffi/registry.h"
 
 namespace xla_ops::fuzz {
 namespace {

@@ -1,4 +1,4 @@
-// Element types that the kernels know, and the choice of a kernel template by them.
+// Element types that the kernels know.
 #ifndef XLA_OPS_ELEMENT_TYPE_H_
 #define XLA_OPS_ELEMENT_TYPE_H_
 
@@ -18,19 +18,5 @@ struct F16 {
 };
 
 }  // namespace xla_ops
-
-// return function<T>(...) for the T that belongs to `type`.
-#define XLA_OPS_RETURN_FOR(type, function, ...)      \
-  switch (type) {                                    \
-    case ::xla_ops::ElementType::kF32:               \
-      return function<float>(__VA_ARGS__);           \
-    case ::xla_ops::ElementType::kF64:               \
-      return function<double>(__VA_ARGS__);          \
-    case ::xla_ops::ElementType::kBF16:              \
-      return function<::xla_ops::Bf16>(__VA_ARGS__); \
-    case ::xla_ops::ElementType::kF16:               \
-      return function<::xla_ops::F16>(__VA_ARGS__);  \
-  }                                                  \
-  __builtin_unreachable()
 
 #endif  // XLA_OPS_ELEMENT_TYPE_H_

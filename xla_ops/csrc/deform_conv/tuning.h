@@ -1,0 +1,108 @@
+// How the kernels of deform_conv2d cut their work. Where no figure stands beside a constant
+// none of a comparison is on record; what it trades is said. Those of CUDA are not measured: no
+// GPU has run them.
+#ifndef XLA_OPS_DEFORM_CONV_TUNING_H_
+#define XLA_OPS_DEFORM_CONV_TUNING_H_
+
+#include <cstdint>
+
+#include "simd/tuning.h"
+
+namespace xla_ops {
+
+// Packed kernels, and partial sums, of the images in flight take at most this much where one
+// image does not need more: memory against images whose work is dealt out together. The peaks
+// in docs/benchmarks.md, 7.4 to 25.9 MiB with 128 and 256 channels, keep the bound there.
+constexpr int64_t kScratchBytes = int64_t{8} << 20;
+
+// Chunks of work that keep the threads of a large machine busy.
+constexpr int64_t kManyChunks = 8;
+
+// Output positions of a chunk that adds partial sums.
+constexpr int64_t kPartialSumPositions = 512;
+
+// Rows of output positions in the strips that tiles are cut from: a tile is then a patch,
+// whose samples share more pixels than those of a run along a row.
+constexpr int64_t kStripRows = 8;
+
+// Forward.
+
+// Output positions of a tile, at most, and where the packed kernel does not stay in the second
+// cache. Large tiles read the packed kernel and the borders of their patch of x seldom, as long
+// as their sums stay in the second cache; small ones are many, for many threads.
+constexpr int64_t kMaxTileRows = 16 * kRowMultiple;
+constexpr int64_t kUsualTileRows = 8 * kRowMultiple;
+constexpr int64_t kTileSumsBytes = 256 << 10;
+// Tiles of a call that are enough for tiles above, and for tiles of, kUsualTileRows.
+constexpr int64_t kManyTiles = 32, kEnoughTiles = 8;
+// No tile has less than this while there are not enough of them.
+constexpr int64_t kFewTileRows = 2 * kRowMultiple;
+// Samples of a tile in an offset group: bounds a worker's scratch for large windows.
+constexpr int64_t kMaxTileSamples = 96 * 64;
+
+// At most so many rows of a tile are sampled, then multiplied: few, so that their columns are
+// still in the first cache.
+constexpr int64_t kMaxRowsTogether = 2 * kRowMultiple;
+// A packed kernel up to this size stays in the second cache, and may be read for half as many
+// rows, where the columns of more would take the first one.
+constexpr int64_t kNearKernelBytes = 640 << 10;
+constexpr int64_t kNearColumnsBytes = 8 << 10;
+
+// A packed kernel of more than this is packed in parts, for threads.
+constexpr int64_t kPackedWhole = 64 << 10;
+constexpr int64_t kPackParts = 16;
+
+// Backward.
+
+// Output positions whose columns and their gradients are worked on together.
+constexpr int64_t kBackwardRows = 8 * kRowMultiple;
+
+// Channels of a block of x. Narrow blocks repeat the work per sample; few blocks leave threads
+// idle: blocks of kWideBlock are halved down to kNarrowBlock while they are less than
+// kManyChunks, then to kNarrowestBlock while they are less than kFewChunks.
+constexpr int64_t kWideBlock = 128, kNarrowBlock = 32, kNarrowestBlock = 16;
+constexpr int64_t kFewChunks = 4;
+
+// Weights of the taps that are handled together, which are as large as their gradients: both
+// stay in the second cache.
+constexpr int64_t kRunWeightsBytes = 400 << 10;
+
+// Outputs that are transposed together: both sides stay in the first cache.
+constexpr int64_t kTransposedOutputs = 16;
+
+// How many samples ahead pixels are fetched. Corners lie anywhere: the hardware cannot foresee
+// them, but samples are known ahead. Worth it for maps that are larger than the caches near the
+// core.
+constexpr int64_t kAhead = 12;
+constexpr int64_t kNearMapBytes = 1 << 20;
+
+namespace cuda {
+
+// A block handles a square patch of output positions, an offset group and a run of taps:
+// neighbours in both directions read the same pixels, which the L1 cache then holds.
+constexpr int kSide = 8;
+constexpr int kThreads = 256;
+// Taps of a run: long runs find more corners at once, in more shared memory.
+constexpr int kMaxTaps = 16;
+// Fewer blocks than this leave multiprocessors idle; then runs are shorter.
+constexpr int64_t kManyBlocks = 512;
+
+// Blocks of the gather on a multiprocessor: left to itself, ptxas spills to run five.
+constexpr int kGatherBlocks = 4;
+
+// The fused forward pass: runs of 16 bytes in a row of a tile of samples.
+constexpr int kRowRuns = 8;
+// Taps whose corners are kept at once: all of a 3 x 3 window, 18 KB.
+constexpr int kCornerTaps = 9;
+// Runs of samples that a thread works on at once: what their corners take of registers.
+constexpr int kStagedRuns = 2;
+// Fewer blocks than this leave multiprocessors idle; then tiles are narrower.
+constexpr int64_t kBlocksWanted = 128;
+// Blocks on a multiprocessor by the output channels of each. More would take L1 cache from the
+// pixels that they read: some 32 KB a block.
+constexpr int fused_blocks(int width) { return width > 128 ? 1 : width > 64 ? 2 : 3; }
+
+}  // namespace cuda
+}  // namespace xla_ops
+
+#endif  // XLA_OPS_DEFORM_CONV_TUNING_H_

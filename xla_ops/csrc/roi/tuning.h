@@ -1,0 +1,48 @@
+// How the kernels of RoI pooling cut their work. No figure of a comparison is on record; what
+// each constant trades is said. Those of CUDA are not measured: no GPU has run them.
+#ifndef XLA_OPS_ROI_TUNING_H_
+#define XLA_OPS_ROI_TUNING_H_
+
+#include <cstdint>
+
+namespace xla_ops {
+
+// RoIs of a chunk of work: few, for many threads; more, so that a chunk is worth its start.
+constexpr int64_t kRoisOfChunk = 4;
+
+// Vectors of channels that a loop over pixels keeps in registers.
+constexpr int kBlockVectors = 4;
+
+// Taps of a RoI's columns that are kept while its rows pass: memory of a worker against
+// finding them again for every row of bins.
+constexpr int64_t kMaxKeptTaps = 1 << 14;
+
+// Gradient maps are cut into blocks, enough for all threads: so many for each, because blocks
+// are not alike.
+constexpr int64_t kBlocksOfThread = 4;
+// A block is as wide as this at most, and not narrower without need: a wide one costs hardly
+// more than a narrow one.
+constexpr int64_t kMaxBlockChannels = 64, kMinBlockChannels = 16;
+// Nor has it fewer rows without need: every block looks at all RoIs.
+constexpr int64_t kMinBlockRows = 8;
+// Bytes that the sums of one block should not exceed.
+constexpr int64_t kBlockBytes = 4 << 20;
+// Sums of neighbouring pixels lie a cache line more apart than need be: at a multiple of 256
+// bytes, stores to them would delay loads from equal places of other pages.
+constexpr int64_t kSumsPadding = 16;
+
+namespace cuda {
+
+// Warps of a block work on their own in the forward pass, and have a row of pixels each in the
+// gradients of maps, whose tiles have as many columns.
+constexpr int kRoiThreads = 256;
+// Blocks on a multiprocessor that leave a thread the registers it needs: up to 128.
+constexpr int kRoiBlocks = 2;
+
+// Taps of an axis that a warp keeps at a time, in shared memory.
+constexpr int kMaxWarpTaps = 64;
+
+}  // namespace cuda
+}  // namespace xla_ops
+
+#endif  // XLA_OPS_ROI_TUNING_H_
