@@ -13,8 +13,8 @@ from xla_ops._jax.sharding import sharding_or_none
 
 
 def fold(
-    operands: Sequence[jax.Array], dims: Sequence[int | None], shared: Sequence[int]
-) -> tuple[list[jax.Array], Callable]:
+    operands: Sequence, dims: Sequence[int | None], shared: Sequence[int]
+) -> tuple[list, Callable]:
     """Folds the mapped axis into the batch axis of operands.
 
     The order of the two is free; the one that is split over devices should go first, so

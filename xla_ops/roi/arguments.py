@@ -71,52 +71,56 @@ def check_maps(features, spatial_scale, levels, map_sizes):
 
     maps = [check_array(name, x) for name, x in zip(names, features, strict=True)]
     for name, x in zip(names, maps, strict=True):
-        check_rank(name, x, "N, H, W, C")
-        images, height, width, channels = maps[0].shape
-        expected = (images, None, None, channels)
-        check_shape(name, x, expected, "N, H, W, C", f" as `{names[0]}` has")
-        if x.dtype != maps[0].dtype:
-            raise TypeError(
-                f"`{name}` has dtype {x.dtype.name}; expected {maps[0].dtype.name} as "
-                f"`{names[0]}` has"
-            )
-        if 0 in x.shape[1:3]:
-            raise ValueError(
-                f"`{name}` has shape {x.shape}; expected H and W of at least 1"
-            )
-        # Symbolic sizes of jax.export are checked by the kernels.
-        if any(isinstance(n, int) and n > _MAX_SIDE for n in x.shape[1:3]):
-            raise ValueError(
-                f"`{name}` has shape {x.shape}; expected H and W of at most {_MAX_SIDE}"
-            )
+        _check_map(name, x, names[0], maps[0])
     scales = [check_number("spatial_scale", scale, maps[0]) for scale in scales]
     if min(scales) <= 0:
         raise ValueError(f"`spatial_scale` is {spatial_scale}; expected more than 0")
-
-    sizes = []
-    for level, x in enumerate(maps):
-        images, height, width, _ = x.shape
-        whole = jnp.asarray([[height, width]], jnp.int32)
-        if map_sizes is None:
-            size = jnp.broadcast_to(whole, (images, 2))
-        else:
-            name = size_names[level]
-            size = check_array(
-                name,
-                map_sizes[level],
-                (*INTEGERS, *FLOATS),
-                saturate=True,
-            )
-            check_shape(name, size, (images, 2), "N, 2")
-            if size.dtype.itemsize < 4:
-                # A narrow type may not hold the size of the map.
-                whole_numbers = jnp.issubdtype(size.dtype, jnp.integer)
-                size = size.astype(jnp.int32 if whole_numbers else jnp.float32)
-            # NaN compares with nothing and becomes 0.
-            inside = jnp.minimum(size, whole.astype(size.dtype))
-            size = jnp.where(size > 0, inside, 0).astype(jnp.int32)
-        sizes.append(size)
+    if map_sizes is None:
+        sizes = [jnp.broadcast_to(_whole_size(x), (x.shape[0], 2)) for x in maps]
+    else:
+        sizes = [
+            _counted_size(name, size, x)
+            for name, size, x in zip(size_names, map_sizes, maps, strict=True)
+        ]
     return maps, scales, jnp.stack(sizes, axis=1)
+
+
+def _check_map(name, x, first_name, first):
+    """Checks the map of a level beside the first one, which is [N, H, W, C] too."""
+    check_rank(name, x, "N, H, W, C")
+    expected = (first.shape[0], None, None, first.shape[3])
+    check_shape(name, x, expected, "N, H, W, C", f" as `{first_name}` has")
+    if x.dtype != first.dtype:
+        raise TypeError(
+            f"`{name}` has dtype {x.dtype.name}; expected {first.dtype.name} as "
+            f"`{first_name}` has"
+        )
+    if 0 in x.shape[1:3]:
+        raise ValueError(
+            f"`{name}` has shape {x.shape}; expected H and W of at least 1"
+        )
+    # Symbolic sizes of jax.export are checked by the kernels.
+    if any(isinstance(n, int) and n > _MAX_SIDE for n in x.shape[1:3]):
+        raise ValueError(
+            f"`{name}` has shape {x.shape}; expected H and W of at most {_MAX_SIDE}"
+        )
+
+
+def _whole_size(x):
+    return jnp.asarray([x.shape[1:3]], jnp.int32)
+
+
+def _counted_size(name, size, x):
+    """Size of the part of a map [N, H, W, C] that counts, [N, 2] int32."""
+    size = check_array(name, size, (*INTEGERS, *FLOATS), saturate=True)
+    check_shape(name, size, (x.shape[0], 2), "N, 2")
+    if size.dtype.itemsize < 4:
+        # A narrow type may not hold the size of the map.
+        whole_numbers = jnp.issubdtype(size.dtype, jnp.integer)
+        size = size.astype(jnp.int32 if whole_numbers else jnp.float32)
+    # NaN compares with nothing and becomes 0.
+    inside = jnp.minimum(size, _whole_size(x).astype(size.dtype))
+    return jnp.where(size > 0, inside, 0).astype(jnp.int32)
 
 
 def _one_each(name, values, features):
