@@ -55,7 +55,7 @@ def library_modules() -> dict[str, str]:
     """Platform -> module with its handlers.
 
     XLA_OPS_EMULATE_CUDA=1 is for tests: the CPU then runs the CUDA kernels, compiled
-    for it (`csrc/cuda/simt_host.h`).
+    for it (`csrc/simt/simt_host.h`).
     """
     if os.environ.get("XLA_OPS_EMULATE_CUDA") == "1":
         return {"cpu": "_cuda_emulated"}
@@ -82,7 +82,7 @@ def backends() -> tuple[str, ...]:
 
 
 def has_cuda_kernels(platform: str) -> bool:
-    """Whether a platform runs the kernels of `csrc/cuda`: CUDA, or their emulation."""
+    """Whether a platform runs the CUDA kernels: CUDA, or their emulation."""
     return library_modules()[platform] in ("_cuda", "_cuda_emulated")
 
 

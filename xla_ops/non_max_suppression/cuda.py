@@ -9,7 +9,7 @@ import numpy as np
 
 from xla_ops._jax import Kernel
 
-# Candidates are compared in blocks of as many (kNmsBlock of csrc/cuda/nms.h).
+# Candidates are compared in blocks of as many (kNmsBlock of csrc/nms/tuning.h).
 _BLOCK = 64
 
 
