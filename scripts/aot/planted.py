@@ -23,7 +23,7 @@ class Mutant(NamedTuple):
     Attributes:
       title: In the table.
       plant: Makes it, before xla_ops is imported where `early`, else after.
-      early: See there.
+      early: Whether it is planted before xla_ops is imported.
       compiling: Whether compiling sees it: "seen" or "not seen".
       emulation: The same of the emulated kernels; "" where it concerns no CPU.
     """

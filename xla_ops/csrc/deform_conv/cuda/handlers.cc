@@ -1,5 +1,5 @@
 // XLA FFI handlers of the kernels of kernels.h: check the operands, launch. Which
-// handler does what for deform_conv2d is decided in xla_ops/cuda/deform_conv.py.
+// handler does what for deform_conv2d is decided in xla_ops/deform_conv/cuda/composition.py.
 #include <optional>
 
 #include "deform_conv/cuda/kernels.h"

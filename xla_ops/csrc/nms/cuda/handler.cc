@@ -1,5 +1,5 @@
 // XLA FFI handler of nms: checks the operands, launches. XLA has sorted the boxes
-// (xla_ops/cuda/nms.py).
+// (xla_ops/non_max_suppression/cuda.py).
 #include "ffi/buffers.h"
 #include "ffi/checks.h"
 #include "ffi/cuda_result.h"
