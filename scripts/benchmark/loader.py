@@ -140,8 +140,8 @@ def table(found: dict[str, dict[int, float]], rounds: int) -> str:
         for title, speeds in found.items()
     ]
     text = (
-        f"{processor()}, {thread_count()} threads. Medians of {rounds} rounds, "
-        f"{datetime.date.today().isoformat()}."
+        f"{processor()}, {thread_count()} threads. Rounds: {rounds}, whose "
+        f"medians these are; {datetime.date.today().isoformat()}."
     )
     return section("Images of the training loader", text, headings, rows)
 
