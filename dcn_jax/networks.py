@@ -4,7 +4,8 @@ A stage's arguments come as a mapping, `Settings`, of those that its constructor
 documents, without what the composition itself wires: channels, strides, types, `rngs`.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def faster_rcnn(
     rpn: Settings,
     pool: Settings,
     box: Settings,
-    pool_layer: Callable[..., Any] = DeformRoIPool,
+    pool_layer: Any = DeformRoIPool,
     trunk: Settings | None = None,
     mimic: Settings | None = None,
     sampling: RoISampling = RoISampling(),
@@ -48,7 +49,8 @@ def faster_rcnn(
       rpn: Of `RPN`.
       pool: Of `pool_layer`.
       box: Of `BoxHead`.
-      pool_layer: RoI pooling: `RoIPool`, `RoIAlign` or `DeformRoIPool`.
+      pool_layer: RoI pooling: `RoIPool`, `RoIAlign`, `DeformRoIPool`, or another class
+        called like them; one that learns takes `in_features`, types and `rngs` too.
       trunk: Of `Trunk`; None takes its defaults.
       mimic: Of `Mimic`; None does not mimic.
       sampling: Which RoIs the head is trained on.
@@ -67,7 +69,7 @@ def faster_rcnn(
     proposals = RPN(levels.rpn_features, levels.rpn_strides, **rpn, **types)
     (stride,) = levels.roi_strides
     wired: dict[str, Any] = dict(spatial_scale=1 / stride)
-    if pool_layer is DeformRoIPool:
+    if "in_features" in inspect.signature(pool_layer.__init__).parameters:
         wired |= dict(in_features=levels.roi_features, **types)
     head = BoxHead(
         pool_layer(**pool, **wired),

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
-from dcn_jax.backbones import ResNet
-from dcn_jax.necks import Levels
+from dcn_jax.backbones import Backbone
+from dcn_jax.necks import Levels, Neck
 from dcn_jax.padding import clear_padding
 
 # ImageNet's statistics, RGB, 0 to 255.
@@ -32,7 +32,7 @@ class Trunk(nnx.Module):
 
     Args:
       backbone: Images to maps.
-      neck: Maps to levels, see `dcn_jax.necks.Neck`.
+      neck: Maps to levels.
       pixel_mean: Subtracted from RGB values of 0 to 255.
       pixel_std: Divides them then.
 
@@ -43,8 +43,8 @@ class Trunk(nnx.Module):
 
     def __init__(
         self,
-        backbone: ResNet,
-        neck: nnx.Module,
+        backbone: Backbone,
+        neck: Neck,
         *,
         pixel_mean: Sequence[float] = _PIXEL_MEAN,
         pixel_std: Sequence[float] = _PIXEL_STD,

@@ -46,12 +46,9 @@ INNER = {
         "weights": {"backbones", "quoting", "regular_file"},
     },
 }
-# What runs any task: it knows neither boxes nor detectors.
-RUNS = (
-    "loop", "step", "evaluator", "evaluate", "checkpoint", "predict", "inputs",
-    "data/loader", "data/batch_iterator", "optim", "sharding", "skeleton", "sections",
-    "metrics", "task",
-)  # fmt: skip
+# What of `train` may know a task; the rest runs any, and knows neither boxes nor
+# detectors.
+KNOWING = {"cli.py", "tasks", "evaluation", "configs"}
 # All that they may take from `dcn_jax`, none of which is a detector's.
 NEUTRAL = ("dcn_jax.quoting", "dcn_jax.regular_file", "dcn_jax.explain")
 TASKS = ("train.tasks", "train.evaluation", "train.configs._detection")
@@ -157,8 +154,8 @@ def runs_that_know_a_task(root: Path) -> list[str]:
     """What runs any task and imports one, or what is a detector's."""
     return [
         f"{path.relative_to(root)} imports {name}"
-        for run in RUNS
-        if (path := root / f"train/{run}.py").exists()
+        for path in files_of(root, "train")
+        if path.relative_to(root / "train").parts[0] not in KNOWING
         for name in sorted(imported_names(root, path))
         if begins_with(name, TASKS)
         or (begins_with(name, ("dcn_jax",)) and not begins_with(name, NEUTRAL))

@@ -268,7 +268,10 @@ class Checkpoints:
         where = f"The checkpoint {path} is of another model:"
         # What JSON makes of tuples must not look like a difference.
         ours = json.loads(json.dumps(description["model"]))
-        for name in sorted(saved["model"].keys() | ours.keys()):
+        fields = saved["model"].keys() | ours.keys()
+        # What only one of them has follows from another choice, which says more.
+        both = saved["model"].keys() & ours.keys()
+        for name in sorted(fields, key=lambda name: (name not in both, name)):
             was, now = saved["model"].get(name), ours.get(name)
             if was != now:
                 raise ValueError(

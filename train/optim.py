@@ -1,6 +1,6 @@
 """The optimiser of a configuration: schedule, decay, multipliers, frozen parameters.
 
-Parameters are a flat dictionary from dotted path ("backbone.layer2.0.conv1.kernel").
+Parameters are a flat dictionary from dotted path, as "trunk.backbone.conv1.kernel".
 """
 
 import re

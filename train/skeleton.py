@@ -9,15 +9,15 @@ from flax import nnx
 from train.config_dict import ConfigDict
 from train.task import Task
 
-# Dotted path ("backbone.conv1.kernel") -> array.
+# Dotted path ("trunk.backbone.conv1.kernel") -> array.
 Variables = dict[str, jax.Array]
 
 
 class Skeleton:
     """A module's structure without its arrays, which live under dotted paths.
 
-    A flat dictionary, such as {"backbone.conv1.kernel": ...}, is what the optimiser
-    masks, checkpoints name and jit sees; `model` puts it back together.
+    A flat dictionary, such as {"trunk.backbone.conv1.kernel": ...}, is what the
+    optimiser masks, checkpoints name and jit sees; `model` puts it back together.
     """
 
     def __init__(self, build: Callable[[nnx.Rngs], Any]):

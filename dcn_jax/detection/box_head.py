@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
@@ -105,7 +106,7 @@ class BoxHead(nnx.Module):
 
     Raises:
       TypeError: A number is not an integer, or `rngs` is no `nnx.Rngs`.
-      ValueError: A number is less than 1.
+      ValueError: A number is less than 1, or `pool` is for maps at other strides.
     """
 
     def __init__(
@@ -127,6 +128,13 @@ class BoxHead(nnx.Module):
         num_classes = check_integer("num_classes", num_classes)
         features = check_integer("features", features)
         self.strides = tuple(check_integer("strides", stride) for stride in strides)
+        scales = pool.spatial_scale
+        scales = scales if isinstance(scales, tuple) else (scales,)
+        if not np.allclose([1 / scale for scale in scales], self.strides):
+            raise ValueError(
+                f"`pool` has spatial_scale {pool.spatial_scale}; expected 1 over each "
+                f"of `strides`, {self.strides}"
+            )
         x, y, width, height = box_weights
         self.box_weights = (x, y, width, height)
         self.pool = pool

@@ -30,10 +30,12 @@ class RoIHead(Protocol):
 
     Attributes:
       num_classes: L.
+      strides: Pixels of the image to one step of each level that it reads.
       box_weights: Multipliers of the code of a box.
     """
 
     num_classes: int
+    strides: tuple[int, ...]
     box_weights: tuple[float, float, float, float]
 
     def __call__(self, features: Features, rois: Float[Array, "N B 4"]) -> RoIOutput:

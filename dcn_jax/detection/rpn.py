@@ -116,7 +116,8 @@ class RPN(nnx.Module):
       in_features: C.
       strides: Pixels of the image to one step of each level.
       num_classes: L: 1 tells boxes from background, by one logit; more tell classes
-        apart, by one logit for each and one, the first, for the background.
+        apart, by one logit for each and one, the first, for the background. Proposals
+        have no class.
       features: Channels of the 3x3 convolution.
       anchor_sizes: Sides in pixels of the square anchors of the finest level; on a
         level that is k times as coarse they are k times as large.

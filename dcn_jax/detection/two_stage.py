@@ -7,7 +7,7 @@ Shape letters: N images, H W canvas, M ground-truth boxes, B RoIs of an image, D
 detections.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 from flax import nnx
@@ -23,6 +23,7 @@ from dcn_jax.detection.box_head import (
 )
 from dcn_jax.detection.mimic import Mimic, MimicTargets
 from dcn_jax.detection.records import Batch, Detections
+from dcn_jax.detection.roi_head import RepresentingHead, RoIHead
 from dcn_jax.detection.rpn import RPN, RPNOutput, RPNTargets
 from dcn_jax.trunk import Features, Trunk
 
@@ -41,20 +42,21 @@ class TwoStage(nnx.Module):
     Args:
       trunk: Images to levels.
       rpn: Levels to proposals, of one class.
-      roi: RoIs to classes and boxes, see `dcn_jax.detection.roi_head.RoIHead`.
+      roi: RoIs to classes and boxes.
       mimic: Feature mimicking, or None.
       sampling: Which RoIs the head is trained on.
       selection: Which boxes are detections.
 
     Raises:
-      ValueError: The RPN tells classes apart.
+      ValueError: The RPN tells classes apart, or a stage has other strides than the
+        neck that it reads.
     """
 
     def __init__(
         self,
         trunk: Trunk,
         rpn: RPN,
-        roi: Any,
+        roi: RoIHead,
         *,
         mimic: Mimic | None = None,
         sampling: RoISampling = RoISampling(),
@@ -65,6 +67,15 @@ class TwoStage(nnx.Module):
                 f"`rpn` has {rpn.num_classes} classes; expected 1, as its boxes are "
                 "proposals"
             )
+        for name, stage, strides in (
+            ("rpn", rpn, trunk.neck.rpn_strides),
+            ("roi", roi, trunk.neck.roi_strides),
+        ):
+            if tuple(stage.strides) != tuple(strides):
+                raise ValueError(
+                    f"`{name}` has strides {tuple(stage.strides)}; expected those of "
+                    f"the neck, {tuple(strides)}"
+                )
         self.trunk, self.rpn, self.roi = trunk, rpn, roi
         self.mimic: Mimic | None = nnx.data(mimic)
         self.sampling, self.selection = sampling, selection
@@ -103,13 +114,11 @@ class TwoStage(nnx.Module):
         seen = self.roi(features, targets.box.rois)
         losses |= box_losses(seen.logits, seen.deltas, targets.box)
         if self.mimic is not None and targets.mimic is not None:
+            # `Mimic` has refused a head without.
+            head, representation = cast(RepresentingHead, self.roi), seen.representation
+            assert representation is not None
             losses |= self.mimic.losses(
-                self.trunk,
-                self.roi,
-                features,
-                seen.representation,
-                targets.box,
-                targets.mimic,
+                self.trunk, head, features, representation, targets.box, targets.mimic
             )
         return losses
 

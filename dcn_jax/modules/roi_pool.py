@@ -34,9 +34,11 @@ class RoIPooling(Protocol):
 
     Attributes:
       output_size: (h, w).
+      spatial_scale: Size of the map over size of the image; of a pyramid, of each map.
     """
 
     output_size: tuple[int, int]
+    spatial_scale: float | tuple[float, ...]
 
     def __call__(
         self,

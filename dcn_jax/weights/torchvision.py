@@ -56,7 +56,8 @@ def init_from(module: nnx.Module, path: str | os.PathLike) -> InitReport:
     other parts of that model are not used.
 
     Args:
-      module: A `ResNet` with norm "frozen_bn", or a model that has one as `backbone`.
+      module: A `ResNet` with norm "frozen_bn", or a model that has one as `backbone` or
+        as `trunk.backbone`.
       path: .pth, .pt or .safetensors file.
 
     Returns:
@@ -69,7 +70,8 @@ def init_from(module: nnx.Module, path: str | os.PathLike) -> InitReport:
         one of another shape or type, has two ResNets, or belongs to another network;
         the message names the tensor and the file.
     """
-    backbone = getattr(module, "backbone", module)
+    owner = getattr(module, "trunk", module)
+    backbone = getattr(owner, "backbone", owner)
     if not isinstance(backbone, ResNet):
         raise TypeError(
             f"`module` is {type(module).__name__}; expected a ResNet, or a model with "

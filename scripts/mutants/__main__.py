@@ -34,7 +34,7 @@ def _judge(copy: Copy, library: str, mutant: Mutant) -> tuple[bool, list[str]]:
         good &= verdict == expected
         mark = "ok     " if verdict == expected else "ERROR  "
         lines.append(f"{mark} {mutant.name} ({check}): {verdict}. {how}".rstrip())
-    copy.apply(patch, reverse=True)
+    copy.take_back(patch)
     return good, lines
 
 

@@ -1,6 +1,7 @@
 """Plants a bug in a copy of the tree and runs a check on it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,18 +40,23 @@ class Copy:
                 shutil.copy(_ROOT / name, path / name)
         self._python = path / ".venv/bin/python"
 
-    def apply(self, patch: Path | None, *, reverse: bool = False) -> None:
-        """Applies a patch, or takes it back.
+    def apply(self, patch: Path | None) -> None:
+        """Applies a patch.
 
         Raises:
           PlantingFailed: The patch does not fit the sources.
         """
         if patch is None:
             return
-        options = ["--reverse"] if reverse else []
-        done = self._run(["git", "apply", "-p1", "-C1", *options, str(patch)])
+        done = self._run(["git", "apply", "-p1", "-C1", str(patch)])
         if done.returncode:
             raise PlantingFailed(f"{patch.name}: {_tail(done)}")
+
+    def take_back(self, patch: Path | None) -> None:
+        """Makes the files that a patch names what they were."""
+        if patch is not None:
+            for name in re.findall(r"^--- a/(\S+)", patch.read_text(), re.M):
+                shutil.copyfile(_ROOT / name, self._path / name)
 
     def verdict(self, library: str, check: str) -> tuple[str, str]:
         """Runs a check of `table`.
@@ -95,9 +101,12 @@ class Copy:
                 sysconfig.get_path("purelib") + "\n"
             )
         files = [f"tests/xla_ops/{name}" for name in check.split()]
-        return self._run(
+        done = self._run(
             [str(self._python), "-m", "pytest", "-n", "0", "-x", "-q", *files]
         )
+        if done.returncode > 1:  # of pytest itself, as where a file is missing
+            raise PlantingFailed(_tail(done))
+        return done
 
     def _build(self, name: str, target: str, *, sanitizers: str = "") -> None:
         build = self._path / "build" / name
@@ -112,7 +121,10 @@ class Copy:
             )
             if done.returncode:
                 raise PlantingFailed(_tail(done))
-        done = self._run(["ninja", "-C", str(build), "-j2", target])
+        try:
+            done = self._run(["ninja", "-C", str(build), "-j2", target])
+        except subprocess.TimeoutExpired as error:
+            raise PlantingFailed(f"not built in {_LONGEST_S} s") from error
         if done.returncode:
             raise PlantingFailed(_tail(done))
 

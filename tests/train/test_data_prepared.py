@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.support import launch
+from tests.support import coco_folder, launch
 from train.data import make_source, train_loader
 from train.data.source import Source
 

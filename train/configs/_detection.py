@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
     model.neck = arguments_of(DilatedConv5)
     model.rpn = arguments_of(RPN)
     # Proposals are of one class.
-    del model.rpn.num_classes
+    del model.rpn["num_classes"]
     set_pool_layer(config, "DeformRoIPool")
     model.box = arguments_of(BoxHead)
     model.sampling = arguments_of(RoISampling)
@@ -147,7 +147,15 @@ def check(config: ConfigDict) -> None:
     """
     defaults = get_config()
     model = config.get("model")
-    layer = model.get("pool_layer") if isinstance(model, ConfigDict) else None
+    model = model if isinstance(model, ConfigDict) else ConfigDict()
+    layer, found = model.get("pool_layer"), model.get("pool")
     if isinstance(layer, str) and layer in POOL_LAYERS:
         set_pool_layer(defaults, layer)
+        fields = defaults.model.pool
+        if isinstance(found, ConfigDict) and set(found) != set(fields):
+            raise ValueError(
+                f"`model.pool_layer` is {layer!r}, and `model.pool` has the fields of "
+                f"another layer; expected {', '.join(fields)}, as `set_pool_layer` of "
+                f"train.configs._detection puts there."
+            )
     check_config(config, defaults, RULES, ORDERED)

@@ -160,11 +160,14 @@ class _TrainBatches(grain.sources.RandomAccessDataSource):
             )
         ]
         rows = [
-            {"images": _placed(example.image, geometry)}
-            | self._targets(example, geometry)
+            self._targets(example, geometry)
             for example, geometry in zip(examples, geometries, strict=True)
         ]
         arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        if taken := arrays.keys() & {"images", "sizes"}:
+            raise ValueError(f"`targets` has {sorted(taken)}, which the loader makes")
+        images = map(_placed, (example.image for example in examples), geometries)
+        arrays["images"] = np.stack(list(images))
         return arrays | {"sizes": plan.size[batch, self._rows].astype(np.int32)}
 
 

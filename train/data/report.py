@@ -13,7 +13,7 @@ def training_line(
     Args:
       source: The split.
       split: Its name.
-      max_boxes: As in `train_loader`.
+      max_boxes: As the field of the section `data`.
       skip_empty: Likewise.
     """
     total = len(source)

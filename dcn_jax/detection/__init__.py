@@ -1,0 +1,1 @@
+"""Stages of detectors: proposals, heads, mimicking, and what wires them."""
