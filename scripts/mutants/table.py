@@ -167,6 +167,11 @@ _CUDA = (
     Mutant("places among those kept one too high", ("nms plain",)),
     Mutant("outputs behind 512 not written", ("nms plain",)),
     Mutant("blocks behind 512 not cleared", ("nms plain",)),
+    Mutant("RoIs read the map of the first level", ("roi_pool plain",)),
+    Mutant("map sizes of the first level", ("roi_pool plain",)),
+    Mutant("RoIs of other levels", ("roi_pool plain",)),
+    Mutant("window of the first level in the gradient", ("roi_pool plain",)),
+    Mutant("tiles of two levels overlap", ("roi_pool plain",)),
 )
 
 _CPU = (
