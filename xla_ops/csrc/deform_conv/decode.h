@@ -4,7 +4,6 @@
 #define XLA_OPS_DEFORM_CONV_DECODE_H_
 
 #include <cstdint>
-#include <optional>
 
 #include "deform_conv/geometry.h"
 #include "ffi/buffers.h"
