@@ -143,7 +143,7 @@ def test_cases_can_be_sent_and_picked():
 def test_the_loader_is_measured_on_both_data_sets(tmp_path):
     found = {}
     for title, config in loader.configurations(tmp_path, images=3).items():
-        source = inputs.open_source(config, config.data.train_split)
+        source = inputs.open_source(config, loader.TASK, config.data.train_split)
         assert source.num_boxes.sum() >= 3
         speed = loader.images_a_second(config, source, images=2)
         assert speed > 0

@@ -161,7 +161,7 @@ def test_a_thread_that_nobody_ends_is_not_waited_for():
 import threading
 from train import cli
 
-def main(arguments):
+def main(arguments, task):
     with interrupt.Interrupts():
         threading.Thread(target=threading.Event().wait).start()
         ready()
