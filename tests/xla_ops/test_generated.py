@@ -342,7 +342,13 @@ def test_the_wide_layers_are_of_every_kind():
             assert {1, 2} <= last, (dtype, lanes)
 
 
-@pytest.mark.parametrize("batch", range(BATCHES))
+def some_fast(batches, fast):
+    """All batches; the first are in the fast suite, the rest in the slow."""
+    slow = [pytest.param(i, marks=pytest.mark.slow) for i in range(fast, batches)]
+    return [*range(fast), *slow]
+
+
+@pytest.mark.parametrize("batch", some_fast(BATCHES, 7))
 def test_layers(batch):
     for index in range(LAYERS_IN_BATCH):
         layer = draw(batch * LAYERS_IN_BATCH + index)
@@ -350,7 +356,7 @@ def test_layers(batch):
             check(layer)
 
 
-@pytest.mark.parametrize("batch", range(WIDE_BATCHES))
+@pytest.mark.parametrize("batch", some_fast(WIDE_BATCHES, 1))
 def test_wide_layers(batch):
     for index in range(WIDE_LAYERS_IN_BATCH):
         layer = draw_wide(batch * WIDE_LAYERS_IN_BATCH + index)
