@@ -169,20 +169,20 @@ class Mimic(nnx.Module):
         rois = rois.astype(images.dtype)
         patches = crop_patches(images, rois, features.sizes, crop_size=size)
         patches = patches.reshape(num_images * count, size, size, 3)
-        trunk, head = _with_weights_apart(trunk), _with_weights_apart(head)
+        features = _with_weights_apart(trunk).levels_of(patches, None)
         whole = jnp.asarray([0, 0, size, size], rois.dtype)
         whole = jnp.broadcast_to(whole[None, None], (num_images * count, 1, 4))
-        x = head.represent(trunk.levels_of(patches, None), whole)
+        x = head.represent(features, whole)
         return x.reshape(num_images, count, x.shape[-1])
 
 
-def _with_weights_apart(module: Any) -> Any:
-    """The same module; XLA does not see that its weights are the same.
+def _with_weights_apart(trunk: Trunk) -> Trunk:
+    """The same trunk; XLA does not see that its weights are the same.
 
     Otherwise XLA joins 1x1 convolutions of the images with those of the crops, for
     a GPU, and copies the maps of both, forward and backward, beside one another.
     """
-    graph, state = nnx.split(module)
+    graph, state = nnx.split(trunk)
     return nnx.merge(graph, jax.lax.optimization_barrier(state))
 
 
