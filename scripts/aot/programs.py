@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from scripts.aot.machines import Machine
 from scripts.aot.operators import lower_nms, operators
-from scripts.train_step import abstract_batch, make_detection, make_step
+from scripts.benchmark.train_step import abstract_batch, make_detection, make_step
 from train import sharding
 from train.config_dict import ConfigDict
 from train.configs import coco_faster_rcnn, digits

@@ -6,6 +6,8 @@ Commands, each `python -m scripts.benchmark.NAME`:
     step      a train step of the paper's detector
     loader    images that the training loader reads, with and without worker processes
 
+`train_step` makes the step of a configuration for `step`, and for scripts.aot.
+
 What `ops` is made of:
 
     layers                   sizes of the paper's ResNet-50

@@ -15,7 +15,7 @@ import numpy as np
 
 from dcn_jax.detection.records import Batch
 from scripts.benchmark.layers import CANVAS
-from scripts.train_step import make_step
+from scripts.benchmark.train_step import make_step
 from train import sharding
 from train.configs import coco_faster_rcnn
 

@@ -10,7 +10,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from scripts.fuzz_files.bounded import Bounds
-from train.data import coco_annotations, examples
+from train.data import examples
+from train.data.sets import coco_annotations
 
 SUFFIXES = (".json",)
 REFUSALS = (ValueError,)

@@ -21,7 +21,7 @@ from scripts.gpu_check.results import RESULTS
 from scripts.gpu_check.runner import CUT_SHORT, seconds_left
 
 FOLDER = "tests/xla_ops"
-GENERATED = f"{FOLDER}/test_generated.py"
+GENERATED = f"{FOLDER}/deform_conv/test_generated.py"
 # Tests of the plain jnp form alone: it is the same everywhere.
 _NO_REFERENCE = "not (reference- or -reference or [reference])"
 _SELECTIONS = {
@@ -32,14 +32,18 @@ _SELECTIONS = {
 # A dry run shows that pytest is started well, not what it finds.
 _FEW = {
     "golden": (
-        [f"{FOLDER}/test_deform_conv.py"], "golden and ffi-float32 and (basic or edge)"
+        [f"{FOLDER}/deform_conv/test_deform_conv.py"],
+        "golden and ffi-float32 and (basic or edge)",
     ),
     "others": (
-        [f"{FOLDER}/test_{name}.py" for name in ("deform_conv_errors", "roi_sharding")],
+        [
+            f"{FOLDER}/deform_conv/test_deform_conv_errors.py",
+            f"{FOLDER}/roi/test_roi_sharding.py",
+        ],
         "shape or shard_map",
     ),
     "generated": ([GENERATED], "test_layers and [0]"),
-}  # fmt: skip
+}
 # To stop pytest, and to write the report.
 _RESERVE = 4
 _WORKERS = 14
@@ -49,7 +53,7 @@ def without_hypothesis() -> list[str]:
     """Test files that cannot be imported where hypothesis is not installed."""
     if importlib.util.find_spec("hypothesis"):
         return []
-    files = sorted(Path(FOLDER).glob("test_*.py"))
+    files = sorted(Path(FOLDER).rglob("test_*.py"))
     return [str(f) for f in files if "from hypothesis import" in f.read_text()]
 
 

@@ -184,22 +184,22 @@ _CPU = (
     Mutant("outputs of nms behind the last are not written", ("fuzz",)),
     Mutant(
         "too few adaptive samples are looked at",
-        ("test_roi_adaptive.py",),
+        ("roi/test_roi_adaptive.py",),
     ),
-    Mutant("the last adaptive sample is lost", ("test_roi_adaptive.py",)),
-    Mutant("adaptive samples begin one too late", ("test_roi_adaptive.py",)),
+    Mutant("the last adaptive sample is lost", ("roi/test_roi_adaptive.py",)),
+    Mutant("adaptive samples begin one too late", ("roi/test_roi_adaptive.py",)),
     Mutant(
         "an adaptive sample at the far border does not count",
-        ("test_roi_adaptive.py",),
+        ("roi/test_roi_adaptive.py",),
     ),
     Mutant("the pool counts without its lock", ("thread",)),
     Mutant("workers share their scratch", ("thread",)),
     Mutant("the caller does not wait for the last chunk", ("thread",)),
-    Mutant("a sample at -1 is outside", ("test_deform_conv.py",)),
+    Mutant("a sample at -1 is outside", ("deform_conv/test_deform_conv.py",)),
     Mutant("a row behind the map is read", ("address",)),
     Mutant(
         "the derivative at pixels is the left one",
-        ("test_deform_conv.py",),
+        ("deform_conv/test_deform_conv.py",),
     ),
     Mutant("bfloat16 is cut, not rounded", ("test_half_precision.py",)),
     Mutant(
@@ -208,42 +208,42 @@ _CPU = (
     ),
     Mutant(
         "a second segment overwrites the offset's gradient",
-        ("test_deform_conv_shapes.py test_generated.py",),
+        ("deform_conv/test_deform_conv_shapes.py deform_conv/test_generated.py",),
     ),
     Mutant(
         "the last partial sum is lost",
-        ("test_deform_conv_shapes.py test_generated.py",),
+        ("deform_conv/test_deform_conv_shapes.py deform_conv/test_generated.py",),
     ),
     Mutant(
         "the kernel of the first image, backward",
-        ("test_deform_conv_transforms.py test_transforms.py",),
+        ("deform_conv/test_deform_conv_transforms.py test_transforms.py",),
     ),
     Mutant("scratch of taps is one short", ("address",)),
     Mutant(
         "RoIs read the map of the first level",
-        ("test_roi_pool.py test_roi_derivatives.py",),
+        ("roi/test_roi_pool.py roi/test_roi_derivatives.py",),
     ),
     Mutant(
         "padding of a map counts",
-        ("test_roi_pool.py test_roi_derivatives.py",),
+        ("roi/test_roi_pool.py roi/test_roi_derivatives.py",),
     ),
     Mutant(
         "a class overwrites the mask's gradient",
-        ("test_ps_roi_pool.py test_ps_roi_golden.py",),
+        ("roi/test_ps_roi_pool.py roi/test_ps_roi_golden.py",),
     ),
     Mutant(
         "boxes of other classes suppress",
-        ("test_nms.py test_roi_sizes.py",),
+        ("non_max_suppression/test_nms.py",),
     ),
-    Mutant("an IoU at the threshold suppresses", ("test_nms.py",)),
-    Mutant("the later of equal scores first", ("test_nms.py",)),
+    Mutant("an IoU at the threshold suppresses", ("non_max_suppression/test_nms.py",)),
+    Mutant("the later of equal scores first", ("non_max_suppression/test_nms.py",)),
     Mutant(
         "the last of equal maxima",
-        ("test_max_roi_pool.py test_max_roi_pool_derivatives.py",),
+        ("roi/test_max_roi_pool.py roi/test_max_roi_pool_derivatives.py",),
     ),
     Mutant(
         "NaN is no maximum",
-        ("test_max_roi_pool.py test_max_roi_pool_derivatives.py",),
+        ("roi/test_max_roi_pool.py roi/test_max_roi_pool_derivatives.py",),
     ),
     Mutant("the mask's shape is not checked", ("address",)),
 )

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.support.backend import quick_jit
 from tests.support.tiny_detector import make_detector, tiny_batch
 
 # Half the distance between the two sides: small enough that hardly a ReLU of the
@@ -87,9 +86,7 @@ def derivatives():
         def merged(params):
             return nnx.merge(graph, params, rest)
 
-        targets = quick_jit(lambda p: merged(p).targets(batch, jax.random.key(0)))(
-            params
-        )
+        targets = jax.jit(lambda p: merged(p).targets(batch, jax.random.key(0)))(params)
         assert targets.mimic.valid.any() and (targets.rpn.labels > 0).any()
 
         def total(params, targets):
@@ -97,8 +94,8 @@ def derivatives():
                 merged(params).losses(batch, jax.random.key(0), targets).values()
             )
 
-        loss = quick_jit(total)
-        gradient = quick_jit(jax.grad(total))(params, targets)
+        loss = jax.jit(total)
+        gradient = jax.jit(jax.grad(total))(params, targets)
         gradient = dict(nnx.to_flat_state(gradient))
         variables = dict(nnx.to_flat_state(params))
         results = {}

@@ -6,7 +6,6 @@ import pytest
 from dcn_jax.detection import mimic
 from dcn_jax.detection.box_head import BoxTargets
 from dcn_jax.detection.mimic import crop_patches
-from tests.support.backend import quick_jit
 from tests.support.tiny_detector import tiny_batch, tiny_detector
 
 # One compilation in place of one for each operation.
@@ -126,7 +125,7 @@ def test_a_crop_of_the_whole_image_has_the_features_of_the_image():
     batch = tiny_batch(images=1, height=32, width=32)
     whole = jnp.asarray([[[0, 0, 32, 32]]], jnp.float32)
 
-    @quick_jit
+    @jax.jit
     def both(model):
         features = model.features(batch.images, batch.sizes)
         alone = model.roi.represent(features, whole)

@@ -11,7 +11,6 @@ from dcn_jax.backbones import ResNet, resnet50, resnet101
 from dcn_jax.modules import DeformConv
 from dcn_jax.modules.norm import FrozenStat
 from dcn_jax.weights import init_from
-from tests.support.backend import quick_jit
 from tests.support.tiny_detector import filled, tiny_backbone
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "resnet_bottleneck_1111.npz"
@@ -34,7 +33,7 @@ def test_equals_torchvision(tmp_path):
     save_file(weights, path)
     model = filled(lambda: ResNet((1, 1, 1, 1), width_per_group=8, rngs=nnx.Rngs(0)))
     init_from(model, path)
-    for ours, theirs in zip(quick_jit(model)(x).values(), expected, strict=True):
+    for ours, theirs in zip(jax.jit(model)(x).values(), expected, strict=True):
         np.testing.assert_allclose(
             np.asarray(ours).transpose(0, 3, 1, 2),
             theirs,
@@ -103,10 +102,10 @@ def test_padding_changes_nothing(norm):
         bias = layer[0].conv2.offset_conv.bias
         bias[...] = jax.random.normal(jax.random.key(1), bias.shape)
     x = jax.random.normal(jax.random.key(0), (2, 41, 50, 3))
-    exact = quick_jit(model)(x)
+    exact = jax.jit(model)(x)
     garbage = jnp.pad(x, ((0, 0), (0, 23), (0, 14), (0, 0)), constant_values=9.0)
     sizes = jnp.full((2, 2), jnp.asarray([41, 50], jnp.int32))
-    for name, padded in quick_jit(model)(garbage, sizes).items():
+    for name, padded in jax.jit(model)(garbage, sizes).items():
         h, w = exact[name].shape[1:3]
         np.testing.assert_allclose(padded[:, :h, :w], exact[name], atol=2e-5)
         assert not padded[:, h:].any() and not padded[:, :, w:].any()
@@ -114,7 +113,7 @@ def test_padding_changes_nothing(norm):
 
 def test_an_image_without_pixels_is_finite():
     model = tiny_backbone()
-    maps = quick_jit(model)(jnp.ones((1, 32, 32, 3)), jnp.zeros((1, 2), jnp.int32))
+    maps = jax.jit(model)(jnp.ones((1, 32, 32, 3)), jnp.zeros((1, 2), jnp.int32))
     assert all(jnp.isfinite(v).all() for v in maps.values())
 
 
@@ -147,7 +146,7 @@ def test_frozen_stages_are_not_differentiated(frozen_stages):
 
 def test_reduced_precision_keeps_parameters():
     model = tiny_backbone(dtype=jnp.bfloat16, deform_blocks=(0, -1, -1, -1))
-    maps = quick_jit(model)(jnp.ones((1, 32, 32, 3)), jnp.full((1, 2), 30, jnp.int32))
+    maps = jax.jit(model)(jnp.ones((1, 32, 32, 3)), jnp.full((1, 2), 30, jnp.int32))
     assert {v.dtype for v in maps.values()} == {jnp.dtype(jnp.bfloat16)}
     params = nnx.state(model, nnx.Param)
     assert {v.dtype for v in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}

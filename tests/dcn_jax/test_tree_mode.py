@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.support.backend import quick_jit
 from tests.support.tiny_detector import make_detector, tiny_batch, tiny_detector
 
 
@@ -28,7 +27,7 @@ def test_a_detector_is_made_split_and_differentiated_in_tree_mode(tree_mode):
         losses = nnx.merge(graph, params, rest).losses(batch, jax.random.key(0))
         return sum(losses.values())
 
-    gradients = jax.tree.leaves(quick_jit(jax.grad(loss))(params))
+    gradients = jax.tree.leaves(jax.jit(jax.grad(loss))(params))
     assert len(gradients) == len(jax.tree.leaves(params))
     assert all(np.isfinite(g).all() for g in gradients)
     assert sum(float(np.abs(g).max()) > 0 for g in gradients) > len(gradients) / 2

@@ -13,7 +13,6 @@ from dcn_jax.explain import offset_health
 from dcn_jax.modules import DeformRoIPool, RoIAlign, RoIPool
 from dcn_jax.networks import faster_rcnn
 from dcn_jax.trunk import Trunk
-from tests.support.backend import quick_jit
 from tests.support.tiny_detector import make_detector, tiny_batch, tiny_detector
 
 DETECTOR_LOSSES = {"rpn_class", "rpn_box", "class", "box"}
@@ -23,7 +22,7 @@ def step(model):
     """A compiled function: batch to losses and the gradient of their sum."""
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
-    @quick_jit
+    @jax.jit
     def run(params, rest, batch):
         def total(params):
             model = nnx.merge(graph, params, rest)
@@ -61,7 +60,7 @@ def test_padding_changes_no_detection():
         model.roi.pool.offset_fc.bias,
     ):
         bias[...] = jax.random.normal(jax.random.key(1), bias.shape)
-    detect = quick_jit(lambda model, images, sizes: model.predict(images, sizes))
+    detect = jax.jit(lambda model, images, sizes: model.predict(images, sizes))
     batch = tiny_batch(images=2, height=50, width=41)
     exact = detect(model, batch.images, batch.sizes)
     canvas = jnp.pad(
@@ -86,7 +85,7 @@ def test_targets_hold_the_decisions_that_the_losses_take():
     model = tiny_detector(pool_layer=RoIAlign, mimic={"crop_size": 16})
     batch = tiny_batch()
 
-    @quick_jit
+    @jax.jit
     def both(model, key):
         targets = model.targets(batch, key)
         return model.losses(batch, key), model.losses(batch, key, targets)
@@ -123,7 +122,7 @@ def test_offset_health():
         return offset_health(model, lambda m: m.features(batch.images, batch.sizes))
 
     deformable = tiny_detector({"deform_blocks": (0, 0, 0, -1)})
-    statistics = quick_jit(health)(deformable)
+    statistics = jax.jit(health)(deformable)
     assert set(statistics) == {"offset/mean_abs", "offset/outside", "offset/dead"}
     assert statistics["offset/mean_abs"] == 0
     assert jax.eval_shape(health, tiny_detector()) == {}

@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tests.support.backend import quick_jit
 from tests.support.tiny_detector import tiny_batch, tiny_detector
 
 # Anything that moves pieces of arrays between devices; an all-reduce adds them.
@@ -51,7 +50,7 @@ def test_losses_and_gradient_move_nothing_and_are_those_of_one_device(
     batch, key = tiny_batch(images=8), jax.random.key(0)
     batch = batch._replace(valid=batch.valid.at[5].set(False))
     sharded = (
-        quick_jit(run, in_shardings=(everywhere, everywhere, split, everywhere))
+        jax.jit(run, in_shardings=(everywhere, everywhere, split, everywhere))
         .lower(params, rest, batch, key)
         .compile()
     )
@@ -64,7 +63,7 @@ def test_losses_and_gradient_move_nothing_and_are_those_of_one_device(
         jax.device_put(batch, split),
         jax.device_put(key, everywhere),
     )
-    expected_gradient, expected = quick_jit(run)(params, rest, batch, key)
+    expected_gradient, expected = jax.jit(run)(params, rest, batch, key)
     for name, value in expected.items():
         np.testing.assert_allclose(losses[name], value, rtol=1e-9)
     for ours, theirs in zip(
@@ -77,7 +76,7 @@ def test_detection_moves_nothing(detector, shardings):
     everywhere, split = shardings
     batch = tiny_batch(images=8)
     text = (
-        quick_jit(
+        jax.jit(
             lambda model, images, sizes: model.predict(images, sizes),
             in_shardings=(everywhere, split, split),
         )

@@ -1,6 +1,5 @@
-"""What the tests run on, and how they compile for it."""
+"""What the tests run on."""
 
-import functools
 import os
 
 import jax
@@ -9,16 +8,6 @@ import jax
 GPU = jax.default_backend() == "gpu"
 CUDA = GPU or os.environ.get("XLA_OPS_EMULATE_CUDA") == "1"
 PLATFORM = "cuda" if GPU else "cpu"
-
-# The reference's many small fusions compile three times as fast like this. XLA cannot
-# do without optimisation for a GPU.
-FAST_COMPILE: dict = {} if GPU else {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11) and not GPU:
-    # Newer XLA has no such option.
-    FAST_COMPILE["xla_cpu_use_fusion_emitters"] = False
-
-# jax.jit for a program that runs once or twice.
-quick_jit = functools.partial(jax.jit, compiler_options=FAST_COMPILE)
 
 
 def on_cpu():

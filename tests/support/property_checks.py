@@ -7,8 +7,6 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from tests.support.backend import FAST_COMPILE
-
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 many = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
@@ -19,9 +17,7 @@ EXACT = 5e-6
 
 def compiled(operator, **options):
     """Eager calls would compile each small step on its own."""
-    return jax.jit(
-        functools.partial(operator, **options), compiler_options=FAST_COMPILE
-    )
+    return jax.jit(functools.partial(operator, **options))
 
 
 def same(actual, expected, tolerance=EXACT):

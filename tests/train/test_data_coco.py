@@ -12,7 +12,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tests.support import coco_folder
-from train.data import coco_annotations, eval_loader, examples, make_source
+from train.data import eval_loader, examples, make_source
+from train.data.sets import coco_annotations
 from train.data.source import Source
 
 SPLIT = "train2017"

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from train.data import deformed_digits, digit_scenes, make_source
-from train.data.deformed_digits import make_example, plan_split, source_indices
+from train.data import make_source
+from train.data.sets import deformed_digits, digit_scenes
+from train.data.sets.deformed_digits import make_example, plan_split, source_indices
 
 COUNT = 12
 

@@ -11,7 +11,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from tests.support import coco_folder
-from train.data import coco_annotations, coco_masks
+from train.data.sets import coco_annotations, coco_masks
 
 HEIGHT, WIDTH = 96, 128
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backend import FAST_COMPILE
 from xla_ops import (
     deform_conv2d,
     deform_ps_roi_pool,
@@ -34,7 +33,7 @@ def pull_back(function, cotangent, *arguments):
         output, gradients = jax.vjp(function, *arguments)
         return output, gradients(cotangent)
 
-    return jax.jit(run, compiler_options=FAST_COMPILE)(cotangent, *arguments)
+    return jax.jit(run)(cotangent, *arguments)
 
 
 @HALF

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.backend import FAST_COMPILE, on_cpu
+from tests.support.backend import on_cpu
 from tests.support.deform_conv import random_case
 from tests.support.property_checks import PAIRS, SEEDS, compiled, few, many, same
 from xla_ops import deform_conv2d, nms
@@ -82,7 +82,7 @@ def test_the_gradient_is_the_transpose(layer, seed):
     """<A x, g> = <x, A' g>, for each argument that the output is linear in."""
     arguments, options = layer
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def run(arguments, g):
         y, pull_back = jax.vjp(lambda *a: deform_conv2d(*a, **options), *arguments)
         return y, pull_back(g)

@@ -6,7 +6,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.support import operators
-from tests.support.backend import FAST_COMPILE
 from tests.support.comparison import relative_error
 
 MESHES = pytest.mark.parametrize(
@@ -36,7 +35,7 @@ def test_gradients_on_an_explicit_mesh(name, axes, split):
     with jax.set_mesh(mesh):
         arguments = put(row, mesh, split)
         assert jax.typeof(row.output(*arguments)).sharding.spec[0] == split[0]
-        run = jax.jit(row.gradients, compiler_options=FAST_COMPILE)
+        run = jax.jit(row.gradients)
         actual = run(*arguments)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert relative_error(a, b) < 2e-6

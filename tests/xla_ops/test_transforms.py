@@ -21,7 +21,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.support import operators
-from tests.support.backend import FAST_COMPILE
 from tests.support.comparison import relative_error
 from tests.support.deform_conv import BACKWARD_CALLS, FORWARD_CALLS
 from xla_ops import deform_conv2d
@@ -31,7 +30,7 @@ KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 
 
 def fast_jit(function, **options):
-    return jax.jit(function, compiler_options=FAST_COMPILE, **options)
+    return jax.jit(function**options)
 
 
 def flat(row):

@@ -12,14 +12,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from train.data import examples, prepared, transforms
-from train.data.coco_instances import CocoInstances, CocoInstancesConfig
-from train.data.deformed_digits import DeformedDigits, DeformedDigitsConfig
+from train.data.sets import DATA_SETS
 from train.rules import check_fields, rule_of_type
 
-_BUILDERS = {
-    "deformed_digits": (DeformedDigits, DeformedDigitsConfig),
-    "coco_instances": (CocoInstances, CocoInstancesConfig),
-}
 # Fields of their configurations that are arguments of `make_source`.
 _OF_MAKE_SOURCE = {"split", "max_pixels", "upright"}
 
@@ -172,9 +167,9 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 
 def _classes(name: str) -> tuple[type, type]:
     """Returns the builder of a data set, and its configuration."""
-    if name not in _BUILDERS:
-        raise ValueError(f"`name` is {name!r}; expected one of {', '.join(_BUILDERS)}")
-    return _BUILDERS[name]
+    if name not in DATA_SETS:
+        raise ValueError(f"`name` is {name!r}; expected one of {', '.join(DATA_SETS)}")
+    return DATA_SETS[name]
 
 
 class DataSet:
@@ -196,9 +191,9 @@ class DataSet:
     ):
         """Looks for the split; see `make_source`."""
         self._builder_class, config_class = _classes(name)
-        if name == "coco_instances":
-            fields = {"split": split, "max_pixels": max_pixels, "upright": upright}
-            options = {**fields, **options}
+        arguments = {"split": split, "max_pixels": max_pixels, "upright": upright}
+        fields = {field.name for field in dataclasses.fields(config_class)}
+        options = {k: v for k, v in arguments.items() if k in fields} | options
         try:
             self._config = config_class(**options)
         except TypeError as error:
@@ -245,13 +240,13 @@ def make_source(
     """Opens a data set, and prepares it first where `data_dir` does not hold it yet.
 
     Args:
-      name: "deformed_digits" or "coco_instances".
+      name: One of `DATA_SETS`.
       split: Split to read.
       data_dir: Where prepared data sets are kept; created if missing.
       max_pixels: Larger images (height * width) are refused before they are decoded.
       upright: Whether photographs are turned as their orientation tag says, because
         the annotations mean them so. COCO's mean the stored pixels.
-      **options: Fields of `DeformedDigitsConfig` or `CocoInstancesConfig`.
+      **options: Fields of the data set's configuration.
 
     Raises:
       ValueError: If a name, option, image or annotation is wrong.

@@ -33,9 +33,13 @@ constexpr int64_t kSumsPadding = 16;
 
 namespace cuda {
 
-// Warps of a block work on their own in the forward pass, and have a row of pixels each in the
-// gradients of maps, whose tiles have as many columns.
-constexpr int kRoiThreads = 256;
+// Gradients of maps are summed in tiles of this side: a large one looks at each RoI seldom, and
+// keeps as many sums of each thread in registers.
+constexpr int kTileSide = 8;
+// A warp of 32 threads for each row of a tile. In the forward pass warps work on their own.
+constexpr int kRoiThreads = 32 * kTileSide;
+// Bins that are looked at together for a tile: two threads, one for each axis, have a bin.
+constexpr int kTileCells = kRoiThreads / 2;
 // Blocks on a multiprocessor that leave a thread the registers it needs: up to 128.
 constexpr int kRoiBlocks = 2;
 

@@ -1,4 +1,4 @@
-// How the kernels of deform_conv2d cut their work, and where samples lie.
+// Patches of output positions as blocks of threads, and where their samples lie.
 #ifndef XLA_OPS_DEFORM_CONV_CUDA_TILE_H_
 #define XLA_OPS_DEFORM_CONV_CUDA_TILE_H_
 

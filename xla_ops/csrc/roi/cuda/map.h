@@ -53,6 +53,7 @@ __device__ __forceinline__ bool is_finite_box(const A* box) {
 
 // Warps of a block that work on their own.
 constexpr int kRoiWarps = kRoiThreads / simt::kWarp;
+static_assert(kRoiWarps == kTileSide, "a warp has a row of a tile");
 
 inline int64_t blocks_of_warps(int64_t warps) { return (warps + kRoiWarps - 1) / kRoiWarps; }
 

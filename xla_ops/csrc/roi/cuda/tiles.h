@@ -9,12 +9,6 @@
 namespace xla_ops {
 namespace cuda {
 
-// A tile has a row of pixels for each warp, and as many columns.
-constexpr int kTileSide = kRoiWarps;
-
-// Bins that are looked at together: two threads, one for each axis, have a bin.
-constexpr int kTileCells = kRoiThreads / 2;
-
 // Tiles of all maps. The last map goes first: on a coarse one each tile has
 // many bins.
 struct RoiTiling {

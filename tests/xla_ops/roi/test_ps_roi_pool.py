@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from tests.support.backend import FAST_COMPILE, on_cpu
+from tests.support.backend import on_cpu
 from tests.support.comparison import relative_error
 from tests.support.ps_roi import CALLS, random_case
 from xla_ops import deform_ps_roi_pool, ps_roi_align, ps_roi_pool, roi_align
@@ -23,9 +23,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def compiled(function, **settings):
-    return jax.jit(
-        functools.partial(function, **settings), compiler_options=FAST_COMPILE
-    )
+    return jax.jit(functools.partial(function, **settings))
 
 
 def leaves_of(*trees):
@@ -392,7 +390,7 @@ def test_hostile_offsets(implementation):
             implementation=implementation,
         )
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def value_and_gradients(x, offset):
         y, pull_back = jax.vjp(run, x, offset)
         return y, pull_back(jnp.ones_like(y))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from tests.support.backend import FAST_COMPILE
 from tests.support.comparison import relative_error
 from tests.support.deform_conv import BACKWARD_CALLS, FORWARD_CALLS, NAMES, random_case
 from xla_ops import deform_conv2d
@@ -21,10 +20,6 @@ SMALL = dict(batch=2, size=(3, 4), channels=2, features=2)
 def loss(*arguments, **options):
     """A scalar whose second derivatives are all there."""
     return jnp.sum(jnp.sin(deform_conv2d(*arguments, **options)))
-
-
-def fast_jit(function):
-    return jax.jit(function, compiler_options=FAST_COMPILE)
 
 
 def custom_calls(compiled):
@@ -58,7 +53,7 @@ def second_order(implementation):
         )(*arguments)
         return first, forward, reverse
 
-    return fast_jit(both_ways)
+    return jax.jit(both_ways)
 
 
 def test_hessian_vector_products(x64):
@@ -81,8 +76,8 @@ def test_third_order(x64):
         return loss(x, offset + t, kernel * (1 + t), mask)
 
     second = jax.grad(jax.grad(along))
-    third = fast_jit(jax.grad(second))
-    second = fast_jit(second)
+    third = jax.jit(jax.grad(second))
+    second = jax.jit(second)
     step = 1e-6
     numeric = (second(step) - second(-step)) / (2 * step)
     assert float(third(0.0)) == pytest.approx(float(numeric), rel=1e-6)
@@ -92,7 +87,7 @@ def test_jvp_of_the_reference():
     case = random_case(**SMALL)[:4]
     direction = random_case(**SMALL, seed=3)[:4]
     reference = functools.partial(loss, implementation="reference")
-    value, slope = fast_jit(lambda a, d: jax.jvp(reference, a, d))(case, direction)
+    value, slope = jax.jit(lambda a, d: jax.jvp(reference, a, d))(case, direction)
     gradient = jax.grad(loss, (0, 1, 2, 3))(*case)
     expected = sum(np.vdot(g, d) for g, d in zip(gradient, direction, strict=True))
     assert float(value) == pytest.approx(float(loss(*case)), rel=1e-5)
@@ -211,7 +206,7 @@ def test_vmap_of_the_gradient_where_there_is_nothing(mapped, images):
     for per_element in (kernels, None):
         axes = (0, 0, 0, None if per_element is None else 0)
         own = kernel if per_element is None else per_element
-        got = fast_jit(jax.vmap(gradients, axes))(*arguments, own)
+        got = jax.jit(jax.vmap(gradients, axes))(*arguments, own)
         like = (*arguments[:2], kernels, arguments[2])
         for gradient, argument in zip(got, like, strict=True):
             assert gradient.shape == argument.shape

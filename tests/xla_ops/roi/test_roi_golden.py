@@ -1,13 +1,10 @@
 """RoI pooling against vectors of torchvision and mmcv."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backend import FAST_COMPILE
 from tests.support.golden import GOLDEN
 from tests.support.roi import Images
 from xla_ops import deform_roi_pool, roi_align
@@ -51,7 +48,7 @@ def test_golden(file, implementation, bits):
             lambda x: jnp.asarray(x, dtype), (moving, rois, cotangent)
         )
 
-        @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+        @jax.jit
         def run(moving):
             def pool(input, offset=None, mask=None):
                 if "aligned" in golden:

@@ -23,7 +23,7 @@ import numpy as np
 
 from train.checkpoint import read_arrays
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Seconds that a launch may take.
 _PATIENCE = 1800
 SMALL_RUN = (

@@ -10,7 +10,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.support.backend import FAST_COMPILE
 from tests.support.roi import OUTPUT_SIZE, SCALES, random_case
 from xla_ops import deform_roi_pool, nms
 
@@ -94,7 +93,7 @@ def test_reference_on_an_explicit_mesh(case, expected):
         return y, kept
 
     with jax.set_mesh(mesh):
-        actual = jax.jit(run, compiler_options=FAST_COMPILE)(case)
+        actual = jax.jit(run)(case)
     assert_equal(actual, expected[1:])
 
 

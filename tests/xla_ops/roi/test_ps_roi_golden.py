@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backend import FAST_COMPILE
 from tests.support.golden import GOLDEN
 from tests.support.roi import Images
 from xla_ops import deform_ps_roi_pool, ps_roi_align, ps_roi_pool
@@ -86,7 +85,7 @@ def test_golden(file, implementation, bits):
         # pass adds to them: it is that of a larger map.
         differentiated = pool_padded if file.startswith("ps_roi_pool") else pool
 
-        @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+        @jax.jit
         def run(moving):
             _, pull_back = jax.vjp(lambda moving: differentiated(**moving), moving)
             return pool(**moving), pull_back(cotangent)[0]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backend import CUDA, FAST_COMPILE, PLATFORM, on_cpu
+from tests.support.backend import CUDA, PLATFORM, on_cpu
 from tests.support.comparison import relative_error
 from tests.support.deform_conv import (
     NAMES,
@@ -35,7 +35,6 @@ def compiled(implementation, options):
     )
     return jax.jit(
         functools.partial(value_and_pull_back, function),
-        compiler_options=FAST_COMPILE if implementation == "reference" else None,
     )
 
 
@@ -374,7 +373,7 @@ np.savez(sys.argv[1], _cpu.instruction_set(), *jax.tree.leaves(out))
 @pytest.mark.skipif(CUDA, reason="of the CPU's own kernels")
 @pytest.mark.parametrize("isa, threads", [("baseline", 2), ("avx2", 2), ("", 1)])
 def test_other_instruction_sets_and_one_thread(isa, threads, tmp_path):
-    path = str(Path(__file__).resolve().parents[2])
+    path = str(Path(__file__).resolve().parents[3])
     environment = dict(os.environ, PYTHONPATH=path, XLA_OPS_CPU_ISA=isa, XLA_FLAGS="")
     if threads == 1:
         environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.support.backend import CUDA, FAST_COMPILE
+from tests.support.backend import CUDA
 from tests.support.comparison import relative_error
 from tests.support.deform_conv import BACKWARD_CALLS, FORWARD_CALLS, random_case
 from xla_ops import deform_conv2d
@@ -58,9 +58,8 @@ def communication(text):
     return {name: count for name, count in counts.items() if count}
 
 
-def compile_and_run(function, arguments, **compiler_options):
-    function = jax.jit(function, compiler_options=compiler_options)
-    compiled = function.lower(*arguments).compile()
+def compile_and_run(function, arguments):
+    compiled = jax.jit(function).lower(*arguments).compile()
     text = compiled.as_text()
     calls = re.findall(r'custom_call_target="dcn_jax.deform_conv2d.(\w+)"', text)
     return communication(text), sorted(calls), compiled(*arguments)
@@ -249,11 +248,9 @@ def test_second_derivative(kind, case):
         return jax.jvp(jax.grad(loss), arguments, arguments)[1]
 
     with jax.set_mesh(mesh):
-        collectives, _, actual = compile_and_run(
-            product, place(mesh, case, SPECS), **FAST_COMPILE
-        )
+        collectives, _, actual = compile_and_run(product, place(mesh, case, SPECS))
     assert collectives == {}
-    _, _, expected = compile_and_run(product, case, **FAST_COMPILE)
+    _, _, expected = compile_and_run(product, case)
     assert relative_error(actual, expected) < 1e-5
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backend import FAST_COMPILE, on_cpu
+from tests.support.backend import on_cpu
 from tests.support.comparison import relative_error
 from xla_ops import deform_ps_roi_pool, deform_roi_pool
 
@@ -87,7 +87,7 @@ def test_every_sample_on_the_map_counts(implementation, cases):
                 implementation=implementation,
             )
 
-        @jax.jit(compiler_options=FAST_COMPILE)
+        @jax.jit
         def run(x, offset, g, pool=pool):
             y, pull_back = jax.vjp(pool, x, offset)
             return y, *pull_back(g)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backend import CUDA, FAST_COMPILE
+from tests.support.backend import CUDA
 from tests.support.deform_conv import NAMES, random_case, value_and_pull_back
 from tests.support.deform_conv_oracle import Window, value_and_gradients
 from xla_ops import deform_conv2d
@@ -77,7 +77,7 @@ def compiled(layout):
         y, gradients = value_and_pull_back(operator, arguments, cotangent)
         return y, *gradients
 
-    return jax.jit(run, compiler_options=FAST_COMPILE)
+    return jax.jit(run)
 
 
 def exact(layout, arrays):
@@ -207,7 +207,7 @@ def test_nothing_but_hostile_numbers(value):
 
 _OTHER_PROCESS = """
 import jax, numpy as np
-from tests.xla_ops import test_hostile_values as hostile
+from tests.xla_ops.deform_conv import test_hostile_values as hostile
 jax.config.update("jax_default_matmul_precision", "highest")
 count = 0
 for case in hostile.every_case():
@@ -242,7 +242,7 @@ print(count)
     ],
 )
 def test_the_process_lives(isa):
-    path = str(Path(__file__).resolve().parents[2])
+    path = str(Path(__file__).resolve().parents[3])
     done = subprocess.run(
         [sys.executable, "-c", _OTHER_PROCESS],
         env=dict(os.environ, PYTHONPATH=path, XLA_OPS_CPU_ISA=isa),

@@ -22,9 +22,10 @@ from typing import Any, NoReturn, cast
 import tensorflow_datasets as tfds
 
 from dcn_jax.quoting import one_line
-from train.data import coco_annotations, examples, transforms
+from train.data import examples, transforms
 from train.data.image_headers import read_header, turned_size
 from train.data.prepared import PreparedConfig
+from train.data.sets import coco_annotations
 
 # A decoded image of `max_pixels` and its decoder's memory are large.
 _THREADS = min(8, os.cpu_count() or 1)

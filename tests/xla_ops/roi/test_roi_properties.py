@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.backend import FAST_COMPILE
 from tests.support.property_checks import PAIRS, SEEDS, compiled, few, same
 from xla_ops import (
     deform_ps_roi_pool,
@@ -125,12 +124,12 @@ class Pooling(NamedTuple):
 
     def run(self):
         """The jitted operator."""
-        return jax.jit(self.call, compiler_options=FAST_COMPILE)
+        return jax.jit(self.call)
 
     def value_and_gradients(self, cotangent):
         """The result, and the gradients of the features and of `moves`."""
 
-        @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+        @jax.jit
         def run(features, moves):
             y, pull_back = jax.vjp(
                 lambda x, moves: self.call(x, self.rois, **moves), features, moves

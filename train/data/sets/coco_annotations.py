@@ -11,7 +11,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from dcn_jax.quoting import one_line, quoted
 from dcn_jax.regular_file import open_regular
-from train.data import coco_masks, transforms
+from train.data import transforms
+from train.data.sets import coco_masks
 
 # Of the mistakes in a data set, so many are written out.
 SHOWN = 10

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backend import FAST_COMPILE
+from tests.support.backend import on_cpu
 from tests.support.golden import GOLDEN
 from xla_ops import nms
 
@@ -18,7 +18,7 @@ BOTH = pytest.mark.parametrize("implementation", ["ffi", "reference"])
 
 
 def compiled(**settings):
-    return jax.jit(functools.partial(nms, **settings), compiler_options=FAST_COMPILE)
+    return jax.jit(functools.partial(nms, **settings))
 
 
 def kept(result):
@@ -226,9 +226,7 @@ def test_half_precision_and_no_gradient(implementation):
         indices, valid = run(boxes, scores)
         return jnp.where(valid, scores[indices], 0).sum(), (indices, valid)
 
-    gradient = jax.jit(
-        jax.grad(best, argnums=(0, 1), has_aux=True), compiler_options=FAST_COMPILE
-    )
+    gradient = jax.jit(jax.grad(best, argnums=(0, 1), has_aux=True))
     (to_boxes, to_scores), half = gradient(boxes, jnp.asarray(scores))
     _, full = gradient(boxes.astype(jnp.float32), jnp.asarray(scores))
     np.testing.assert_array_equal(half[0], full[0])
@@ -293,3 +291,33 @@ def test_bad_arguments(changes, error, message):
     unchecked = inspect.unwrap(nms)
     with pytest.raises(error, match=re.escape(message)):
         unchecked(**arguments)
+
+
+def test_nms_of_many_boxes():
+    """More boxes than a word has bits, and more outputs than there are boxes."""
+    rng = np.random.default_rng(0)
+    centre = jnp.asarray(rng.normal(size=(2, 400, 2)) * 30, jnp.float32)
+    size = jnp.asarray(1 + abs(rng.normal(size=(2, 400, 2))) * 8, jnp.float32)
+    boxes = jnp.concatenate([centre - size, centre + size], -1)
+    classes = (centre[..., 0] > 0).astype(jnp.int32)
+
+    def run(implementation, max_outputs):
+        return nms(
+            boxes,
+            jnp.round(centre[..., 1]),
+            iou_threshold=0.3,
+            max_outputs=max_outputs,
+            class_ids=classes,
+            valid=size[..., 0] > 1.5,
+            implementation=implementation,
+        )
+
+    for max_outputs in (90, 500):
+        got = run("ffi", max_outputs)
+        with on_cpu():
+            want = run("reference", max_outputs)
+        np.testing.assert_array_equal(got[0], want[0])
+        np.testing.assert_array_equal(got[1], want[1])
+    kept = got[1].sum(-1)
+    assert kept.min() > 90
+    assert kept.max() < 400

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.support.backend import FAST_COMPILE, on_cpu
+from tests.support.backend import on_cpu
 from tests.support.comparison import relative_error
 from tests.support.roi import OUTPUT_SIZE, SCALES, random_case
 from xla_ops import roi_pool
@@ -42,9 +42,7 @@ def value_and_gradient(case, implementation=None):
 
 
 def compiled(function, **settings):
-    return jax.jit(
-        functools.partial(function, **settings), compiler_options=FAST_COMPILE
-    )
+    return jax.jit(functools.partial(function, **settings))
 
 
 def direction_like(tree, seed):

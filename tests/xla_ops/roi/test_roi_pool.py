@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backend import FAST_COMPILE
 from tests.support.comparison import relative_error
 from tests.support.roi import OUTPUT_SIZE, SCALES, random_case
 from xla_ops import deform_roi_pool, roi_align, roi_pool
@@ -20,9 +19,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def compiled(function, **settings):
-    return jax.jit(
-        functools.partial(function, **settings), compiler_options=FAST_COMPILE
-    )
+    return jax.jit(functools.partial(function, **settings))
 
 
 def axis_weights(start, extent, bins, samples, size):
@@ -92,7 +89,7 @@ def test_hostile_rois(implementation, sampling_ratio):
             implementation=implementation,
         )
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def value_and_gradients(*moving):
         y, pull_back = jax.vjp(run, *moving)
         return y, pull_back(jnp.ones_like(y))
@@ -124,7 +121,7 @@ def test_hostile_offsets_and_masks(implementation, sampling_ratio):
     mask = np.ones((1, 1, 3, 3), np.float32)
     mask[0, 0, 2, 1:] = [NAN, INF]
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @jax.jit
     def value_and_gradients(x, offset, mask):
         def run(x, offset, mask):
             return deform_roi_pool(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backend import FAST_COMPILE, on_cpu
+from tests.support.backend import on_cpu
 from tests.support.comparison import relative_error
 from tests.support.roi import OUTPUT_SIZE, SCALES, random_case
 from xla_ops import deform_roi_pool, roi_align
@@ -36,10 +36,6 @@ def pool(case, *moving, sampling_ratio=2, implementation=None):
 def loss(case, *moving, **settings):
     y = pool(case, *moving, **settings)
     return jnp.sum(jnp.sin(y) * case["cotangent"])
-
-
-def compiled(function):
-    return jax.jit(function, compiler_options=FAST_COMPILE)
 
 
 def moving_of(case):
@@ -73,7 +69,7 @@ def test_kernel_equals_reference(sampling_ratio, channels):
             y, pull_back = jax.vjp(function, *moving)
             return y, *pull_back(case["cotangent"])
 
-        return compiled(value_and_gradients)(case, moving_of(case))
+        return jax.jit(value_and_gradients)(case, moving_of(case))
 
     ours = run("ffi")
     with on_cpu():
@@ -86,12 +82,12 @@ def test_kernel_equals_reference(sampling_ratio, channels):
 def test_finite_differences(x64, sampling_ratio):
     case = random_case(dtype=np.float64, seed=1)
     moving = moving_of(case)
-    function = compiled(
+    function = jax.jit(
         functools.partial(
             loss, case, sampling_ratio=sampling_ratio, implementation="ffi"
         )
     )
-    gradients = compiled(
+    gradients = jax.jit(
         jax.grad(
             functools.partial(loss, case, sampling_ratio=sampling_ratio),
             argnums=(0, 1, 2),
@@ -131,7 +127,7 @@ def test_second_order(x64, sampling_ratio):
             forward = jax.jvp(lambda m: gradients(*m), (moving,), (direction,))[1]
             return reverse, forward
 
-        return compiled(run)(moving, direction)
+        return jax.jit(run)(moving, direction)
 
     reverse, forward = map(jax.tree.leaves, hessian_products("ffi"))
     _, want = map(jax.tree.leaves, hessian_products("reference"))
@@ -213,7 +209,7 @@ def test_half_precision(dtype, implementation):
             y, pull_back = jax.vjp(function, features, offset, mask)
             return y, *pull_back(exact["cotangent"].astype(dtype))
 
-        return compiled(value_and_gradients)(features, case["offset"], case["mask"])
+        return jax.jit(value_and_gradients)(features, case["offset"], case["mask"])
 
     half = run(case, dtype, implementation)
     full = run(case, jnp.float32, "ffi")
@@ -289,5 +285,5 @@ def test_forward_mode_of_the_reference():
         tangent = jax.jvp(lambda m: function(*m), (moving,), (direction,))[1]
         return tangent, dot(jax.grad(lambda m: function(*m))(moving), direction)
 
-    tangent, product = compiled(run)(moving, direction_like(moving, seed=4))
+    tangent, product = jax.jit(run)(moving, direction_like(moving, seed=4))
     np.testing.assert_allclose(tangent, product, rtol=1e-5)

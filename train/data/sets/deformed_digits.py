@@ -17,8 +17,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from pycocotools import mask as coco_mask
 
-from train.data import digit_scenes, examples
+from train.data import examples
 from train.data.prepared import PreparedConfig
+from train.data.sets import digit_scenes
 
 IMAGE_SIDE = 256
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backend import FAST_COMPILE
 from tests.support.golden import GOLDEN
 from tests.support.roi import OUTPUT_SIZE, SCALES, random_case
 from xla_ops import roi_pool
@@ -21,9 +20,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def compiled(function, **settings):
-    return jax.jit(
-        functools.partial(function, **settings), compiler_options=FAST_COMPILE
-    )
+    return jax.jit(functools.partial(function, **settings))
 
 
 def value_and_gradient(x, cotangent, *arguments, **settings):

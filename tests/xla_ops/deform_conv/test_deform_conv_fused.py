@@ -11,7 +11,7 @@ from jax.lax import DotAlgorithmPreset, Precision
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.support.backend import CUDA, FAST_COMPILE
+from tests.support.backend import CUDA
 from tests.support.comparison import relative_error
 from tests.support.deform_conv import random_case
 from xla_ops import deform_conv2d
@@ -36,8 +36,7 @@ def calls(function, *arguments):
 @functools.cache
 def reference(options=()):
     return jax.jit(
-        functools.partial(deform_conv2d, implementation="reference", **dict(options)),
-        compiler_options=FAST_COMPILE,
+        functools.partial(deform_conv2d, implementation="reference", **dict(options))
     )
 
 

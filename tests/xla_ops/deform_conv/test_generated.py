@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backend import FAST_COMPILE
 from tests.support.comparison import relative_error
 from tests.support.deform_conv import (
     NAMES,
@@ -260,10 +259,7 @@ def check(layer):
         implementation="ffi",
     )
     run = jax.jit(
-        lambda arguments, cotangent: value_and_pull_back(
-            operator, arguments, cotangent
-        ),
-        compiler_options=FAST_COMPILE,
+        lambda arguments, cotangent: value_and_pull_back(operator, arguments, cotangent)
     )
     *arguments, cotangent = arguments
     output, gradients = run(arguments, cotangent)

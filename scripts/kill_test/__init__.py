@@ -1,0 +1,1 @@
+"""Kills runs and compares where they end; `python -m scripts.kill_test` says more."""
