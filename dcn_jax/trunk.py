@@ -35,6 +35,10 @@ class Trunk(nnx.Module):
       neck: Maps to levels.
       pixel_mean: Subtracted from RGB values of 0 to 255.
       pixel_std: Divides them then.
+      clear_padding: Whether the padding of a canvas is kept out of every result. False
+        leaves there what convolutions make of it, and lets boxes begin and end there,
+        as torchvision, detectron2 and mmdetection do: what is found in an image then
+        depends on its canvas.
 
     Raises:
       ValueError: There are not three means or deviations, or one of these is not
@@ -48,6 +52,7 @@ class Trunk(nnx.Module):
         *,
         pixel_mean: Sequence[float] = _PIXEL_MEAN,
         pixel_std: Sequence[float] = _PIXEL_STD,
+        clear_padding: bool = True,
     ):
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             if len(values) != 3 or (name == "pixel_std" and min(values) <= 0):
@@ -58,6 +63,7 @@ class Trunk(nnx.Module):
         self.backbone, self.neck = backbone, neck
         self.pixel_mean = tuple(map(float, pixel_mean))
         self.pixel_std = tuple(map(float, pixel_std))
+        self.clear_padding = clear_padding
 
     def __call__(
         self, images: Num[Array, "N H W 3"], sizes: Int[Array, "N 2"]
@@ -68,7 +74,8 @@ class Trunk(nnx.Module):
           images: RGB, 0 to 255, padded at the right and bottom to the canvas.
           sizes: Valid (height, width) of each.
         """
-        return self.levels_of(self.normalise(images, sizes), sizes)
+        images = self.normalise(images, sizes)
+        return self.levels_of(images, sizes if self.clear_padding else None)
 
     def levels_of(
         self, images: Float[Array, "N H W 3"], sizes: Int[Array, "N 2"] | None

@@ -2,7 +2,8 @@
 
 `python -m train.evaluate --config=... [--workdir=...] [--output=DIR]` writes
 evaluation.json, what belongs to it (of a detector, detections.json) and pictures into
-DIR, or else into the run's folder, in place of those that lie there.
+DIR, or else into the run's folder, in place of those that lie there. Of each short side
+that the field `eval.sweep` names it writes the same into a folder sweep/SIDE there.
 """
 
 if __name__ == "__main__":
@@ -10,7 +11,9 @@ if __name__ == "__main__":
 
     interrupt.end_at_once()
 
+import copy
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,9 +102,31 @@ def evaluate_run(
     step, skeleton, variables, _ = load_variables(
         config, task, workdir, mesh, source.categories
     )
-    evaluation = Evaluator(config, task, skeleton, mesh, source)(variables)
-    assert evaluation is not None
-    write_evaluation(output or workdir, step, evaluation)
+    folder = output or workdir
+    places = {folder: config}
+    for side in config.eval.sweep:
+        places[folder / "sweep" / str(side)] = at_side(config, side)
+    for place, changed in places.items():
+        evaluation = Evaluator(changed, task, skeleton, mesh, source)(variables)
+        assert evaluation is not None
+        write_evaluation(place, step, evaluation)
+
+
+def at_side(config: ConfigDict, side: int) -> ConfigDict:
+    """Returns the configuration with images of another short side in the evaluation.
+
+    The canvases, whole multiples of 16, and the cap of the long side are in proportion.
+    """
+    config = copy.deepcopy(config)
+    data = config.data
+    factor = side / data.eval_short_side
+    data.max_side = round(data.max_side * factor)
+    data.canvases = tuple(
+        tuple(16 * math.ceil(length * factor / 16) for length in canvas)
+        for canvas in data.canvases
+    )
+    data.eval_short_side = side
+    return config
 
 
 def output_folder() -> Path | None:

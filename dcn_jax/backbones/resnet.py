@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dcn_jax.modules.arguments import check_integer, check_rngs
+from dcn_jax.modules.arguments import check_integer, check_number, check_rngs
 from dcn_jax.modules.deform_conv import DeformConv
 from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv
 from dcn_jax.modules.norm import NORMS, make_norm
@@ -30,7 +30,8 @@ _conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 class Bottleneck(nnx.Module):
     """1x1, 3x3 (regular or deformable), 1x1, with a shortcut.
 
-    The stride is on the 3x3 convolution (torchvision, "V1.5").
+    The stride is on the 3x3 convolution (torchvision, "V1.5"), or on the first 1x1
+    (the first ResNets, Caffe's).
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Bottleneck(nnx.Module):
         *,
         strides: int,
         kernel_dilation: int,
+        stride_in_1x1: bool,
         groups: int,
         norm: str,
+        norm_epsilon: float,
         deformable: bool,
         modulated: bool,
         offset_groups: int,
@@ -59,11 +62,13 @@ class Bottleneck(nnx.Module):
             kernel_size=(1, 1), conv_general_dilated=pointwise_conv, **conv
         )
 
-        self.strides = strides
-        self.conv1 = nnx.Conv(in_features, width, **pointwise)
-        self.norm1 = make_norm(norm, width, param_dtype=param_dtype)
+        statistics: dict[str, Any] = dict(epsilon=norm_epsilon, param_dtype=param_dtype)
+        self.strides, self.stride_in_1x1 = strides, stride_in_1x1
+        first, second = (strides, 1) if stride_in_1x1 else (1, strides)
+        self.conv1 = nnx.Conv(in_features, width, strides=first, padding=0, **pointwise)
+        self.norm1 = make_norm(norm, width, **statistics)
         three: dict[str, Any] = dict(
-            strides=strides,
+            strides=second,
             padding=kernel_dilation,
             kernel_dilation=kernel_dilation,
             feature_group_count=groups,
@@ -82,25 +87,24 @@ class Bottleneck(nnx.Module):
             )
         else:
             self.conv2 = nnx.Conv(width, width, (3, 3), **three)
-        self.norm2 = make_norm(norm, width, param_dtype=param_dtype)
+        self.norm2 = make_norm(norm, width, **statistics)
         self.conv3 = nnx.Conv(width, out_features, **pointwise)
-        self.norm3 = make_norm(norm, out_features, param_dtype=param_dtype)
+        self.norm3 = make_norm(norm, out_features, **statistics)
         self.has_downsample = strides != 1 or in_features != out_features
         if self.has_downsample:
             self.downsample_conv = nnx.Conv(
                 in_features, out_features, strides=strides, padding=0, **pointwise
             )
-            self.downsample_norm = make_norm(
-                norm, out_features, param_dtype=param_dtype
-            )
+            self.downsample_norm = make_norm(norm, out_features, **statistics)
 
     def __call__(
         self, x: Float[Array, "N H W C"], sizes: Int[Array, "N 2"] | None = None
     ) -> Float[Array, "N P Q C2"]:
         """`sizes` are the valid sizes of `x`; None means that all of it is valid."""
         out_sizes = None if sizes is None else map_sizes(sizes, self.strides)
-        y = jax.nn.relu(self.norm1(self.conv1(x), sizes))
-        y = self.conv2(clear_padding(y, sizes))
+        middle = out_sizes if self.stride_in_1x1 else sizes
+        y = jax.nn.relu(self.norm1(self.conv1(x), middle))
+        y = self.conv2(clear_padding(y, middle))
         y = jax.nn.relu(self.norm2(y, out_sizes))
         y = self.norm3(self.conv3(y), out_sizes)
         if self.has_downsample:
@@ -123,6 +127,10 @@ class ResNet(nnx.Module):
         than 64 makes a thin network.
       norm: "frozen_bn" (fixed statistics, wants pretrained weights) or
         "group_norm" (for training from scratch).
+      norm_epsilon: Added to the variances. 1e-5 everywhere but in torchvision's first
+        detectors, which have 0.
+      stride_in_1x1: Whether the stride of a stage is on its first 1x1 convolution
+        (MSRA's and Caffe's weights) in place of the 3x3 (torchvision's).
       deform_blocks: How many blocks of conv2, ..., conv5, counted from the last one,
         have a deformable 3x3 convolution; -1 is all of them. DCNv2 deforms conv3 to
         conv5, (0, -1, -1, -1); DCNv1 the last three blocks, (0, 0, 0, 3).
@@ -131,9 +139,9 @@ class ResNet(nnx.Module):
       max_offset: Bound of the offsets in pixels of their map, see `DeformConv`; 0 has
         none.
       mask_scale: 1 (sigmoid) or 2 (twice the sigmoid, which starts at 1).
-      output_stride: Of conv5: 32, or 16: no stride, and dilation 2 in all of its
-        3x3 convolutions (the papers' Faster R-CNN). torchvision's dilated stage
-        leaves the first block at dilation 1.
+      output_stride: Of conv5: 32, or 16: no stride, and dilation 2 in its 3x3
+        convolutions (the papers' Faster R-CNN).
+      first_dilation: Of the first block of a dilated conv5: 2, or 1 as in torchvision.
       frozen_stages: How many stages, counted from conv1, get no gradient, and for
         which no backward pass is computed; 2 freezes conv1 and conv2.
       dtype: Of the computation; None takes the parameters'.
@@ -155,12 +163,15 @@ class ResNet(nnx.Module):
         width_per_group: int = 64,
         stem_features: int = 64,
         norm: str = "frozen_bn",
+        norm_epsilon: float = 1e-5,
+        stride_in_1x1: bool = False,
         deform_blocks: Sequence[int] = (0, 0, 0, 0),
         modulated: bool = True,
         offset_groups: int = 1,
         max_offset: float = 0.0,
         mask_scale: int = 1,
         output_stride: int = 32,
+        first_dilation: int = 2,
         frozen_stages: int = 0,
         dtype=None,
         param_dtype=jnp.float32,
@@ -182,6 +193,9 @@ class ResNet(nnx.Module):
             raise ValueError(f"`norm` is {norm!r}; expected one of {tuple(NORMS)}")
         if output_stride not in (16, 32):
             raise ValueError(f"`output_stride` is {output_stride!r}; expected 16 or 32")
+        if first_dilation not in (1, 2):
+            raise ValueError(f"`first_dilation` is {first_dilation!r}; expected 1 or 2")
+        norm_epsilon = check_number("norm_epsilon", norm_epsilon)
         deformed = _deformed(deform_blocks, depths)
 
         self.dtype = dtype
@@ -202,7 +216,9 @@ class ResNet(nnx.Module):
             kernel_init=_conv_init,
             **types,
         )
-        self.norm1 = make_norm(norm, stem_features, param_dtype=param_dtype)
+        self.norm1 = make_norm(
+            norm, stem_features, epsilon=norm_epsilon, param_dtype=param_dtype
+        )
 
         map_strides, map_channels = [], []
         in_features, stride = stem_features, 4
@@ -212,15 +228,20 @@ class ResNet(nnx.Module):
             planes = stem_features * 2**i
             blocks = []
             for j in range(depths[i]):
+                dilation = 1
+                if dilated:
+                    dilation = first_dilation if j == 0 else 2
                 blocks.append(
                     Bottleneck(
                         in_features,
                         planes,
                         max(1, planes * width_per_group // 64) * groups,
                         strides=first_stride if j == 0 else 1,
-                        kernel_dilation=2 if dilated else 1,
+                        kernel_dilation=dilation,
+                        stride_in_1x1=stride_in_1x1,
                         groups=groups,
                         norm=norm,
+                        norm_epsilon=norm_epsilon,
                         deformable=j >= depths[i] - deformed[i],
                         modulated=modulated,
                         offset_groups=offset_groups,

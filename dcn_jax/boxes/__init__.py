@@ -2,6 +2,7 @@
 
 from dcn_jax.boxes.anchors import cell_anchors as cell_anchors
 from dcn_jax.boxes.anchors import grid_anchors as grid_anchors
+from dcn_jax.boxes.coding import BoxCode as BoxCode
 from dcn_jax.boxes.coding import decode_boxes as decode_boxes
 from dcn_jax.boxes.coding import encode_boxes as encode_boxes
 from dcn_jax.boxes.geometry import box_area as box_area

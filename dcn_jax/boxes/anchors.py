@@ -11,13 +11,18 @@ from jaxtyping import Array, Float, Float32
 
 
 def cell_anchors(
-    sizes: Sequence[float | int], aspect_ratios: Sequence[float | int]
+    sizes: Sequence[float | int],
+    aspect_ratios: Sequence[float | int],
+    *,
+    rounded: bool = True,
 ) -> Float32[np.ndarray, "A 4"]:
-    """Anchors of one position, centred on (0, 0) and rounded to whole pixels.
+    """Anchors of one position, centred on (0, 0).
 
     Args:
       sizes: Side in pixels of the square anchor with the same area, ascending.
       aspect_ratios: Height over width.
+      rounded: Whether to whole pixels, half to even, as in torchvision; detectron2 and
+        mmdetection leave them as they are.
 
     Returns:
       x1 y1 x2 y2, ratio-major: all sizes of the first ratio, then of the second.
@@ -25,8 +30,8 @@ def cell_anchors(
     Raises:
       ValueError: A size or a ratio is not positive, or there is none.
 
-    Source: Faster R-CNN (arXiv:1506.01497) section 3.1.1; rounding half to even, in
-    float32, as torchvision's AnchorGenerator.
+    Source: Faster R-CNN (arXiv:1506.01497) section 3.1.1; computed in float32, as
+    torchvision's AnchorGenerator.
     """
     for name, values in (("sizes", sizes), ("aspect_ratios", aspect_ratios)):
         if len(values) == 0 or min(values) <= 0:
@@ -35,7 +40,8 @@ def cell_anchors(
     h_ratio = np.sqrt(np.asarray(aspect_ratios, np.float32))
     w = ((1 / h_ratio)[:, None] * side[None, :]).reshape(-1)
     h = (h_ratio[:, None] * side[None, :]).reshape(-1)
-    return np.round(np.stack([-w, -h, w, h], axis=1) / 2)
+    cell = np.stack([-w, -h, w, h], axis=1) / 2
+    return np.round(cell) if rounded else cell
 
 
 def grid_anchors(

@@ -5,6 +5,7 @@ elementwise over leading axes.
 """
 
 import math
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,10 +19,24 @@ MAX_LOG_SCALE = math.log(1000.0 / 16)
 MIN_SIDE = 1e-6
 
 
+@dataclass(frozen=True)
+class BoxCode:
+    """How a box is written as a move of an anchor or a proposal, and how it is read.
+
+    Args:
+      weights: Multipliers of dx, dy, dw, dh: the 1/std of the targets.
+      clamp_shrinking: Whether dw and dh are also bounded below when they are read, by
+        -log(1000/16), as in mmdetection.
+    """
+
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    clamp_shrinking: bool = False
+
+
 def encode_boxes(
     boxes: Float[Array, "*b 4"],
     anchors: Float[Array, "*b 4"],
-    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+    code: BoxCode = BoxCode(),
 ) -> Float[Array, "*b 4"]:
     """Regression targets that move each anchor onto its box.
 
@@ -31,7 +46,7 @@ def encode_boxes(
     Args:
       boxes: Target boxes.
       anchors: Anchors or proposals, one for each box.
-      weights: Multipliers of dx, dy, dw, dh: the 1/std of the targets.
+      code: The weights of the result.
 
     Source: Girshick et al. 2014 (R-CNN), appendix C; torchvision's BoxCoder. Sides
     under 1e-6 pixels count as 1e-6, so that the code of a padding box is finite.
@@ -39,7 +54,7 @@ def encode_boxes(
     bx, by, bw, bh = _centre_and_size(boxes)
     ax, ay, aw, ah = _centre_and_size(anchors)
     bw, bh, aw, ah = (jnp.maximum(side, MIN_SIDE) for side in (bw, bh, aw, ah))
-    wx, wy, ww, wh = weights
+    wx, wy, ww, wh = code.weights
     return jnp.stack(
         [
             wx * (bx - ax) / aw,
@@ -54,7 +69,7 @@ def encode_boxes(
 def decode_boxes(
     deltas: Float[Array, "*b 4"],
     anchors: Float[Array, "*#b 4"],
-    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+    code: BoxCode = BoxCode(),
 ) -> Float[Array, "*b 4"]:
     """Boxes that `deltas` make of `anchors`: the inverse of `encode_boxes`.
 
@@ -64,17 +79,19 @@ def decode_boxes(
       deltas: Predicted (dx, dy, dw, dh).
       anchors: Anchors or proposals; an axis of length 1 is broadcast, so class-specific
         deltas [..., n, K, 4] go with anchors [..., n, 1, 4].
-      weights: As given to `encode_boxes`.
+      code: As given to `encode_boxes`.
     """
     ax, ay, aw, ah = _centre_and_size(anchors)
     dx, dy, dw, dh = (
         delta / weight
-        for delta, weight in zip(_coordinates(deltas), weights, strict=True)
+        for delta, weight in zip(_coordinates(deltas), code.weights, strict=True)
     )
     x = ax + dx * aw
     y = ay + dy * ah
-    half_w = 0.5 * aw * jnp.exp(jnp.minimum(dw, MAX_LOG_SCALE))
-    half_h = 0.5 * ah * jnp.exp(jnp.minimum(dh, MAX_LOG_SCALE))
+    dw, dh = (jnp.minimum(delta, MAX_LOG_SCALE) for delta in (dw, dh))
+    if code.clamp_shrinking:
+        dw, dh = (jnp.maximum(delta, -MAX_LOG_SCALE) for delta in (dw, dh))
+    half_w, half_h = 0.5 * aw * jnp.exp(dw), 0.5 * ah * jnp.exp(dh)
     return jnp.stack([x - half_w, y - half_h, x + half_w, y + half_h], axis=-1)
 
 

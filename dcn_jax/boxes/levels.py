@@ -10,21 +10,23 @@ from itertools import pairwise
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-# A RoI of this side reads the level of this stride (FPN: 224 pixels, P4).
-_SIDE, _STRIDE = 224, 16
+# A RoI of the canonical side reads the level of this stride (FPN: 224 pixels, P4).
+_STRIDE = 16
 # Guards the logarithm against a side of 0, as torchvision and detectron2 do.
 _EPSILON = 1e-6
 
 
 def levels_of_rois(
-    rois: Float[Array, "N B 4"], strides: Sequence[int]
+    rois: Float[Array, "N B 4"], strides: Sequence[int], canonical_size: float = 224.0
 ) -> Int32[Array, "N B"]:
-    """The level that each RoI reads: 224 pixels at stride 16, a level for each octave.
+    """The level that each RoI reads: one for each octave of its side.
 
     Args:
       rois: x1 y1 x2 y2 in pixels of the image.
       strides: Of the levels, each twice the one before; a RoI whose level is not among
         them reads the nearest.
+      canonical_size: Square root of the area, in pixels, from which on a RoI reads the
+        level of stride 16.
 
     Raises:
       ValueError: A stride is not twice the one before.
@@ -37,7 +39,7 @@ def levels_of_rois(
             f"`strides` is {tuple(strides)}; expected each to be twice the one before"
         )
     side = jnp.sqrt((rois[..., 2] - rois[..., 0]) * (rois[..., 3] - rois[..., 1]))
-    octave = jnp.floor(math.log2(_STRIDE) + jnp.log2(side / _SIDE) + _EPSILON)
+    octave = jnp.floor(math.log2(_STRIDE) + jnp.log2(side / canonical_size) + _EPSILON)
     finest = math.log2(strides[0])
     # A RoI of no area has no logarithm: it is small.
     octave = jnp.where(side > 0, octave, finest)

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from dcn_jax.boxes import (
+    BoxCode,
     box_iou,
     clip_boxes,
     decode_boxes,
@@ -32,14 +32,15 @@ from dcn_jax.boxes import (
     top_k,
 )
 from dcn_jax.detection.records import Detections
-from dcn_jax.detection.roi_head import RoIOutput, pool_rois
+from dcn_jax.detection.roi_head import RoIOutput, check_pool, pool_rois
 from dcn_jax.losses import masked_mean, smooth_l1
-from dcn_jax.modules.arguments import check_integer, check_rngs
+from dcn_jax.modules.arguments import check_integer, check_number, check_rngs
 from dcn_jax.modules.roi_pool import RoIPooling, flatten
 from dcn_jax.trunk import Features
 from xla_ops import nms
 
-BoxWeights = tuple[float, float, float, float]
+# As in Fast R-CNN.
+CODE = BoxCode(weights=(10.0, 10.0, 5.0, 5.0))
 
 # Detections with a side below this, in pixels, are dropped (torchvision).
 _MIN_SIDE = 1e-2
@@ -52,12 +53,14 @@ class RoISampling:
     Args:
       samples: Of an image.
       positive_fraction: Largest share of positives among them.
-      positive_iou: RoIs are positive from this overlap on, and background below.
+      positive_iou: RoIs are positive from this overlap on.
+      negative_iou: RoIs are background below.
     """
 
     samples: int = 512
     positive_fraction: float = 0.25
     positive_iou: float = 0.5
+    negative_iou: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class BoxTargets(NamedTuple):
     valid: Bool[Array, "N B"]
     deltas: Float[Array, "N B 4"]  # code of the matched box; of use where labels > 0
     is_ground_truth: Bool[Array, "N B"]  # a ground-truth box that joined the proposals
+    matched: Int32[Array, "N B"]  # row of the matched box; of use where labels > 0
 
 
 class BoxHead(nnx.Module):
@@ -99,7 +103,10 @@ class BoxHead(nnx.Module):
       strides: Pixels of the image to one step of each level that RoIs read.
       features: Width of both fully connected layers, F.
       class_agnostic: One box for a RoI in place of one for each foreground class.
-      box_weights: Multipliers of the code of a box, (x, y, width, height).
+      code: Of its boxes.
+      loss_beta: Bend of the box loss, on codes with these weights: 1 in Fast R-CNN and
+        Detectron, 1/9 in torchvision, 0 in detectron2 and mmdetection.
+      canonical_size: Of a pyramid, see `levels_of_rois`.
       dtype: Of the computation; None takes the parameters'.
       param_dtype: Of the parameters.
       rngs: Initialisation.
@@ -118,7 +125,9 @@ class BoxHead(nnx.Module):
         strides: Sequence[int],
         features: int = 1024,
         class_agnostic: bool = False,
-        box_weights: BoxWeights = (10.0, 10.0, 5.0, 5.0),
+        code: BoxCode = CODE,
+        loss_beta: float = 1.0,
+        canonical_size: float = 224.0,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -128,15 +137,10 @@ class BoxHead(nnx.Module):
         num_classes = check_integer("num_classes", num_classes)
         features = check_integer("features", features)
         self.strides = tuple(check_integer("strides", stride) for stride in strides)
-        scales = pool.spatial_scale
-        scales = scales if isinstance(scales, tuple) else (scales,)
-        if not np.allclose([1 / scale for scale in scales], self.strides):
-            raise ValueError(
-                f"`pool` has spatial_scale {pool.spatial_scale}; expected 1 over each "
-                f"of `strides`, {self.strides}"
-            )
-        x, y, width, height = box_weights
-        self.box_weights = (x, y, width, height)
+        check_pool(pool, self.strides)
+        self.code = code
+        self.loss_beta = check_number("loss_beta", loss_beta)
+        self.canonical_size = check_number("canonical_size", canonical_size)
         self.pool = pool
         bins = math.prod(pool.output_size)
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -169,7 +173,9 @@ class BoxHead(nnx.Module):
         self, features: Features, rois: Float[Array, "N B 4"]
     ) -> Float[Array, "N B F"]:
         """Output of the second fully connected layer, after its ReLU."""
-        x = flatten(pool_rois(self.pool, features, rois, self.strides))
+        x = flatten(
+            pool_rois(self.pool, features, rois, self.strides, self.canonical_size)
+        )
         x = jax.nn.relu(self.fc6(x))
         return jax.nn.relu(self.fc7(x))
 
@@ -182,8 +188,7 @@ def box_targets(
     labels: Int32[Array, "N M"],
     valid: Bool[Array, "N M"],
     sampling: RoISampling = RoISampling(),
-    *,
-    weights: BoxWeights = (10.0, 10.0, 5.0, 5.0),
+    code: BoxCode = CODE,
 ) -> BoxTargets:
     """Samples the RoIs that the head is trained on.
 
@@ -197,7 +202,7 @@ def box_targets(
       labels: Its classes.
       valid: Which rows of it are boxes.
       sampling: How many of what.
-      weights: Multipliers of the box code.
+      code: Of the boxes.
     """
     num_proposals = proposals.shape[1]
 
@@ -206,7 +211,7 @@ def box_targets(
         matches = match_boxes(
             box_iou(boxes, candidates),
             valid,
-            low=sampling.positive_iou,
+            low=sampling.negative_iou,
             high=sampling.positive_iou,
             allow_low_quality=False,
         )
@@ -223,8 +228,9 @@ def box_targets(
             rois=rois,
             labels=jnp.where(chosen.positive, labels[matched], 0),
             valid=chosen.valid,
-            deltas=encode_boxes(boxes[matched], rois, weights),
+            deltas=encode_boxes(boxes[matched], rois, code),
             is_ground_truth=chosen.valid & (chosen.index >= num_proposals),
+            matched=matched,
         )
 
     keys = jax.random.split(key, boxes.shape[0])
@@ -236,14 +242,20 @@ def box_losses(
     logits: Float[Array, "N B classes"],
     deltas: Float[Array, "N B boxes 4"],
     targets: BoxTargets,
+    *,
+    beta: float = 1.0,
 ) -> dict[str, Float[Array, ""]]:
     """Class and box loss of the sampled RoIs of all images together.
 
+    Args:
+      logits: From the head.
+      deltas: From the head; with one box for each RoI all classes share it.
+      targets: What they should be.
+      beta: Of the smooth L1 loss, on deltas that carry the weights of the code.
+
     Returns:
       "class": mean cross entropy over the RoIs. "box": smooth L1 summed over the
-      positives' four deltas, over the number of RoIs. Its beta is 1, on deltas that
-      carry the weights (10, 10, 5, 5), as in Fast R-CNN and Detectron; torchvision
-      has 1/9.
+      positives' four deltas, over the number of RoIs.
     """
     dtype = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
     logits, deltas = logits.astype(dtype), deltas.astype(dtype)
@@ -254,7 +266,7 @@ def box_losses(
     )
     column = jnp.clip(targets.labels - 1, 0, deltas.shape[2] - 1)
     own = jax.vmap(gather_rows)(deltas, column[..., None])[:, :, 0]
-    distance = smooth_l1(own, targets.deltas.astype(dtype), beta=1.0)
+    distance = smooth_l1(own, targets.deltas.astype(dtype), beta=beta)
     return {
         "class": masked_mean(entropy, targets.valid, count),
         "box": masked_mean(jnp.sum(distance, axis=-1), positive, count),
@@ -268,8 +280,7 @@ def select_detections(
     rois_valid: Bool[Array, "N B"],
     sizes: Int[Array, "N 2"],
     selection: DetectionSelection = DetectionSelection(),
-    *,
-    weights: BoxWeights = (10.0, 10.0, 5.0, 5.0),
+    code: BoxCode = CODE,
 ) -> Detections:
     """Final boxes: softmax, decoding, clipping, thresholds, suppression by class.
 
@@ -280,7 +291,7 @@ def select_detections(
       rois_valid: Which of them count.
       sizes: Valid (height, width) of the images.
       selection: How many of what; `max_detections` is D.
-      weights: Multipliers of the box code.
+      code: Of the boxes.
     """
     num_classes = logits.shape[2] - 1
     scores = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[..., 1:]
@@ -293,7 +304,7 @@ def select_detections(
     per_box = deltas.reshape(num_images, num_rois * deltas.shape[2], 4)
     per_box = per_box.astype(jnp.float32)
     per_box = gather_rows(per_box, row if deltas.shape[2] == 1 else index)
-    boxes = decode_boxes(per_box, gather_rows(rois, row), weights)
+    boxes = decode_boxes(per_box, gather_rows(rois, row), code)
     finite = jnp.all(jnp.isfinite(boxes), axis=-1)
     boxes = clip_boxes(jnp.where(finite[..., None], boxes, 0), sizes)
     valid = (scores > 0) & finite & large_enough(boxes, _MIN_SIDE)

@@ -1,12 +1,13 @@
 """Fixed-shape records that cross the detector's entries.
 
 Shape letters: N images, H W canvas size, M ground-truth boxes of an image (padded),
-D detections of an image (padded).
+D detections of an image (padded), S side of ground-truth masks, m side of predicted
+ones.
 """
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Float, Int32, Num
+from jaxtyping import Array, Bool, Float, Float32, Int32, Num, UInt8
 
 
 class Batch(NamedTuple):
@@ -21,6 +22,11 @@ class Batch(NamedTuple):
     boxes: Float[Array, "N M 4"]
     labels: Int32[Array, "N M"]  # 1..num_classes; 0 in padding rows
     valid: Bool[Array, "N M"]
+    # 1 inside of each object, 0 outside; None where masks are not learned.
+    masks: UInt8[Array, "N M S S"] | None = None
+    # x1 y1 x2 y2 in canvas pixels that the S x S pixels of a mask cover. Of no area
+    # where an object has no mask.
+    mask_windows: Float32[Array, "N M 4"] | None = None
 
 
 class Detections(NamedTuple):
@@ -30,3 +36,5 @@ class Detections(NamedTuple):
     scores: Float[Array, "N D"]
     labels: Int32[Array, "N D"]  # 1..num_classes
     valid: Bool[Array, "N D"]  # False in the rows that fill up to D
+    # Probabilities over the box; None where the network has no masks.
+    masks: Float[Array, "N D m m"] | None = None

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from dcn_jax.boxes import levels_of_rois
+from dcn_jax.boxes import BoxCode, levels_of_rois
 from dcn_jax.modules.roi_pool import RoIPooling
 from dcn_jax.padding import map_sizes
 from dcn_jax.trunk import Features
@@ -31,12 +32,14 @@ class RoIHead(Protocol):
     Attributes:
       num_classes: L.
       strides: Pixels of the image to one step of each level that it reads.
-      box_weights: Multipliers of the code of a box.
+      code: Of its boxes.
+      loss_beta: Bend of the smooth L1 loss of its boxes.
     """
 
     num_classes: int
     strides: tuple[int, ...]
-    box_weights: tuple[float, float, float, float]
+    code: BoxCode
+    loss_beta: float
 
     def __call__(self, features: Features, rois: Float[Array, "N B 4"]) -> RoIOutput:
         """Says what the RoIs (x1 y1 x2 y2 in pixels of the image) hold."""
@@ -60,11 +63,27 @@ class RepresentingHead(RoIHead, Protocol):
         ...
 
 
+def check_pool(pool: RoIPooling, strides: Sequence[int]) -> None:
+    """Refuses a pooling layer for other maps.
+
+    Raises:
+      ValueError: Its scales are not 1 over the strides.
+    """
+    scales = pool.spatial_scale
+    scales = scales if isinstance(scales, tuple) else (scales,)
+    if len(scales) != len(strides) or not np.allclose([1 / s for s in scales], strides):
+        raise ValueError(
+            f"`pool` has spatial_scale {pool.spatial_scale}; expected 1 over each "
+            f"of `strides`, {tuple(strides)}"
+        )
+
+
 def pool_rois(
     pool: RoIPooling,
     features: Features,
     rois: Float[Array, "N B 4"],
     strides: Sequence[int],
+    canonical_size: float = 224.0,
 ) -> Float[Array, "N B h w C"]:
     """Pools RoIs from the level that each of them reads, without the padding.
 
@@ -73,6 +92,7 @@ def pool_rois(
       features: Its `levels.roi` are those maps.
       rois: x1 y1 x2 y2 in pixels of the image.
       strides: Of the levels.
+      canonical_size: See `levels_of_rois`.
     """
     maps = features.levels.roi
     double = maps[0].dtype == jnp.float64
@@ -82,4 +102,4 @@ def pool_rois(
         sizes = tuple(map_sizes(features.sizes, stride) for stride in strides)
     if len(maps) == 1:
         return pool(maps[0], rois, None if sizes is None else sizes[0])
-    return pool(maps, rois, sizes, levels_of_rois(rois, strides))
+    return pool(maps, rois, sizes, levels_of_rois(rois, strides, canonical_size))

@@ -23,6 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from dcn_jax.boxes import (
+    BoxCode,
     box_iou,
     cell_anchors,
     clip_boxes,
@@ -36,17 +37,16 @@ from dcn_jax.boxes import (
     top_k,
 )
 from dcn_jax.losses import masked_mean, smooth_l1
-from dcn_jax.modules.arguments import check_integer, check_rngs
+from dcn_jax.modules.arguments import check_integer, check_number, check_rngs
 from dcn_jax.modules.fast_forms import pointwise_conv
 from dcn_jax.padding import map_sizes, valid_mask
 from dcn_jax.trunk import Features
 from xla_ops import nms
 
+AnchorSizes = Sequence[int | float] | Sequence[Sequence[int | float]]
+
 # Proposals with a side below this, in pixels, are dropped (torchvision).
 _MIN_SIDE = 1e-3
-
-# Bend of the smooth L1 loss: sigma = 3 in the papers' code (torchvision, Detectron).
-_BETA = 1 / 9
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,13 @@ class Selection:
       pre_nms_top_n: Boxes of each level that enter the suppression.
       post_nms_top_n: Proposals of an image that it leaves, of all levels together.
       nms_iou: Overlap at which the lower of two boxes of a level is dropped.
+      score_threshold: Proposals score at least this, between 0 and 1.
     """
 
     pre_nms_top_n: int
     post_nms_top_n: int
     nms_iou: float = 0.7
+    score_threshold: float = 0.0
 
 
 class RPNOutput(NamedTuple):
@@ -120,8 +122,15 @@ class RPN(nnx.Module):
         have no class.
       features: Channels of the 3x3 convolution.
       anchor_sizes: Sides in pixels of the square anchors of the finest level; on a
-        level that is k times as coarse they are k times as large.
+        level that is k times as coarse they are k times as large. Or a tuple of sides
+        for each level, as many in each.
       aspect_ratios: Heights over widths.
+      round_anchors: Whether anchors are rounded to whole pixels, see `cell_anchors`.
+      strides_of_canvas: Whether anchors of a level are as far apart as the sides of the
+        canvas over those of the grid, rounded down, as in torchvision; else `strides`.
+      code: Of its boxes.
+      loss_beta: Bend of the smooth L1 loss; 1/9 in the papers' code (sigma = 3,
+        Detectron, torchvision), 0 in detectron2 and mmdetection.
       sampling: Which anchors the loss reads.
       train: Which boxes become proposals in training,
       test: and in testing.
@@ -141,8 +150,12 @@ class RPN(nnx.Module):
         *,
         num_classes: int = 1,
         features: int = 512,
-        anchor_sizes: Sequence[int | float] = (32, 64, 128, 256, 512),
+        anchor_sizes: AnchorSizes = (32, 64, 128, 256, 512),
         aspect_ratios: Sequence[int | float] = (0.5, 1, 2),
+        round_anchors: bool = True,
+        strides_of_canvas: bool = False,
+        code: BoxCode = BoxCode(),
+        loss_beta: float = 1 / 9,
         sampling: AnchorSampling = AnchorSampling(),
         train: Selection = Selection(12000, 2000),
         test: Selection = Selection(6000, 1000),
@@ -155,12 +168,16 @@ class RPN(nnx.Module):
         features = check_integer("features", features)
         self.strides = tuple(check_integer("strides", stride) for stride in strides)
         self.num_classes = check_integer("num_classes", num_classes)
-        self.anchor_sizes = tuple(map(float, anchor_sizes))
+        self.anchor_sizes = _sizes_of_levels(anchor_sizes, self.strides)
         self.aspect_ratios = tuple(map(float, aspect_ratios))
         # Names what is wrong with them.
-        cell_anchors(self.anchor_sizes, self.aspect_ratios)
+        for sizes in self.anchor_sizes:
+            cell_anchors(sizes, self.aspect_ratios)
+        self.round_anchors, self.strides_of_canvas = round_anchors, strides_of_canvas
+        self.code = code
+        self.loss_beta = check_number("loss_beta", loss_beta)
         self.sampling, self.train_selection, self.test_selection = sampling, train, test
-        self.num_anchors = len(self.anchor_sizes) * len(self.aspect_ratios)
+        self.num_anchors = len(self.anchor_sizes[0]) * len(self.aspect_ratios)
         self.num_logits = 1 if self.num_classes == 1 else self.num_classes + 1
         types: dict[str, Any] = dict(
             kernel_init=nnx.initializers.normal(0.01),
@@ -180,18 +197,19 @@ class RPN(nnx.Module):
     def __call__(self, features: Features) -> RPNOutput:
         """Logits and deltas of all anchors, and the anchors."""
         levels = [
-            self._level(x, stride, features.sizes)
-            for x, stride in zip(features.levels.rpn, self.strides, strict=True)
+            self._level(x, level, features)
+            for level, x in enumerate(features.levels.rpn)
         ]
         return RPNOutput(*zip(*levels, strict=True))
 
-    def _level(self, x, stride, sizes):
-        grid = x.shape[1:3]
-        anchors = self.anchors_of_grid(grid, stride)
-        if sizes is None:
+    def _level(self, x, level, features):
+        grid, stride = x.shape[1:3], self.strides[level]
+        canvas = features.images.shape[1:3] if self.strides_of_canvas else None
+        anchors = self.anchors_of_grid(grid, level, canvas)
+        if features.sizes is None:
             usable = jnp.ones((x.shape[0], anchors.shape[0]), bool)
         else:
-            usable = usable_anchors(sizes, grid, stride, self.num_anchors)
+            usable = usable_anchors(features.sizes, grid, stride, self.num_anchors)
         x = jax.nn.relu(self.conv(x))
         # Not -1, since there may be no images.
         count = x.shape[1] * x.shape[2] * self.num_anchors
@@ -200,14 +218,26 @@ class RPN(nnx.Module):
         return logits, deltas, anchors, usable
 
     def anchors_of_grid(
-        self, grid_hw: tuple[int, int], stride: int
+        self,
+        grid_hw: tuple[int, int],
+        level: int,
+        canvas_hw: tuple[int, int] | None = None,
     ) -> Float[Array, "n 4"]:
-        """Anchors of a level, in pixels of the image."""
-        coarser = stride / self.strides[0]
+        """Anchors of a level, in pixels of the image.
+
+        Args:
+          grid_hw: Rows and columns of the level.
+          level: Its number, the finest is 0.
+          canvas_hw: The anchors divide it; None puts them a stride apart.
+        """
         cell = cell_anchors(
-            [size * coarser for size in self.anchor_sizes], self.aspect_ratios
+            self.anchor_sizes[level], self.aspect_ratios, rounded=self.round_anchors
         )
-        return grid_anchors(cell, grid_hw, (stride, stride))
+        stride = self.strides[level]
+        steps = (stride, stride)
+        if canvas_hw is not None:
+            steps = (canvas_hw[0] // grid_hw[0], canvas_hw[1] // grid_hw[1])
+        return grid_anchors(cell, grid_hw, steps)
 
     def targets(
         self,
@@ -221,13 +251,16 @@ class RPN(nnx.Module):
         if self.num_classes == 1:
             labels = jnp.ones_like(labels)
         anchors, usable = jnp.concatenate(output.anchors), _join(output.usable)
-        return rpn_targets(key, anchors, usable, boxes, labels, valid, self.sampling)
+        return rpn_targets(
+            key, anchors, usable, boxes, labels, valid, self.sampling, self.code
+        )
 
     def losses(
         self, output: RPNOutput, targets: RPNTargets
     ) -> dict[str, Float[Array, ""]]:
         """Class and box loss of the sampled anchors, see `rpn_losses`."""
-        return rpn_losses(_join(output.logits), _join(output.deltas), targets)
+        logits, deltas = _join(output.logits), _join(output.deltas)
+        return rpn_losses(logits, deltas, targets, beta=self.loss_beta)
 
     def propose(
         self,
@@ -238,7 +271,31 @@ class RPN(nnx.Module):
     ) -> Proposals:
         """Best boxes of each image, see `propose`."""
         selection = self.train_selection if training else self.test_selection
-        return propose(output, sizes, selection)
+        return propose(output, sizes, selection, self.code)
+
+
+def _sizes_of_levels(
+    sizes: AnchorSizes, strides: tuple[int, ...]
+) -> tuple[tuple[float, ...], ...]:
+    """Anchor sizes of every level.
+
+    Raises:
+      ValueError: There is not one tuple for each level, or they differ in length.
+    """
+    if not any(isinstance(size, Sequence) for size in sizes):
+        finest: Any = sizes
+        return tuple(
+            tuple(float(size) * stride / strides[0] for size in finest)
+            for stride in strides
+        )
+    nested = all(isinstance(size, Sequence) for size in sizes)
+    levels: Any = sizes if nested else ()
+    if len(levels) != len(strides) or len(set(map(len, levels))) != 1:
+        raise ValueError(
+            f"`anchor_sizes` is {sizes}; expected numbers, or a tuple of as many "
+            f"numbers for each of the {len(strides)} levels"
+        )
+    return tuple(tuple(map(float, level)) for level in levels)
 
 
 def usable_anchors(
@@ -251,7 +308,10 @@ def usable_anchors(
 
 
 def propose(
-    output: RPNOutput, sizes: Int[Array, "N 2"], selection: Selection
+    output: RPNOutput,
+    sizes: Int[Array, "N 2"],
+    selection: Selection,
+    code: BoxCode = BoxCode(),
 ) -> Proposals:
     """Best boxes of each image; no gradient flows through them.
 
@@ -264,10 +324,10 @@ def propose(
       output: Of the network.
       sizes: Valid (height, width) of the images.
       selection: How many of what.
+      code: Of the boxes.
     """
     levels = [
-        _best(*level, sizes, selection.pre_nms_top_n)
-        for level in zip(*output, strict=True)
+        _best(*level, sizes, selection, code) for level in zip(*output, strict=True)
     ]
     boxes, logits, valid = (_join(parts) for parts in zip(*levels, strict=True))
     numbers = None
@@ -288,16 +348,18 @@ def propose(
     return Proposals(boxes, logits, valid)
 
 
-def _best(logits, deltas, anchors, usable, sizes, count):
+def _best(logits, deltas, anchors, usable, sizes, selection, code):
     """The boxes of one level that enter the suppression, by falling logit."""
     logits, deltas, anchors = jax.lax.stop_gradient((logits, deltas, anchors))
     logits = _log_odds(logits.astype(jnp.float32))
     logits = jnp.where(usable & jnp.isfinite(logits), logits, -jnp.inf)
-    logits, index = top_k(logits, min(count, logits.shape[1]))
-    boxes = decode_boxes(gather_rows(deltas, index).astype(jnp.float32), anchors[index])
+    logits, index = top_k(logits, min(selection.pre_nms_top_n, logits.shape[1]))
+    deltas = gather_rows(deltas, index).astype(jnp.float32)
+    boxes = decode_boxes(deltas, anchors[index], code)
     valid = (logits > -jnp.inf) & jnp.all(jnp.isfinite(boxes), axis=-1)
     boxes = clip_boxes(jnp.where(valid[..., None], boxes, 0), sizes)
     valid &= large_enough(boxes, _MIN_SIDE)
+    valid &= jax.nn.sigmoid(logits) >= selection.score_threshold
     return boxes, logits, valid
 
 
@@ -316,6 +378,7 @@ def rpn_targets(
     labels: Int32[Array, "N M"],
     valid: Bool[Array, "N M"],
     sampling: AnchorSampling = AnchorSampling(),
+    code: BoxCode = BoxCode(),
 ) -> RPNTargets:
     """Matches the anchors with the ground truth, samples those to learn from.
 
@@ -327,6 +390,7 @@ def rpn_targets(
       labels: Its classes, 1 where all are one.
       valid: Which rows of it are boxes.
       sampling: How many of what.
+      code: Of the boxes.
     """
 
     def of_image(key, usable, boxes, labels, valid):
@@ -350,7 +414,7 @@ def rpn_targets(
             chosen.index,
             jnp.where(chosen.positive, labels[matched], 0),
             chosen.valid,
-            encode_boxes(boxes[matched], anchors[chosen.index]),
+            encode_boxes(boxes[matched], anchors[chosen.index], code),
         )
 
     keys = jax.random.split(key, boxes.shape[0])
@@ -359,14 +423,23 @@ def rpn_targets(
 
 
 def rpn_losses(
-    logits: Float[Array, "N n K"], deltas: Float[Array, "N n 4"], targets: RPNTargets
+    logits: Float[Array, "N n K"],
+    deltas: Float[Array, "N n 4"],
+    targets: RPNTargets,
+    *,
+    beta: float = 1 / 9,
 ) -> dict[str, Float[Array, ""]]:
     """Class and box loss of the sampled anchors of all images together.
 
+    Args:
+      logits: Of all anchors.
+      deltas: Likewise.
+      targets: The sampled ones, and what they should say.
+      beta: Of the smooth L1 loss.
+
     Returns:
       "rpn_class": mean cross entropy, binary where there is one logit. "rpn_box":
-      smooth L1 (beta 1/9) summed over the positives, over the number of sampled
-      anchors.
+      smooth L1 summed over the positives, over the number of sampled anchors.
     """
     logits = gather_rows(logits, targets.index)
     deltas = gather_rows(deltas, targets.index)
@@ -381,7 +454,7 @@ def rpn_losses(
         entropy = optax.losses.softmax_cross_entropy_with_integer_labels(
             logits, targets.labels
         )
-    distance = smooth_l1(deltas, targets.deltas.astype(deltas.dtype), beta=_BETA)
+    distance = smooth_l1(deltas, targets.deltas.astype(deltas.dtype), beta=beta)
     return {
         "rpn_class": masked_mean(entropy, targets.valid, count),
         "rpn_box": masked_mean(jnp.sum(distance, axis=-1), positive, count),

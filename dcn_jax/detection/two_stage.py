@@ -1,4 +1,4 @@
-"""Two-stage detectors: Faster R-CNN, R-FCN and what else proposes, then classifies.
+"""Two-stage detectors: Faster and Mask R-CNN, and what else proposes, then classifies.
 
 This file only wires; each stage stands in its own module. `dcn_jax.networks` has the
 papers' networks.
@@ -10,6 +10,7 @@ detections.
 from typing import NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Num
 
@@ -21,6 +22,7 @@ from dcn_jax.detection.box_head import (
     box_targets,
     select_detections,
 )
+from dcn_jax.detection.mask_head import MaskHead, MaskTargets, mask_losses
 from dcn_jax.detection.mimic import Mimic, MimicTargets
 from dcn_jax.detection.records import Batch, Detections
 from dcn_jax.detection.roi_head import RepresentingHead, RoIHead
@@ -34,6 +36,7 @@ class Targets(NamedTuple):
     rpn: RPNTargets
     box: BoxTargets
     mimic: MimicTargets | None
+    mask: MaskTargets | None = None
 
 
 class TwoStage(nnx.Module):
@@ -43,6 +46,7 @@ class TwoStage(nnx.Module):
       trunk: Images to levels.
       rpn: Levels to proposals, of one class.
       roi: RoIs to classes and boxes.
+      mask: Boxes to masks, or None.
       mimic: Feature mimicking, or None.
       sampling: Which RoIs the head is trained on.
       selection: Which boxes are detections.
@@ -58,6 +62,7 @@ class TwoStage(nnx.Module):
         rpn: RPN,
         roi: RoIHead,
         *,
+        mask: MaskHead | None = None,
         mimic: Mimic | None = None,
         sampling: RoISampling = RoISampling(),
         selection: DetectionSelection = DetectionSelection(),
@@ -67,16 +72,20 @@ class TwoStage(nnx.Module):
                 f"`rpn` has {rpn.num_classes} classes; expected 1, as its boxes are "
                 "proposals"
             )
-        for name, stage, strides in (
+        stages = [
             ("rpn", rpn, trunk.neck.rpn_strides),
             ("roi", roi, trunk.neck.roi_strides),
-        ):
+        ]
+        if mask is not None:
+            stages.append(("mask", mask, trunk.neck.roi_strides))
+        for name, stage, strides in stages:
             if tuple(stage.strides) != tuple(strides):
                 raise ValueError(
                     f"`{name}` has strides {tuple(stage.strides)}; expected those of "
                     f"the neck, {tuple(strides)}"
                 )
         self.trunk, self.rpn, self.roi = trunk, rpn, roi
+        self.mask: MaskHead | None = nnx.data(mask)
         self.mimic: Mimic | None = nnx.data(mimic)
         self.sampling, self.selection = sampling, selection
 
@@ -103,8 +112,11 @@ class TwoStage(nnx.Module):
             and is what training does.
 
         Returns:
-          "rpn_class", "rpn_box", "class", "box", and when mimicking "mimic_class" and
-          "mimic_cos".
+          "rpn_class", "rpn_box", "class", "box"; with a mask head "mask"; and when
+          mimicking "mimic_class" and "mimic_cos".
+
+        Raises:
+          ValueError: There is a mask head, and the batch has no masks.
         """
         features = self.features(batch.images, batch.sizes)
         proposed = self.rpn(features)
@@ -112,7 +124,12 @@ class TwoStage(nnx.Module):
             targets = self._targets(proposed, batch, key)
         losses = self.rpn.losses(proposed, targets.rpn)
         seen = self.roi(features, targets.box.rois)
-        losses |= box_losses(seen.logits, seen.deltas, targets.box)
+        losses |= box_losses(
+            seen.logits, seen.deltas, targets.box, beta=self.roi.loss_beta
+        )
+        if self.mask is not None and targets.mask is not None:
+            masks = self.mask(features, targets.mask.rois)
+            losses |= mask_losses(masks, targets.mask)
         if self.mimic is not None and targets.mimic is not None:
             # `Mimic` has refused a head without.
             head, representation = cast(RepresentingHead, self.roi), seen.representation
@@ -138,12 +155,22 @@ class TwoStage(nnx.Module):
             proposals.valid,
             *truth,
             self.sampling,
-            weights=self.roi.box_weights,
+            self.roi.code,
         )
         of_mimic = None
         if self.mimic is not None:
             of_mimic = self.mimic.targets(mimic_key, of_box)
-        return Targets(of_rpn, of_box, of_mimic)
+        of_mask = None
+        if self.mask is not None:
+            if batch.masks is None or batch.mask_windows is None:
+                raise ValueError(
+                    "`batch` has no masks; expected them, as there is a mask head"
+                )
+            positives = int(self.sampling.samples * self.sampling.positive_fraction)
+            of_mask = self.mask.targets(
+                of_box, batch.masks, batch.mask_windows, positives
+            )
+        return Targets(of_rpn, of_box, of_mimic, of_mask)
 
     def predict(
         self, images: Num[Array, "N H W 3"], sizes: Int[Array, "N 2"]
@@ -157,15 +184,19 @@ class TwoStage(nnx.Module):
         features = self.features(images, sizes)
         proposals = self.rpn.propose(self.rpn(features), sizes)
         seen = self.roi(features, proposals.boxes)
-        return select_detections(
+        found = select_detections(
             seen.logits,
             seen.deltas,
             proposals.boxes,
             proposals.valid,
             sizes,
             self.selection,
-            weights=self.roi.box_weights,
+            self.roi.code,
         )
+        if self.mask is None:
+            return found
+        masks = self.mask.predict(features, found.boxes, found.labels)
+        return found._replace(masks=jnp.where(found.valid[..., None, None], masks, 0))
 
     def features(
         self, images: Num[Array, "N H W 3"], sizes: Int[Array, "N 2"]

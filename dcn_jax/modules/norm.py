@@ -58,10 +58,10 @@ class GroupNorm(nnx.Module):
     two passes over the map.
     """
 
-    def __init__(self, num_features: int, *, param_dtype):
+    def __init__(self, num_features: int, *, epsilon: float = 1e-5, param_dtype):
         pairs = num_features // (1 if num_features % 2 else 2)
         self.groups = math.gcd(32, pairs)
-        self.epsilon = 1e-5
+        self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones((num_features,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((num_features,), param_dtype))
 
@@ -94,13 +94,13 @@ NORMS = {"frozen_bn": FrozenBatchNorm, "group_norm": GroupNorm}
 
 
 def make_norm(
-    kind: str, num_features: int, *, param_dtype: Any
+    kind: str, num_features: int, *, epsilon: float = 1e-5, param_dtype: Any
 ) -> FrozenBatchNorm | GroupNorm:
-    """A normalisation of `NORMS`.
+    """A normalisation of `NORMS`; `epsilon` is added to its variances.
 
     Raises:
       ValueError: There is no such kind.
     """
     if kind not in NORMS:
         raise ValueError(f"`norm` is {kind!r}; expected one of {tuple(NORMS)}")
-    return NORMS[kind](num_features, param_dtype=param_dtype)
+    return NORMS[kind](num_features, epsilon=epsilon, param_dtype=param_dtype)

@@ -110,6 +110,8 @@ class RoIAlign(nnx.Module):
         when `features` is a sequence.
       sampling_ratio: Samples of a bin along each axis; 0 takes as many as the size of
         the RoI wants.
+      aligned: Whether pixels are points at half a pixel, as in all but the first
+        releases; torchvision's detectors have False.
 
     Raises:
       TypeError: An argument is not of its kind; the message names it.
@@ -124,10 +126,12 @@ class RoIAlign(nnx.Module):
         *,
         spatial_scale: float | Sequence[float],
         sampling_ratio: int = 2,
+        aligned: bool = True,
     ):
         self.output_size = check_pair("output_size", output_size)
         self.spatial_scale = check_scales(spatial_scale)
         self.sampling_ratio = check_integer("sampling_ratio", sampling_ratio, 0)
+        self.aligned = aligned
 
     def __call__(
         self,
@@ -143,6 +147,7 @@ class RoIAlign(nnx.Module):
             output_size=self.output_size,
             spatial_scale=self.spatial_scale,
             sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
             levels=levels,
             map_sizes=map_sizes,
         )

@@ -13,7 +13,7 @@ from scripts.aot.operators import lower_nms, operators
 from scripts.benchmark.train_step import abstract_batch, make_detection, make_step
 from train import sharding
 from train.config_dict import ConfigDict
-from train.configs import coco_faster_rcnn, digits
+from train.configs import coco_faster_rcnn, dcnv2, digits
 
 _CLASSES = {"coco_instances": 80, "deformed_digits": 10}
 _CONVOLUTION = ("list", "gather", "visit", "fused")
@@ -63,6 +63,9 @@ def programs(machine: Machine) -> Iterator[Program]:
         config = coco_faster_rcnn.get_config(f"{row},{size}")
         title = f"{row}, {canvas[0]}x{canvas[1]}"
         yield _step(f"train step, {title}", config, canvas)
+    masks = dcnv2.get_config("table3/mask/dcnv2/fg")
+    yield _step("train step, mask_dcnv2_mimic, 1008x1344", masks, (1008, 1344))
+    yield _detection("detection, mask_dcnv2, 1008x1344", masks, (1008, 1344))
     config = coco_faster_rcnn.get_config("dcnv2,800")
     yield _detection("detection, dcnv2, 800x1344", config, (800, 1344))
     if machine.name == "H100":
@@ -116,6 +119,7 @@ def _step(
             canvas,
             config.data.max_boxes,
             sharding.divided(mesh),
+            config.data.mask_size,
         )
         return train.step.lower(train.state, batch)
 

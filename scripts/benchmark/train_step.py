@@ -66,9 +66,16 @@ def make_detection(config: ConfigDict, num_classes: int, mesh: Mesh) -> tuple[An
 
 
 def abstract_batch(
-    images: int, canvas: tuple[int, int], boxes: int, place: NamedSharding
+    images: int,
+    canvas: tuple[int, int],
+    boxes: int,
+    place: NamedSharding,
+    mask_size: int = 0,
 ) -> Batch:
-    """Shapes, types and places of a batch of images with so many boxes each."""
+    """Shapes, types and places of a batch of images with so many boxes each.
+
+    With masks of `mask_size` pixels along a side where that is not 0.
+    """
 
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((images, *shape), dtype, sharding=place)
@@ -79,6 +86,8 @@ def abstract_batch(
         boxes=array(jnp.float32, boxes, 4),
         labels=array(jnp.int32, boxes),
         valid=array(jnp.bool_, boxes),
+        masks=array(jnp.uint8, boxes, mask_size, mask_size) if mask_size else None,
+        mask_windows=array(jnp.float32, boxes, 4) if mask_size else None,
     )
 
 

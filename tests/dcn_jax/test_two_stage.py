@@ -225,7 +225,7 @@ def test_a_backbone_of_stride_32_is_refused():
 
 def test_a_head_without_a_representation_cannot_mimic(untyped):
     class Head(nnx.Module):
-        num_classes, box_weights = 3, (1.0, 1.0, 1.0, 1.0)
+        num_classes = 3
 
     with pytest.raises(TypeError, match="`head` is Head, which has no representation"):
         Mimic(Head(), rngs=nnx.Rngs(0))

@@ -9,7 +9,7 @@ from dcn_jax.detection.box_head import DetectionSelection, RoISampling
 from dcn_jax.detection.records import Batch
 from dcn_jax.detection.rpn import AnchorSampling, Selection
 from dcn_jax.modules import DeformRoIPool
-from dcn_jax.networks import faster_rcnn
+from dcn_jax.networks import faster_rcnn, mask_rcnn_fpn
 
 _BACKBONE = dict(
     depths=(1, 1, 1, 1), stem_features=8, output_stride=16, norm="group_norm"
@@ -51,6 +51,47 @@ def make_detector(
         rngs=nnx.Rngs(1),
         **rest,
     )
+
+
+def make_mask_rcnn(backbone=None, *, mimic=None, pool_layer=DeformRoIPool, **rest):
+    """Mask R-CNN on a pyramid, likewise."""
+    hidden = dict(hidden_features=8) if pool_layer is DeformRoIPool else {}
+    return mask_rcnn_fpn(
+        3,
+        backbone=_BACKBONE | dict(output_stride=32) | (backbone or {}),
+        neck=dict(features=8),
+        rpn=dict(
+            features=8,
+            anchor_sizes=(8,),
+            sampling=AnchorSampling(samples=16),
+            train=Selection(20, 20),
+            test=Selection(20, 20),
+        ),
+        pool_layer=pool_layer,
+        pool=dict(output_size=3, **hidden),
+        box=dict(features=16, canonical_size=40.0),
+        mask_pool=dict(output_size=4, **hidden),
+        mask=dict(features=8, num_convs=2, canonical_size=40.0),
+        mimic=None if mimic is None else dict(count=3, crop_size=32) | mimic,
+        sampling=RoISampling(samples=12, positive_fraction=0.5),
+        selection=DetectionSelection(max_detections=10),
+        rngs=nnx.Rngs(1),
+        **rest,
+    )
+
+
+def tiny_mask_rcnn(backbone=None, **kwargs):
+    """`make_mask_rcnn` with values."""
+    return filled(lambda: make_mask_rcnn(backbone, **kwargs))
+
+
+def with_masks(batch, side=16):
+    """A batch whose objects are discs that touch their boxes."""
+    centre = (np.arange(side) + 0.5) / side * 2 - 1
+    disc = (centre[:, None] ** 2 + centre**2 < 1).astype(np.uint8)
+    masks = np.broadcast_to(disc, (*batch.labels.shape, side, side))
+    windows = np.where(batch.valid[..., None], batch.boxes, 0)
+    return batch._replace(masks=jnp.asarray(masks), mask_windows=jnp.asarray(windows))
 
 
 def tiny_backbone(**kwargs):

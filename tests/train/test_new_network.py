@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from dcn_jax.backbones import ResNet
-from dcn_jax.boxes import top_k
+from dcn_jax.boxes import BoxCode, top_k
 from dcn_jax.detection.box_head import DetectionSelection, RoISampling
 from dcn_jax.detection.records import Detections
 from dcn_jax.detection.roi_head import RoIOutput, pool_rois
@@ -42,7 +42,7 @@ class TwoLevels(nnx.Module):
 class LinearHead(nnx.Module):
     """A head without hidden layers, which has no representation to mimic."""
 
-    box_weights = (10.0, 10.0, 5.0, 5.0)
+    code, loss_beta = BoxCode(), 1.0
 
     def __init__(self, pool, features, num_classes, strides, rngs):
         self.pool, self.strides, self.num_classes = pool, strides, num_classes

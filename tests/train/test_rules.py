@@ -6,6 +6,7 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
+from dcn_jax.networks import NETWORKS
 from tests.support import launch
 from train.configs import _detection, coco_faster_rcnn, digits
 
@@ -18,12 +19,14 @@ def paths(section, prefix=""):
             yield prefix + name
 
 
-FIELDS = tuple(paths(_detection.get_config().to_dict()))
+# The network with the most fields.
+NETWORK = "mask_rcnn_fpn"
+FIELDS = tuple(paths(_detection.get_config(NETWORK).to_dict()))
 
 
 def changed(path, value):
     """The defaults with another value, past the type checks of ml_collections."""
-    config = _detection.get_config()
+    config = _detection.get_config(NETWORK)
     *sections, name = path.split(".")
     section = config
     for key in sections:
@@ -45,7 +48,7 @@ def fault(config):
 @pytest.mark.parametrize(
     "config",
     [
-        _detection.get_config(),
+        *map(_detection.get_config, NETWORKS),
         digits.get_config(),
         digits.get_config("regular"),
         *(coco_faster_rcnn.get_config(row) for row in ("", "dcnv1", "regular,800")),

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from dcn_jax.backbones import ResNet
-from dcn_jax.networks import POOL_LAYERS
+from dcn_jax.networks import MASK_NETWORKS, NETWORKS, POOL_LAYERS
 from train.configs import _base, _detection, digits
 from train.sections import arguments_of, construct
 
@@ -96,12 +96,14 @@ def test_a_section_is_locked_as_any_other():
         config.model.backbone.depthss = (1, 1, 1, 1)
 
 
-def test_every_section_of_a_network_has_its_constructor():
-    config = _detection.get_config()
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_section_of_a_network_has_its_constructor(network):
+    config = _detection.get_config(network)
     assert set(config) - set(_base.get_config()) == {"network", "model"}
     made = {name for name, value in config.model.items() if not isinstance(value, bool)}
-    assert made == {*_detection.CONSTRUCTORS, "pool_layer", "pool"}
-    for name, make in _detection.CONSTRUCTORS.items():
+    pools = {"pool", "mask_pool"} if network in MASK_NETWORKS else {"pool"}
+    assert made == {*_detection.constructors(network), "pool_layer", *pools}
+    for name, make in _detection.constructors(network).items():
         # Only changes and required arguments are written beside it.
         assert set(config.model[name]) >= set(arguments_of(make)) - {"num_classes"}
 
@@ -128,10 +130,13 @@ def test_records_are_constructors_too():
     assert explained(Head) == [] and explained(Sampling) == ["share", "among"]
 
 
-@pytest.mark.parametrize(
-    "make",
-    [*_detection.CONSTRUCTORS.values(), *POOL_LAYERS.values()],
-)
+CONSTRUCTORS = [
+    *(make for name in NETWORKS for make in _detection.constructors(name).values()),
+    *POOL_LAYERS.values(),
+]
+
+
+@pytest.mark.parametrize("make", dict.fromkeys(CONSTRUCTORS))
 def test_every_argument_is_explained_where_it_stands(make):
     for part in constructors(make):
         parameters = inspect.signature(part.__init__).parameters

@@ -118,6 +118,9 @@ def get_config() -> ConfigDict:
     evaluation.pictures = 8
     # What has a lower score is not drawn (all of it counts in the metric).
     evaluation.picture_score = 0.5
+    # Short sides at which train.evaluate evaluates too, with the canvases and the cap
+    # of the long side in proportion.
+    evaluation.sweep = ()
     return config
 
 
@@ -136,6 +139,7 @@ RULES: dict[str, Rule] = {
     "data.canvases": Several(Row((SIDE, SIDE))),
     "data.short_sides": Several(SIDE),
     "data.eval_short_side": SIDE,
+    "eval.sweep": Several(SIDE, empty=True, rising=True),
     "data.max_side": SIDE,
     "data.max_pixels": COUNT,
     "data.workers": Integer(0, 256),

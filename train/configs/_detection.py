@@ -3,13 +3,16 @@
 The sections of `model` are explained by the constructors that they are arguments of.
 """
 
+from typing import Any
+
 from dcn_jax.backbones import ResNet
 from dcn_jax.detection.box_head import BoxHead, DetectionSelection, RoISampling
+from dcn_jax.detection.mask_head import MaskHead
 from dcn_jax.detection.mimic import REDUCTIONS, REGIONS, Mimic
 from dcn_jax.detection.rpn import RPN
 from dcn_jax.modules.norm import NORMS
-from dcn_jax.necks import DilatedConv5
-from dcn_jax.networks import NETWORKS, POOL_LAYERS
+from dcn_jax.necks import FPN, DilatedConv5
+from dcn_jax.networks import MASK_NETWORKS, NETWORKS, POOL_LAYERS
 from dcn_jax.trunk import Trunk
 from train.config_dict import ConfigDict
 from train.configs import _base
@@ -31,40 +34,63 @@ from train.rules import (
 )
 from train.sections import arguments_of
 
-# Section of `model` -> what is made of it, beside `pool`, which `pool_layer` names.
-CONSTRUCTORS = {
+# Section of `model` -> what is made of it, beside `neck`, which the network decides,
+# and the sections `pool` and `mask_pool`, whose layer `pool_layer` names.
+_CONSTRUCTORS = {
     "backbone": ResNet,
     "trunk": Trunk,
-    "neck": DilatedConv5,
     "rpn": RPN,
     "box": BoxHead,
     "mimic": Mimic,
     "sampling": RoISampling,
     "selection": DetectionSelection,
 }
+_NECKS = {
+    "faster_rcnn": DilatedConv5,
+    "faster_rcnn_fpn": FPN,
+    "mask_rcnn_fpn": FPN,
+}
 
 
-def get_config() -> ConfigDict:
-    """Returns the defaults: Faster R-CNN with ResNet-50 and the paper's recipe."""
+def constructors(network: str) -> dict[str, Any]:
+    """Returns section of `model` -> what is made of it, for a key of NETWORKS."""
+    stages = {**_CONSTRUCTORS, "neck": _NECKS[network]}
+    return {**stages, "mask": MaskHead} if network in MASK_NETWORKS else stages
+
+
+def get_config(network: str = "faster_rcnn") -> ConfigDict:
+    """Returns the defaults: ResNet-50 with DCNv2, and the paper's recipe.
+
+    Args:
+      network: A key of dcn_jax.networks.NETWORKS.
+    """
+    pyramid = _NECKS[network] is FPN
     config = _base.get_config()
     config.task = "detection"
     # Ground truth is padded to this many boxes an image; of an image with more objects,
     # the first are kept and the rest count as background.
     config.data.max_boxes = 100
     # The network: a key of dcn_jax.networks.NETWORKS.
-    config.network = "faster_rcnn"
+    config.network = network
     config.model = model = ConfigDict()
     model.backbone = arguments_of(
         ResNet,
         depths=(3, 4, 6, 3),
         deform_blocks=(0, -1, -1, -1),
-        output_stride=16,
+        output_stride=32 if pyramid else 16,
     )
     model.trunk = arguments_of(Trunk)
-    model.neck = arguments_of(DilatedConv5)
+    model.neck = arguments_of(_NECKS[network])
     model.rpn = arguments_of(RPN)
+    if pyramid:
+        # One size a level, 32 to 512 pixels; as many boxes of each level (Detectron).
+        model.rpn.update({"features": 256, "anchor_sizes": (32,)})
+        model.rpn.train.pre_nms_top_n = 2000
+        model.rpn.test.pre_nms_top_n = 1000
     # Proposals are of one class.
     del model.rpn["num_classes"]
+    if network in MASK_NETWORKS:
+        model.mask = arguments_of(MaskHead)
     set_pool_layer(config, "DeformRoIPool")
     model.box = arguments_of(BoxHead)
     model.sampling = arguments_of(RoISampling)
@@ -79,6 +105,8 @@ def set_pool_layer(config: ConfigDict, name: str) -> None:
     """Chooses RoI pooling, a key of dcn_jax.networks.POOL_LAYERS, with its defaults."""
     config.model.pool_layer = name
     config.model.pool = arguments_of(POOL_LAYERS[name], output_size=7)
+    if config.network in MASK_NETWORKS:
+        config.model.mask_pool = arguments_of(POOL_LAYERS[name], output_size=14)
 
 
 # What the fields may hold, where neither the type of the default nor the constructor
@@ -95,13 +123,16 @@ RULES: dict[str, Rule] = {
     "model.backbone.deform_blocks": Row((Integer(at_least=-1),) * 4),
     "model.backbone.offset_groups": COUNT,
     "model.backbone.max_offset": NONNEGATIVE,
+    "model.backbone.norm_epsilon": NONNEGATIVE,
     "model.backbone.output_stride": OneOf((16, 32)),
+    "model.backbone.first_dilation": OneOf((1, 2)),
     "model.trunk.pixel_mean": Row((Number(),) * 3),
     "model.trunk.pixel_std": Row((POSITIVE,) * 3),
     "model.neck.features": COUNT,
     "model.rpn.features": COUNT,
     "model.rpn.anchor_sizes": Several(POSITIVE),
     "model.rpn.aspect_ratios": Several(POSITIVE),
+    "model.rpn.loss_beta": NONNEGATIVE,
     "model.rpn.sampling.samples": ROWS,
     "model.rpn.sampling.positive_fraction": SHARE,
     "model.rpn.sampling.positive_iou": SHARE,
@@ -113,18 +144,32 @@ RULES: dict[str, Rule] = {
             ("pre_nms_top_n", COUNT),
             ("post_nms_top_n", ROWS),
             ("nms_iou", SHARE),
+            ("score_threshold", SHARE),
         )
     },
     "model.pool_layer": OneOf(tuple(POOL_LAYERS)),
-    "model.pool.output_size": COUNT,
-    # 0: as many as the size of the RoI asks for.
-    "model.pool.sampling_ratio": WHOLE,
-    "model.pool.hidden_features": COUNT,
+    **{
+        f"model.{pool}.{name}": rule
+        for pool in ("pool", "mask_pool")
+        for name, rule in (
+            ("output_size", COUNT),
+            # 0: as many as the size of the RoI asks for.
+            ("sampling_ratio", WHOLE),
+            ("hidden_features", COUNT),
+        )
+    },
     "model.box.features": COUNT,
-    "model.box.box_weights": Row((POSITIVE,) * 4),
+    "model.box.loss_beta": NONNEGATIVE,
+    "model.box.canonical_size": POSITIVE,
+    "model.mask.features": COUNT,
+    "model.mask.num_convs": COUNT,
+    "model.mask.canonical_size": POSITIVE,
+    "model.box.code.weights": Row((POSITIVE,) * 4),
+    "model.rpn.code.weights": Row((POSITIVE,) * 4),
     "model.sampling.samples": ROWS,
     "model.sampling.positive_fraction": SHARE,
     "model.sampling.positive_iou": SHARE,
+    "model.sampling.negative_iou": SHARE,
     "model.selection.score_threshold": SHARE,
     "model.selection.nms_iou": SHARE,
     "model.selection.max_detections": ROWS,
@@ -136,7 +181,10 @@ RULES: dict[str, Rule] = {
     "model.mimic.weight": NONNEGATIVE,
 }
 # The first of each pair is at most the second.
-ORDERED = (("model.rpn.sampling.negative_iou", "model.rpn.sampling.positive_iou"),)
+ORDERED = (
+    ("model.rpn.sampling.negative_iou", "model.rpn.sampling.positive_iou"),
+    ("model.sampling.negative_iou", "model.sampling.positive_iou"),
+)
 
 
 def check(config: ConfigDict) -> None:
@@ -145,13 +193,16 @@ def check(config: ConfigDict) -> None:
     Raises:
       ValueError: One line that names the fields at fault.
     """
-    defaults = get_config()
+    network = config.get("network")
+    known = isinstance(network, str) and network in NETWORKS
+    defaults = get_config(network) if known else get_config()
     model = config.get("model")
     model = model if isinstance(model, ConfigDict) else ConfigDict()
     layer, found = model.get("pool_layer"), model.get("pool")
     if isinstance(layer, str) and layer in POOL_LAYERS:
         set_pool_layer(defaults, layer)
         fields = defaults.model.pool
+        # `mask_pool` has those of the same layer, which `check_config` compares.
         if isinstance(found, ConfigDict) and set(found) != set(fields):
             raise ValueError(
                 f"`model.pool_layer` is {layer!r}, and `model.pool` has the fields of "

@@ -7,19 +7,30 @@ foreground mimicking) with a thin ResNet trained from scratch.
     python -m train.main --config=train/configs/digits.py:regular
 
 ":regular" is the same recipe, mimicking included, with regular convolutions and aligned
-RoI pooling. docs/demo.md has what both reach.
+RoI pooling. ":fpn" and ":mask" are Faster R-CNN and Mask R-CNN on a feature pyramid,
+deformable as the demo. docs/demo.md has what they reach.
 """
 
 from train.config_dict import ConfigDict
 from train.configs import _detection
 
+_NETWORKS = {
+    "": "faster_rcnn",
+    "regular": "faster_rcnn",
+    "fpn": "faster_rcnn_fpn",
+    "mask": "mask_rcnn_fpn",
+}
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Returns the demo's configuration, or its regular counterpart."""
-    if arg not in ("", "regular"):
-        raise ValueError(f"digits.py:{arg}: expected no argument or 'regular'.")
-    config = _detection.get_config()
-    config.name = "digits_regular" if arg else "digits"
+    """Returns the demo's configuration, or a counterpart."""
+    if arg not in _NETWORKS:
+        raise ValueError(
+            f"digits.py:{arg}: expected no argument or one of {tuple(_NETWORKS)[1:]}."
+        )
+    network = _NETWORKS[arg]
+    config = _detection.get_config(network)
+    config.name = f"digits_{arg}" if arg else "digits"
     config.steps = 2000
     config.batch_size = 8
 
@@ -42,6 +53,9 @@ def get_config(arg: str = "") -> ConfigDict:
     model.rpn.features = 128
     model.rpn.anchor_sizes = (24.0, 40.0, 72.0, 144.0)
     model.rpn.aspect_ratios = (1.0, 1.6)
+    if network != "faster_rcnn":
+        model.rpn.features = 64
+        model.rpn.anchor_sizes = (16.0,)
     model.rpn.sampling.samples = 64
     model.rpn.train.update({"pre_nms_top_n": 512, "post_nms_top_n": 128})
     model.rpn.test.update({"pre_nms_top_n": 512, "post_nms_top_n": 64})
@@ -50,6 +64,10 @@ def get_config(arg: str = "") -> ConfigDict:
     model.sampling.samples = 32
     model.sampling.positive_fraction = 0.5
     model.selection.max_detections = 20
+    if network == "mask_rcnn_fpn":
+        data.mask_size = 56
+        model.mask.features = 64
+        model.mask_pool.hidden_features = 128
     model.mimic.count = 4
     model.mimic.crop_size = 64
 
@@ -69,7 +87,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.batch_size = 20
     config.eval.pictures = 9
 
-    if arg:
+    if arg == "regular":
         model.backbone.deform_blocks = (0, 0, 0, 0)
         _detection.set_pool_layer(config, "RoIAlign")
     return config

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dcn_jax.detection.box_head import DetectionSelection, RoISampling
 from dcn_jax.detection.records import Batch, Detections
 from dcn_jax.networks import NETWORKS, POOL_LAYERS
 from train import draw
@@ -29,7 +28,10 @@ from train.task import Network
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Sections of the model that weights depend on, though shapes may not tell ...
-_ARCHITECTURE = ("backbone", "trunk", "neck", "rpn", "pool_layer", "pool", "box")
+_ARCHITECTURE = (
+    *("backbone", "trunk", "neck", "rpn", "pool_layer", "pool", "box"),
+    *("mask_pool", "mask"),
+)
 # ... but for these fields of them. Which weights were kept fixed is no property of the
 # result, nor is how many boxes are looked at.
 _PASSING = {"backbone.frozen_stages", "rpn.sampling", "rpn.train", "rpn.test"}
@@ -49,6 +51,8 @@ class Detection:
         """The sections of the stages, without what only training or testing reads."""
         fields = {"network": config.network}
         for section in _ARCHITECTURE:
+            if section not in config.model:  # those of other networks
+                continue
             values = config.model[section]
             if not isinstance(values, ConfigDict):
                 fields[f"model.{section}"] = values
@@ -65,20 +69,25 @@ class Detection:
                 f"`dtype` is {config.dtype!r}; expected one of {tuple(_DTYPES)}."
             )
         model = config.model
-        stages = {
-            name: settings_of(_detection.CONSTRUCTORS[name], model[name])
-            for name in ("backbone", "trunk", "neck", "rpn", "box", "mimic")
+        constructors = _detection.constructors(config.network)
+        # Records of the network as a whole.
+        records = {
+            name: construct(constructors.pop(name), model[name])
+            for name in ("sampling", "selection")
         }
         if not model.mimicking:
-            del stages["mimic"]
+            del constructors["mimic"]
         layer = POOL_LAYERS[model.pool_layer]
+        pools = {name: layer for name in ("pool", "mask_pool") if name in model}
+        stages = {
+            name: settings_of(make, model[name])
+            for name, make in (constructors | pools).items()
+        }
         return NETWORKS[config.network](
             num_classes,
             **stages,
+            **records,
             pool_layer=layer,
-            pool=settings_of(layer, model.pool),
-            sampling=construct(RoISampling, model.sampling),
-            selection=construct(DetectionSelection, model.selection),
             dtype=_DTYPES[config.dtype],
             rngs=rngs,
         )

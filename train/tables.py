@@ -1,0 +1,176 @@
+"""Lists the rows of the DCNv2 paper's tables: `python -m train.tables`.
+
+Each row is an argument of train/configs/dcnv2.py. Beside the paper's AP stand its
+parameters and multiply-adds, what our networks have, and the AP of an evaluation that
+lies in runs/NAME, where a run of that row wrote one.
+
+The paper does not say which network it counted: no network of its text has the figures
+of its regular rows. What a row adds to them is exact, so of each column one number, the
+baseline, is chosen, and "implied" is that number and what our networks add. "M" is
+2^20, "G" is 2^30. Ours of Mask R-CNN is counted with its masks in the parameters; what
+rows add is counted without, as the paper does.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from train.configs import dcnv2
+from train.cost import Cost, cost_of
+from train.paper import PRINTED
+from train.task import Task
+from train.tasks import TASKS
+
+_CLASSES = 80
+_UNITS = {"params": 2**20, "flops": 2**30}
+# The paper's images: the shorter side, and the cap of the longer one.
+_IMAGES = {"table1": (1000, 1667), "table2": (800, 1333)}
+
+
+class Column(NamedTuple):
+    """One printed figure of the rows of a table and a net.
+
+    Attributes:
+      baseline: The regular network, by the number that agrees with most rows.
+      implied: Row -> the baseline and what the row adds.
+      agrees: Row -> whether that is printed.
+    """
+
+    baseline: float
+    implied: dict[str, float]
+    agrees: dict[str, bool]
+
+
+def column(printed: Mapping[str, float], added: Mapping[str, int], unit: int) -> Column:
+    """Chooses the baseline of a column.
+
+    Args:
+      printed: Row -> figure, in units, with one decimal.
+      added: Row -> what it has beyond the regular network.
+      unit: Numbers in a unit.
+    """
+    half = 0.05
+    # Baselines that print as each row does: from the first to before the second.
+    ranges = {
+        row: (value - half - added[row] / unit, value + half - added[row] / unit)
+        for row, value in printed.items()
+    }
+
+    def agreeing(baseline: float) -> list[str]:
+        return [r for r, (low, high) in ranges.items() if low <= baseline < high]
+
+    best = max((low for low, _ in ranges.values()), key=lambda low: len(agreeing(low)))
+    rows = agreeing(best)
+    baseline = (best + min(ranges[row][1] for row in rows)) / 2
+    implied = {row: baseline + added[row] / unit for row in printed}
+    return Column(baseline, implied, {row: row in rows for row in printed})
+
+
+def costs(table: str, network: str, task: Task) -> dict[str, Cost]:
+    """Counts the networks of a table's rows: layers -> cost."""
+    side = dcnv2.TABLES[table][0]
+    return {
+        layers: cost_of(
+            dcnv2.make_config(network, dcnv2.LAYERS[layers], side),
+            task,
+            _CLASSES,
+            _IMAGES[table],
+        )
+        for layers in dcnv2.LAYERS
+    }
+
+
+def columns(table: str, net: str, counted: Mapping[str, Cost]) -> dict[str, Column]:
+    """Sets what our networks add beside the printed figures: "params" and "flops".
+
+    Args:
+      table: "table1" or "table2".
+      net: A key of dcnv2.NETS.
+      counted: Layers -> cost, of networks without masks.
+    """
+    # The first two rows differ in nothing that counts.
+    rows = [
+        layers
+        for layers in dcnv2.LAYERS
+        if layers != "roi_pool" and f"{table}/{net}/{layers}" in PRINTED
+    ]
+    found = {}
+    for name, unit in _UNITS.items():
+        printed = {r: getattr(PRINTED[f"{table}/{net}/{r}"], name) for r in rows}
+        regular = getattr(counted["regular"], name)
+        added = {r: getattr(counted[r], name) - regular for r in rows}
+        found[name] = column(printed, added, unit)
+    return found
+
+
+def recorded(runs: Path, arg: str) -> str:
+    """Returns the AP that a run of a row has reached, or "-"."""
+    path = runs / dcnv2.get_config(arg).name / "evaluation.json"
+    if not path.exists():
+        return "-"
+    groups = json.loads(path.read_text())
+    values = [groups[name]["AP"] for name in ("bbox", "segm") if name in groups]
+    return " ".join("-" if v is None else f"{100 * v:.1f}" for v in values)
+
+
+def _ap(arg: str) -> str:
+    row = PRINTED[arg]
+    return f"{row.box:.1f}" + ("" if row.mask is None else f" {row.mask:.1f}")
+
+
+def _print_costs(table: str, net: str, task: Task, runs: Path) -> None:
+    own = costs(table, dcnv2.NETS[net], task)
+    bare = costs(table, "faster_rcnn_fpn", task) if net == "mask" else own
+    both = columns(table, net, bare)
+    print(
+        f"\n{table}/{net}, {_IMAGES[table][0]} x {_IMAGES[table][1]}; baselines "
+        f"{both['params'].baseline:.2f} M, {both['flops'].baseline:.1f} G; "
+        f"ours {own['regular'].params / 2**20:.2f} M, "
+        f"{own['regular'].flops / 2**30:.1f} G"
+    )
+    print(
+        f"{'row':38}{'AP':>11}{'run':>11}"
+        f"{'params':>9}{'implied':>9}{'ours':>8}{'G':>9}{'implied':>9}{'ours':>8}"
+    )
+    for layers in dcnv2.LAYERS:
+        arg = f"{table}/{net}/{layers}"
+        if arg not in PRINTED:
+            continue
+        line = f"{arg:38}{_ap(arg):>11}{recorded(runs, arg):>11}"
+        shown = "regular" if layers == "roi_pool" else layers
+        for name, unit in _UNITS.items():
+            printed = getattr(PRINTED[arg], name)
+            implied = both[name].implied[shown]
+            mark = "" if both[name].agrees[shown] else "*"
+            ours = getattr(own[layers], name) / unit
+            line += f"{printed:9.1f}{f'{implied:.1f}{mark}':>9}{ours:8.1f}"
+        print(line)
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="folder of runs"
+    )
+    runs = parser.parse_args().runs
+    task = TASKS["detection"]
+    for table in _IMAGES:
+        for net in dcnv2.NETS:
+            _print_costs(table, net, task, runs)
+    print(
+        "\n*: not what is printed, which no baseline makes agree: taken for a misprint"
+    )
+    for table in ("table3", "table4"):
+        print(f"\n{table}\n{'row':38}{'AP':>11}{'run':>11}")
+        for arg in PRINTED:
+            if arg.startswith(table):
+                print(f"{arg:38}{_ap(arg):>11}{recorded(runs, arg):>11}")
+
+
+if __name__ == "__main__":
+    main()
