@@ -32,9 +32,18 @@ _ARCHITECTURE = (
     *("backbone", "trunk", "neck", "rpn", "pool_layer", "pool", "box"),
     *("mask_pool", "mask"),
 )
-# ... but for these fields of them. Which weights were kept fixed is no property of the
-# result, nor is how many boxes are looked at.
-_PASSING = {"backbone.frozen_stages", "rpn.sampling", "rpn.train", "rpn.test"}
+# ... but for these fields of them. Which weights were kept fixed, and what they were
+# taught, is no property of the result, nor is how many boxes are looked at.
+_PASSING = {
+    "model.backbone.frozen_stages",
+    "model.rpn.loss_beta",
+    "model.rpn.sampling",
+    "model.rpn.train",
+    "model.rpn.test",
+    "model.box.loss_beta",
+    "model.mask.aligned_targets",
+    "model.mask.binary_targets",
+}
 
 
 class Detection:
@@ -51,15 +60,8 @@ class Detection:
         """The sections of the stages, without what only training or testing reads."""
         fields = {"network": config.network}
         for section in _ARCHITECTURE:
-            if section not in config.model:  # those of other networks
-                continue
-            values = config.model[section]
-            if not isinstance(values, ConfigDict):
-                fields[f"model.{section}"] = values
-                continue
-            for name, value in values.items():
-                if f"{section}.{name}" not in _PASSING:
-                    fields[f"model.{section}.{name}"] = value
+            if section in config.model:  # else of another network
+                fields |= _flat(f"model.{section}", config.model[section])
         return fields
 
     def build(self, config: ConfigDict, num_classes: int, rngs: nnx.Rngs) -> Network:
@@ -168,6 +170,18 @@ class Detection:
             }
             for (x1, y1, x2, y2), reached, label in rows
         ]
+
+
+def _flat(path: str, value: Any) -> dict[str, Any]:
+    """Fields at and below a path that weights depend on."""
+    if path in _PASSING:
+        return {}
+    if not isinstance(value, ConfigDict):
+        return {path: value}
+    fields = {}
+    for name, inner in value.items():
+        fields |= _flat(f"{path}.{name}", inner)
+    return fields
 
 
 def padded_boxes(
