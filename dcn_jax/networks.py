@@ -91,6 +91,8 @@ def faster_rcnn(
 
 # What a configuration may name.
 NETWORKS = {"faster_rcnn": faster_rcnn}
+# Those that learn and predict masks.
+MASK_NETWORKS: frozenset[str] = frozenset()
 POOL_LAYERS = {
     "RoIPool": RoIPool,
     "RoIAlign": RoIAlign,

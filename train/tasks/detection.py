@@ -19,7 +19,7 @@ from dcn_jax.networks import NETWORKS, POOL_LAYERS
 from train import draw
 from train.config_dict import ConfigDict
 from train.configs import _detection
-from train.data import report, transforms
+from train.data import masks, report, transforms
 from train.data.geometry import Geometry
 from train.data.source import Example, Source
 from train.evaluation.coco import AveragePrecision, original_boxes
@@ -110,17 +110,22 @@ class Detection:
 
     def summary(self, source: Source, split: str, data: ConfigDict) -> str:
         """Says which images, boxes and masks are used, and which are not and why."""
+        masks = data.mask_size > 0
         if split != data.train_split:
-            return report.evaluation_line(source, split)
+            return report.evaluation_line(source, split, masks=masks)
         return report.training_line(
-            source, split, max_boxes=data.max_boxes, skip_empty=data.skip_empty
+            source,
+            split,
+            max_boxes=data.max_boxes,
+            skip_empty=data.skip_empty,
+            masks=masks,
         )
 
     def targets(
         self, example: Example, geometry: Geometry, data: ConfigDict
     ) -> dict[str, np.ndarray]:
-        """Boxes of an image, padded; see `padded_boxes`."""
-        return padded_boxes(example, geometry, data.max_boxes)
+        """Boxes of an image, padded, and masks if wanted; see `padded_boxes`."""
+        return padded_boxes(example, geometry, data.max_boxes, data.mask_size)
 
     def metric(self, source: Source) -> AveragePrecision:
         """Box AP as COCO's."""
@@ -162,17 +167,20 @@ class Detection:
 
 
 def padded_boxes(
-    example: Example, geometry: Geometry, max_boxes: int
+    example: Example, geometry: Geometry, max_boxes: int, mask_size: int = 0
 ) -> dict[str, np.ndarray]:
-    """Returns the boxes of an image, as it lies on its canvas.
+    """Returns the boxes of an image, as it lies on its canvas, and masks if wanted.
 
     Args:
       example: The image with its boxes.
       geometry: How it came onto its canvas.
       max_boxes: Boxes are padded to this many; of an image with more, the first stay.
+      mask_size: Side S of the masks in pixels; 0 is for none.
 
     Returns:
-      `boxes` [M, 4] float32 in canvas pixels, `labels` [M] int32, `valid` [M] bool.
+      `boxes` [M, 4] float32 in canvas pixels, `labels` [M] int32, `valid` [M] bool; and
+      where masks are wanted, `masks` [M, S, S] uint8 and `mask_windows` [M, 4] float32,
+      as `dcn_jax.detection.records.Batch` explains them.
     """
     boxes = transforms.scale_boxes(example.boxes, np.asarray(geometry.scale))
     boxes = transforms.clip_boxes(boxes, geometry.size)
@@ -188,6 +196,17 @@ def padded_boxes(
     rows["boxes"][: len(seen)] = boxes[seen]
     rows["labels"][: len(seen)] = example.labels[seen]
     rows["valid"][: len(seen)] = True
+    if mask_size:
+        drawn = np.zeros((max_boxes, mask_size, mask_size), np.uint8)
+        taken = np.zeros((max_boxes, 4), np.float32)
+        windows = masks.windows_around(boxes[seen], mask_size)
+        for row, (index, window) in enumerate(zip(seen, windows, strict=True)):
+            mask = masks.draw_mask(
+                example.segmentations[index], window, geometry, mask_size
+            )
+            if mask is not None:
+                drawn[row], taken[row] = mask, window
+        rows |= {"masks": drawn, "mask_windows": taken}
     return rows
 
 
