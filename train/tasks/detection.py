@@ -1,4 +1,4 @@
-"""Detection: boxes with classes, found by a network, judged by COCO's AP.
+"""Detection: boxes with classes, and masks, found by a network, judged by COCO's AP.
 
 Shape letters: M ground-truth boxes of an image (padded), D detections of an image.
 """
@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from dcn_jax.detection.box_head import DetectionSelection, RoISampling
+from dcn_jax.detection.paste import paste_mask
 from dcn_jax.detection.records import Batch, Detections
 from dcn_jax.networks import NETWORKS, POOL_LAYERS
 from train import draw
@@ -22,7 +23,8 @@ from train.configs import _detection
 from train.data import masks, report, transforms
 from train.data.geometry import Geometry
 from train.data.source import Example, Source
-from train.evaluation.coco import AveragePrecision, original_boxes
+from train.evaluation.coco import AveragePrecision
+from train.evaluation.coco_results import coco_results, original_boxes
 from train.sections import construct, settings_of
 from train.skeleton import variables_of
 from train.task import Network
@@ -128,7 +130,7 @@ class Detection:
         return padded_boxes(example, geometry, data.max_boxes, data.mask_size)
 
     def metric(self, source: Source) -> AveragePrecision:
-        """Box AP as COCO's."""
+        """Box AP as COCO's, and mask AP where masks are predicted."""
         return AveragePrecision(source)
 
     def draw(
@@ -139,11 +141,17 @@ class Detection:
         names: Sequence[str],
         score: float,
     ) -> np.ndarray:
-        """Draws the boxes that reach the score."""
-        found = _best(prediction, geometry, score)
-        return draw.draw_detections(
-            image, found.boxes, found.scores, found.labels.tolist(), names
-        )
+        """Draws the boxes that reach the score, and their masks if there are any."""
+        picture = draw.enlarged(image)
+        size = picture.shape[:2]
+        found = _best(prediction, geometry._replace(original=size), score)
+        labels = found.labels.tolist()
+        if found.masks is not None:
+            # The best is drawn last, on top, as of the boxes.
+            for i in np.argsort(found.scores):
+                mask = paste_mask(found.masks[i], found.boxes[i], size)
+                picture = draw.draw_mask(picture, mask, labels[i])
+        return draw.draw_boxes(picture, found.boxes, found.scores, labels, names)
 
     def records(
         self,
@@ -152,17 +160,16 @@ class Detection:
         categories: Sequence[Mapping[str, Any]],
         score: float,
     ) -> list[dict[str, Any]]:
-        """Lists label, category_id, bbox (x y w h) and score of each box."""
-        found = _best(prediction, geometry, score)
-        rows = zip(found.boxes, found.scores, found.labels, strict=True)
+        """Lists the label of each box, and what `coco_results` does."""
+        reached = prediction.valid & (prediction.scores >= score)
+        found = prediction._replace(valid=reached)
+        results = coco_results(
+            found, geometry, lambda label: categories[label - 1]["id"]
+        )
+        labels = prediction.labels[reached]
         return [
-            {
-                "label": categories[label - 1]["name"],
-                "category_id": categories[label - 1]["id"],
-                "bbox": [float(v) for v in (x1, y1, x2 - x1, y2 - y1)],
-                "score": float(reached),
-            }
-            for (x1, y1, x2, y2), reached, label in rows
+            {"label": categories[label - 1]["name"], **result}
+            for label, result in zip(labels, results, strict=True)
         ]
 
 
@@ -213,6 +220,5 @@ def padded_boxes(
 def _best(prediction: Detections, geometry: Geometry, score: float) -> Any:
     """Returns what reaches the score, with boxes in pixels of the original image."""
     reached = prediction.valid & (prediction.scores >= score)
-    rows: list[Any] = [np.asarray(field)[reached] for field in prediction]
-    found = Detections(*rows)
-    return found._replace(boxes=original_boxes(rows[0], geometry))
+    found = jax.tree.map(lambda field: np.asarray(field)[reached], prediction)
+    return found._replace(boxes=original_boxes(found.boxes, geometry))
