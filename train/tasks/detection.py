@@ -112,15 +112,15 @@ class Detection:
 
     def summary(self, source: Source, split: str, data: ConfigDict) -> str:
         """Says which images, boxes and masks are used, and which are not and why."""
-        masks = data.mask_size > 0
+        learned = data.mask_size > 0
         if split != data.train_split:
-            return report.evaluation_line(source, split, masks=masks)
+            return report.evaluation_line(source, split, masks=learned)
         return report.training_line(
             source,
             split,
             max_boxes=data.max_boxes,
             skip_empty=data.skip_empty,
-            masks=masks,
+            masks=learned,
         )
 
     def targets(
