@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from train import tables
 from train.configs import _detection, dcnv2
-from train.paper import PRINTED
+from train.tables import columns as tables
+from train.tables.__main__ import recorded
+from train.tables.paper import PRINTED
 from train.tasks import TASKS
 
 ADDED = {
@@ -111,9 +112,9 @@ def test_other_rows_are_refused(arg):
 
 def test_results_are_shown_where_a_run_has_them(tmp_path):
     arg = "table1/mask/dcnv2"
-    assert tables.recorded(tmp_path, arg) == "-"
+    assert recorded(tmp_path, arg) == "-"
     folder = tmp_path / "dcnv2_table1_mask_dcnv2"
     folder.mkdir()
     found = {"step": 9, "bbox": {"AP": 0.4314}, "segm": {"AP": None}}
     (folder / "evaluation.json").write_text(json.dumps(found))
-    assert tables.recorded(tmp_path, arg) == "43.1 -"
+    assert recorded(tmp_path, arg) == "43.1 -"

@@ -13,96 +13,13 @@ rows add is counted without, as the paper does.
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from train.configs import dcnv2
-from train.cost import Cost, cost_of
-from train.paper import PRINTED
+from train.tables.columns import IMAGES, UNITS, columns, costs
+from train.tables.paper import PRINTED
 from train.task import Task
 from train.tasks import TASKS
-
-_CLASSES = 80
-_UNITS = {"params": 2**20, "flops": 2**30}
-# The paper's images: the shorter side, and the cap of the longer one.
-_IMAGES = {"table1": (1000, 1667), "table2": (800, 1333)}
-
-
-class Column(NamedTuple):
-    """One printed figure of the rows of a table and a net.
-
-    Attributes:
-      baseline: The regular network, by the number that agrees with most rows.
-      implied: Row -> the baseline and what the row adds.
-      agrees: Row -> whether that is printed.
-    """
-
-    baseline: float
-    implied: dict[str, float]
-    agrees: dict[str, bool]
-
-
-def column(printed: Mapping[str, float], added: Mapping[str, int], unit: int) -> Column:
-    """Chooses the baseline of a column.
-
-    Args:
-      printed: Row -> figure, in units, with one decimal.
-      added: Row -> what it has beyond the regular network.
-      unit: Numbers in a unit.
-    """
-    half = 0.05
-    # Baselines that print as each row does: from the first to before the second.
-    ranges = {
-        row: (value - half - added[row] / unit, value + half - added[row] / unit)
-        for row, value in printed.items()
-    }
-
-    def agreeing(baseline: float) -> list[str]:
-        return [r for r, (low, high) in ranges.items() if low <= baseline < high]
-
-    best = max((low for low, _ in ranges.values()), key=lambda low: len(agreeing(low)))
-    rows = agreeing(best)
-    baseline = (best + min(ranges[row][1] for row in rows)) / 2
-    implied = {row: baseline + added[row] / unit for row in printed}
-    return Column(baseline, implied, {row: row in rows for row in printed})
-
-
-def costs(table: str, network: str, task: Task) -> dict[str, Cost]:
-    """Counts the networks of a table's rows: layers -> cost."""
-    side = dcnv2.TABLES[table][0]
-    return {
-        layers: cost_of(
-            dcnv2.make_config(network, dcnv2.LAYERS[layers], side),
-            task,
-            _CLASSES,
-            _IMAGES[table],
-        )
-        for layers in dcnv2.LAYERS
-    }
-
-
-def columns(table: str, net: str, counted: Mapping[str, Cost]) -> dict[str, Column]:
-    """Sets what our networks add beside the printed figures: "params" and "flops".
-
-    Args:
-      table: "table1" or "table2".
-      net: A key of dcnv2.NETS.
-      counted: Layers -> cost, of networks without masks.
-    """
-    # The first two rows differ in nothing that counts.
-    rows = [
-        layers
-        for layers in dcnv2.LAYERS
-        if layers != "roi_pool" and f"{table}/{net}/{layers}" in PRINTED
-    ]
-    found = {}
-    for name, unit in _UNITS.items():
-        printed = {r: getattr(PRINTED[f"{table}/{net}/{r}"], name) for r in rows}
-        regular = getattr(counted["regular"], name)
-        added = {r: getattr(counted[r], name) - regular for r in rows}
-        found[name] = column(printed, added, unit)
-    return found
 
 
 def recorded(runs: Path, arg: str) -> str:
@@ -125,7 +42,7 @@ def _print_costs(table: str, net: str, task: Task, runs: Path) -> None:
     bare = costs(table, "faster_rcnn_fpn", task) if net == "mask" else own
     both = columns(table, net, bare)
     print(
-        f"\n{table}/{net}, {_IMAGES[table][0]} x {_IMAGES[table][1]}; baselines "
+        f"\n{table}/{net}, {IMAGES[table][0]} x {IMAGES[table][1]}; baselines "
         f"{both['params'].baseline:.2f} M, {both['flops'].baseline:.1f} G; "
         f"ours {own['regular'].params / 2**20:.2f} M, "
         f"{own['regular'].flops / 2**30:.1f} G"
@@ -140,7 +57,7 @@ def _print_costs(table: str, net: str, task: Task, runs: Path) -> None:
             continue
         line = f"{arg:38}{_ap(arg):>11}{recorded(runs, arg):>11}"
         shown = "regular" if layers == "roi_pool" else layers
-        for name, unit in _UNITS.items():
+        for name, unit in UNITS.items():
             printed = getattr(PRINTED[arg], name)
             implied = both[name].implied[shown]
             mark = "" if both[name].agrees[shown] else "*"
@@ -159,7 +76,7 @@ def main() -> None:
     )
     runs = parser.parse_args().runs
     task = TASKS["detection"]
-    for table in _IMAGES:
+    for table in IMAGES:
         for net in dcnv2.NETS:
             _print_costs(table, net, task, runs)
     print(
