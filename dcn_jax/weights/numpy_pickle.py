@@ -1,0 +1,155 @@
+"""Pickled dictionaries of numpy arrays, as detectron2 publishes them (.pkl)."""
+
+import os
+from io import BufferedReader
+from typing import Any
+
+import numpy as np
+
+from dcn_jax.quoting import quoted
+from dcn_jax.weights import unpickle
+from dcn_jax.weights.torch_tensors import MAX_DIMENSIONS
+
+# Kinds and widths of the elements, as numpy names them: numbers and truth values.
+_TYPES = frozenset(
+    (
+        "b1",
+        "i1",
+        "i2",
+        "i4",
+        "i8",
+        "u1",
+        "u2",
+        "u4",
+        "u8",
+        "f2",
+        "f4",
+        "f8",
+        "c8",
+        "c16",
+    )
+)
+_ENCODE = "_codecs.encode"
+
+
+class PickledArray(unpickle.Unfinished):
+    """An array of the pickle.
+
+    Attributes:
+      value: Read-only; None as long as the content has not come.
+    """
+
+    def __init__(self):
+        self.value: np.ndarray | None = None
+
+    def set_state(self, state: Any) -> None:
+        """Takes (version, shape, dtype, is it in Fortran's order, bytes)."""
+        if type(state) is not tuple or len(state) != 5:
+            raise ValueError("damaged pickle (not the content of an array)")
+        _, shape, dtype, fortran, data = state
+        self.value = _array(data, dtype, shape, "F" if fortran is True else "C")
+
+
+class _DType(unpickle.Unfinished):
+    """An element type of the pickle."""
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = True):
+        if type(code) is not str or code not in _TYPES:
+            raise ValueError(
+                f"an array has the element type {quoted(code)}; expected numbers"
+            )
+        self.dtype = np.dtype(code)
+
+    def set_state(self, state: Any) -> None:
+        """Takes (version, byte order, ...)."""
+        if type(state) is not tuple or len(state) < 2 or type(state[1]) is not str:
+            raise ValueError("damaged pickle (not an element type)")
+        if state[1] not in "<|=":
+            raise ValueError(
+                f"an array has the byte order {quoted(state[1])}; expected '<'"
+            )
+
+
+def read_numpy_pickle(file: BufferedReader) -> Any:
+    """The object in the file.
+
+    Returns:
+      Dictionaries, lists, tuples, text, numbers, bytes, and arrays as `PickledArray`.
+
+    Raises:
+      ValueError: It is no such file, or is damaged.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return unpickle.load(file, _CONSTRUCTORS, max_bytes=size, spent=(_ENCODE,))
+
+
+def _array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    # Tuples of a pickle can be as many copies of one another as there are atoms: these
+    # are not looped over before it is clear that they are short and flat.
+    if not (
+        type(shape) is tuple
+        and len(shape) <= MAX_DIMENSIONS
+        and all(type(n) is int and 0 <= n < 1 << 63 for n in shape)
+        and type(dtype) is _DType
+        and order in ("C", "F")
+    ):
+        raise ValueError(f"an array has shape {quoted(shape)}, or no element type")
+    if type(data) is str:  # of Python 2
+        data = data.encode("latin1")
+    if type(data) is not bytes:
+        raise ValueError("damaged pickle (an array without bytes)")
+    elements = np.frombuffer(data, np.uint8)
+    count = 1
+    for n in shape:
+        count *= n
+    if count * dtype.dtype.itemsize != elements.size:
+        raise ValueError(
+            f"an array has shape {quoted(shape)} and type {dtype.dtype.name}, but "
+            f"{elements.size} bytes"
+        )
+    return elements.view(dtype.dtype).reshape(shape, order=order)
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> PickledArray:
+    if type(kind) is not unpickle.Global or kind.name != "numpy.ndarray":
+        raise ValueError("damaged pickle (an array of another kind)")
+    return PickledArray()
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> PickledArray:
+    array = PickledArray()
+    array.value = _array(data, dtype, shape, order)
+    return array
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    if type(text) is not str or encoding not in ("latin1", "latin-1"):
+        raise ValueError("damaged pickle (bytes that are no latin1 text)")
+    return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    return b""
+
+
+def _ordered_dict() -> dict:
+    return {}
+
+
+def _not_callable(*arguments: Any) -> Any:
+    raise ValueError("damaged pickle (a type in the place of a function)")
+
+
+_CONSTRUCTORS = {
+    "collections.OrderedDict": _ordered_dict,
+    "numpy.core.multiarray._reconstruct": _reconstruct,
+    "numpy._core.multiarray._reconstruct": _reconstruct,
+    "numpy.core.numeric._frombuffer": _from_buffer,
+    "numpy._core.numeric._frombuffer": _from_buffer,
+    "numpy.ndarray": _not_callable,
+    "numpy.dtype": _DType,
+    _ENCODE: _encode,
+    "__builtin__.bytes": _no_bytes,
+    "builtins.bytes": _no_bytes,
+}
