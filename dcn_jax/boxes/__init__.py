@@ -10,6 +10,7 @@ from dcn_jax.boxes.geometry import box_iou as box_iou
 from dcn_jax.boxes.geometry import clip_boxes as clip_boxes
 from dcn_jax.boxes.geometry import generalized_box_iou as generalized_box_iou
 from dcn_jax.boxes.geometry import large_enough as large_enough
+from dcn_jax.boxes.levels import level_of_square as level_of_square
 from dcn_jax.boxes.levels import levels_of_rois as levels_of_rois
 from dcn_jax.boxes.matching import Matches as Matches
 from dcn_jax.boxes.matching import match_boxes as match_boxes

@@ -31,7 +31,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
-from dcn_jax.boxes import gather_rows, sample_balanced
+from dcn_jax.boxes import gather_rows, level_of_square, sample_balanced
 from dcn_jax.detection.box_head import BoxTargets
 from dcn_jax.detection.roi_head import RepresentingHead
 from dcn_jax.losses import masked_mean
@@ -170,6 +170,7 @@ class Mimic(nnx.Module):
         patches = crop_patches(images, rois, features.sizes, crop_size=size)
         patches = patches.reshape(num_images * count, size, size, 3)
         features = _with_weights_apart(trunk).levels_of(patches, None)
+        features = _with_one_level(features, head, size)
         whole = jnp.asarray([0, 0, size, size], rois.dtype)
         whole = jnp.broadcast_to(whole[None, None], (num_images * count, 1, 4))
         x = head.represent(features, whole)
@@ -184,6 +185,20 @@ def _with_weights_apart(trunk: Trunk) -> Trunk:
     """
     graph, state = nnx.split(trunk)
     return nnx.merge(graph, jax.lax.optimization_barrier(state))
+
+
+def _with_one_level(features: Features, head: RepresentingHead, side: int) -> Features:
+    """Features that hold the level that RoIs of this side read; others are not made."""
+    maps = features.levels.roi
+    if len(maps) == 1:
+        return features
+    read = level_of_square(side, head.strides, head.canonical_size)
+    # XLA leaves out what is only sliced away to nothing.
+    maps = tuple(
+        x if level == read else jnp.zeros_like(x[:, :1, :1])
+        for level, x in enumerate(maps)
+    )
+    return features._replace(levels=features.levels._replace(roi=maps))
 
 
 def _check_choice(name, value, choices):

@@ -52,9 +52,11 @@ class RepresentingHead(RoIHead, Protocol):
 
     Attributes:
       num_features: F.
+      canonical_size: See `levels_of_rois`.
     """
 
     num_features: int
+    canonical_size: float
 
     def represent(
         self, features: Features, rois: Float[Array, "N B 4"]

@@ -9,7 +9,12 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tests.support.tiny_detector import tiny_batch, tiny_detector
+from tests.support.tiny_detector import (
+    tiny_batch,
+    tiny_detector,
+    tiny_mask_rcnn,
+    with_masks,
+)
 
 # Anything that moves pieces of arrays between devices; an all-reduce adds them.
 MOVES = re.compile(
@@ -23,10 +28,10 @@ def shardings():
     return tuple(NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
 
 
-@pytest.fixture
-def detector(x64):
+@pytest.fixture(params=[tiny_detector, tiny_mask_rcnn], ids=["one level", "masks"])
+def detector(request, x64):
     """In float64, where another order of summation makes no difference."""
-    return tiny_detector(
+    return request.param(
         {"deform_blocks": (0, 0, 0, -1)},
         mimic={},
         param_dtype=jnp.float64,
@@ -47,7 +52,7 @@ def test_losses_and_gradient_move_nothing_and_are_those_of_one_device(
         return jax.grad(total, has_aux=True)(params)
 
     # One image has no ground truth, so that counts differ between devices.
-    batch, key = tiny_batch(images=8), jax.random.key(0)
+    batch, key = with_masks(tiny_batch(images=8)), jax.random.key(0)
     batch = batch._replace(valid=batch.valid.at[5].set(False))
     sharded = (
         jax.jit(run, in_shardings=(everywhere, everywhere, split, everywhere))
