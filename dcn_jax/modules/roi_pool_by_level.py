@@ -169,6 +169,6 @@ class DeformRoIPoolByLevel(nnx.Module):
             here = (levels == level)[..., None, None]
             others, factors = branch(x)
             offset = jnp.where(here[..., None], others, offset)
-            if mask is not None:
+            if mask is not None and factors is not None:
                 mask = jnp.where(here, factors, mask)
         return offset, mask

@@ -41,7 +41,7 @@ class Pixels(NamedTuple):
 def detectron2_pixels(tensors: Mapping[str, np.ndarray]) -> Pixels:
     """BGR; the means and deviations may stand among the tensors."""
     std = _RGB_STD if _is_resnext(tensors) else (1.0, 1.0, 1.0)
-    values = {"pixel_mean": _RGB_MEAN, "pixel_std": std}
+    values: dict[str, tuple[float, ...]] = {"pixel_mean": _RGB_MEAN, "pixel_std": std}
     for name in values:
         tensor = tensors.get(name)
         if tensor is not None and tensor.size == 3:
@@ -52,7 +52,7 @@ def detectron2_pixels(tensors: Mapping[str, np.ndarray]) -> Pixels:
 def mmdetection_pixels(texts: Mapping[str, str]) -> Pixels:
     """RGB, unless the configuration in the file says otherwise."""
     config = _config(texts)
-    numbers = {"mean": _RGB_MEAN, "std": _RGB_STD}
+    numbers: dict[str, tuple[float, ...]] = {"mean": _RGB_MEAN, "std": _RGB_STD}
     bgr = re.search(r"\b(to_rgb|bgr_to_rgb)\W{1,4}False\b", config) is not None
     for name in numbers:
         match = re.search(rf"\b{name}\W{{1,4}}\[([-\d., \n]{{5,80}})\]", config)

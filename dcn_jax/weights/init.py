@@ -86,26 +86,33 @@ def init_from(module: nnx.Module, path: str | os.PathLike) -> InitReport:
         detector = detector_in(weights, file)
         if detector is not None:
             return _init_detector(module, detector, weights, file)
-    return _init_backbone(backbone, weights, file)
+    return _init_backbone(module, backbone, weights, file)
 
 
-def _init_backbone(backbone: ResNet, weights: WeightFile, file: str) -> InitReport:
+def _init_backbone(
+    module: nnx.Module, backbone: ResNet, weights: WeightFile, file: str
+) -> InitReport:
     variables = {dotted(p): v for p, v in nnx.to_flat_state(nnx.state(backbone))}
     shapes = {path: variable.shape for path, variable in variables.items()}
-    values, names = _backbone_in(weights, shapes, file)
-    _set(backbone, values, names, file)
-    return _report(weights, variables, names)
-
-
-def _backbone_in(weights, shapes, file):
-    """Values and names by path, of a detector's backbone or a ResNet's."""
     try:
         detector = detector_in(weights, file)
     except ValueError:
         # Of a network whose other parts are not known.
         detector = None
+    differences: tuple[str, ...] = ()
     if detector is None:
-        return resnet_in(weights.tensors, shapes, file)
+        values, names = resnet_in(weights.tensors, shapes, file)
+    else:
+        values, names = _backbone_of(detector, shapes, file)
+        differences = _differences(module, backbone, detector)
+        values |= _stem(values, "", module, detector)
+    _set(backbone, values, names, file)
+    report = _report(weights, variables, names)
+    return report._replace(differences=differences)
+
+
+def _backbone_of(detector, shapes, file):
+    """Values and names by path, of a detector's backbone."""
     prefix = "trunk.backbone."
     values = {
         path.removeprefix(prefix): value
@@ -136,14 +143,8 @@ def _init_detector(
         if path not in values and path not in restarted and not _is_optional(path):
             raise ValueError(f"{file} has nothing for {quoted(path)}")
     _check_places(values, shapes, names, file)
-    differences = _differences(model, detector)
-    stem = "trunk.backbone.conv1.kernel"
-    ours = model.trunk.pixel_std
-    theirs = detector.arguments.get("trunk", {}).get("pixel_std", ours)
-    if tuple(theirs) != tuple(ours):
-        # The image is divided by the one, and should be by the other.
-        scale = np.asarray(ours) / np.asarray(theirs)
-        values[stem] = values[stem] * scale[:, None].astype(values[stem].dtype)
+    differences = _differences(module, model.trunk.backbone, detector)
+    values |= _stem(values, "trunk.backbone.", module, detector)
     _set(module, values, names, file)
     report = _report(weights, variables, names)
     kept = tuple(path for path in report.kept if path not in restarted)
@@ -175,23 +176,31 @@ def _check_places(values, shapes, names, file) -> None:
             )
 
 
-def _differences(model: Any, detector: DetectorFile) -> tuple[str, ...]:
-    backbone = detector.arguments["backbone"]
-    trunk = detector.arguments.get("trunk", {})
-    blocks = model.trunk.backbone
-    pairs = (
-        ("norm_epsilon", backbone.get("norm_epsilon", 1e-5), blocks.norm1.epsilon),
-        (
-            "stride_in_1x1",
-            backbone.get("stride_in_1x1", False),
-            blocks.layer1[0].stride_in_1x1,
-        ),
-        (
-            "pixel_mean",
-            trunk.get("pixel_mean", model.trunk.pixel_mean),
-            model.trunk.pixel_mean,
-        ),
-    )
+def _stem(values, prefix: str, module: Any, detector: DetectorFile):
+    """The first kernel, for images that the module divides by its own deviations."""
+    ours = getattr(getattr(module, "trunk", None), "pixel_std", None)
+    theirs = detector.arguments.get("trunk", {}).get("pixel_std", ours)
+    if ours is None or tuple(theirs) == tuple(ours):
+        return {}
+    name = f"{prefix}conv1.kernel"
+    scale = np.asarray(ours) / np.asarray(theirs)
+    return {name: values[name] * scale[:, None].astype(values[name].dtype)}
+
+
+def _differences(
+    module: Any, backbone: ResNet, detector: DetectorFile
+) -> tuple[str, ...]:
+    stage = detector.arguments["backbone"]
+    blocks: Any = backbone
+    epsilon, strided = blocks.norm1.epsilon, blocks.layer1[0].stride_in_1x1
+    pairs = [
+        ("norm_epsilon", stage.get("norm_epsilon", 1e-5), epsilon),
+        ("stride_in_1x1", stage.get("stride_in_1x1", False), strided),
+    ]
+    mean = getattr(getattr(module, "trunk", None), "pixel_mean", None)
+    if mean is not None:
+        theirs = detector.arguments.get("trunk", {}).get("pixel_mean", mean)
+        pairs.append(("pixel_mean", theirs, mean))
     return tuple(
         f"`{name}` of the file's network is {theirs}, the module's {ours}"
         for name, theirs, ours in pairs

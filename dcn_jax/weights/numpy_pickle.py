@@ -117,9 +117,16 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> PickledArray:
     return PickledArray()
 
 
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> PickledArray:
+def _from_buffer(
+    data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
+) -> PickledArray:
     array = PickledArray()
-    array.value = _array(data, dtype, shape, order)
+    array.value = _array(data, dtype, shape, "C" if order == "K" else order)
+    if order == "K":
+        # As it lies in memory, and the order of the axes that it has.
+        if type(axes) is not tuple or len(axes) != array.value.ndim:
+            raise ValueError("damaged pickle (not the axes of an array)")
+        array.value = array.value.transpose(axes)
     return array
 
 

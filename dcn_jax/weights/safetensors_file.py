@@ -107,7 +107,8 @@ def write_safetensors(
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            file.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8))
+            flat = np.ascontiguousarray(tensors[name]).reshape(-1)
+            file.write(flat.view(np.uint8).data)
 
 
 def _tensor(file: BufferedReader, name: str, entry: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tests.support import owner_networks as owners
 from tests.support.owner_networks import Body
 
 TINY = Body((1, 2, 1, 1), stem=8, branch=27)
-FEW = dict(width=8, hidden=16, classes=3)
+FEW: dict[str, Any] = dict(width=8, hidden=16, classes=3)
 
 
 @pytest.fixture

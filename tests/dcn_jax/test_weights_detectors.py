@@ -85,8 +85,10 @@ SIZES = {
 }
 
 
-def detector_of(shapes, texts=None):
-    return detector_in(WeightFile(owners.zeros(shapes), texts or {}), "'file'")
+def detector_of(tensors, texts=None):
+    detector = detector_in(WeightFile(tensors, texts or {}), "'file'")
+    assert detector is not None
+    return detector
 
 
 # Deeper ones, and those with much in them, are made by the same rows.
@@ -106,7 +108,7 @@ def test_every_tensor_finds_its_place(name):
     if parameters is not None:
         frozen = not name.startswith("mmdetection")
         assert owners.num_parameters(shapes, frozen=frozen) == parameters
-    detector = detector_of(shapes)
+    detector = detector_of(owners.zeros(shapes))
     assert detector.owner == name.split()[0]
     assert detector.unused == ()
     assert len(detector.variables) + len(detector.ignored) == count
@@ -116,7 +118,7 @@ def test_every_tensor_finds_its_place(name):
 
 
 TINY = Body((1, 2, 1, 1), stem=8)
-FEW = dict(width=8, hidden=16)
+FEW: dict[str, Any] = dict(width=8, hidden=16)
 
 
 def tiny(owner, body=TINY, **kwargs):
@@ -214,15 +216,14 @@ def test_where_the_background_is():
         if owner == "detectron2":
             name = "roi_heads.box_predictor.cls_score.bias"
         tensors[name] = np.arange(4, dtype=np.float32)
-        detector = detector_in(WeightFile(tensors, {}), "'file'")
+        detector = detector_of(tensors)
         ours = detector.variables["roi.classifier.bias"]
         np.testing.assert_array_equal(ours, [background, 0, 1, 2])
 
 
 def test_transposed_convolutions_are_torchs():
-    weight = np.random.default_rng(0).standard_normal((3, 2, 2, 2)).astype(np.float32)
     tensors = tiny("mmdetection", masks=True)
-    detector = detector_in(WeightFile(tensors, {}), "'file'")
+    detector = detector_of(tensors)
     kernel = detector.variables["mask.deconv.kernel"]
     theirs = tensors["roi_head.mask_head.upsample.weight"]
     layer = nnx.ConvTranspose(
@@ -233,12 +234,11 @@ def test_transposed_convolutions_are_torchs():
     # Every pixel makes a square of its own.
     expected = np.einsum("nhwc,ckij->nhiwjk", x, theirs).reshape(1, 4, 6, 8)
     np.testing.assert_allclose(layer(jnp.asarray(x)), expected, atol=1e-5)
-    del weight
 
 
 def test_flattened_maps_and_offsets_of_pooling():
     tensors = tiny("mmdetection", pool="mdpool")
-    variables = detector_in(WeightFile(tensors, {}), "'file'").variables
+    variables = detector_of(tensors).variables
     layer = "roi_head.bbox_roi_extractor.roi_layers.2."
     pooled = np.random.default_rng(0).standard_normal((5, 7, 7, 8)).astype(np.float32)
     theirs = pooled.transpose(0, 3, 1, 2).reshape(5, -1)
@@ -259,25 +259,27 @@ def test_flattened_maps_and_offsets_of_pooling():
 
 
 def test_what_the_owners_do_and_no_tensor_tells():
-    ours = detector_of(SIZES["torchvision mask, published"][0]).arguments
+    ours = detector_of(owners.zeros(SIZES["torchvision mask, published"][0])).arguments
     assert ours["backbone"]["norm_epsilon"] == 0
     assert ours["rpn"]["strides_of_canvas"] and ours["rpn"]["round_anchors"]
     assert ours["pool"] == dict(output_size=7, sampling_ratio=2, aligned=False)
     assert ours["mask"]["num_convs"] == 4 and not ours["mask"]["binary_targets"]
-    ours = detector_of(SIZES["detectron2 mask dconv"][0]).arguments
+    ours = detector_of(owners.zeros(SIZES["detectron2 mask dconv"][0])).arguments
     assert ours["backbone"]["stride_in_1x1"]
     assert ours["backbone"]["deform_blocks"] == (0, -1, -1, -1)
     assert not ours["backbone"]["modulated"]
     assert ours["trunk"]["pixel_std"] == (1, 1, 1)
     assert ours["trunk"]["pixel_mean"] == (123.675, 116.28, 103.53)
-    ours = detector_of(SIZES["detectron2 faster X101-32x8d"][0]).arguments
+    ours = detector_of(owners.zeros(SIZES["detectron2 faster X101-32x8d"][0])).arguments
     assert not ours["backbone"]["stride_in_1x1"]
     assert ours["trunk"]["pixel_std"] == (58.395, 57.12, 57.375)
-    ours = detector_of(SIZES["mmdetection faster mdconv of 4 groups"][0]).arguments
+    ours = detector_of(
+        owners.zeros(SIZES["mmdetection faster mdconv of 4 groups"][0])
+    ).arguments
     assert ours["backbone"]["modulated"] and ours["backbone"]["offset_groups"] == 4
     assert ours["rpn"]["code"] == BoxCode(clamp_shrinking=True)
     assert ours["box"]["code"].clamp_shrinking and ours["pool_layer"] is RoIAlign
-    ours = detector_of(SIZES["mmdetection mdpool"][0]).arguments
+    ours = detector_of(owners.zeros(SIZES["mmdetection mdpool"][0])).arguments
     assert ours["pool_layer"] is DeformRoIPoolByLevel
     assert ours["pool"] == dict(
         output_size=7, hidden_features=1024, modulated=True, sampling_ratio=0
@@ -312,7 +314,7 @@ def test_blue_comes_first_in_some_networks(tmp_path):
 @pytest.mark.parametrize("name", ["config", "cfg"])
 def test_mmdetections_configuration_is_looked_at(text, name):
     tensors = tiny("mmdetection", classes=3)
-    detector = detector_in(WeightFile(tensors, {name: text}), "'file'")
+    detector = detector_of(tensors, {name: text})
     assert detector.arguments["backbone"]["stride_in_1x1"]
     assert detector.arguments["trunk"]["pixel_mean"] == (123.675, 116.28, 103.53)
     assert detector.arguments["trunk"]["pixel_std"] == (1, 1, 1)

@@ -1,5 +1,7 @@
 """Initialisation of a detector from another, of another number of classes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -19,7 +21,7 @@ STD = (58.395, 57.12, 57.375)
 
 
 def detector(num_classes=3, *, mask=True, backbone=None, **stages):
-    settings = dict(
+    settings: dict[str, Any] = dict(
         backbone=BACKBONE | (backbone or {}),
         neck=dict(features=8),
         rpn=dict(features=8, anchor_sizes=(32,)),
@@ -27,7 +29,8 @@ def detector(num_classes=3, *, mask=True, backbone=None, **stages):
         pool_layer=DeformRoIPool,
         box=dict(features=16),
     )
-    make, more = faster_rcnn_fpn, {}
+    make: Any = faster_rcnn_fpn
+    more: dict[str, Any] = {}
     if mask:
         make = mask_rcnn_fpn
         more = dict(
@@ -104,7 +107,9 @@ def test_other_conventions_are_said_and_colours_are_kept(tmp_path):
         "`stride_in_1x1` of the file's network is True, the module's False",
     )
     theirs = tensors["backbone.bottom_up.stem.conv1.weight"]
-    expected = theirs.transpose(2, 3, 1, 0)[:, :, ::-1] * np.float32(STD)[:, None]
+    expected = (
+        theirs.transpose(2, 3, 1, 0)[:, :, ::-1] * np.asarray(STD, np.float32)[:, None]
+    )
     np.testing.assert_allclose(
         model.trunk.backbone.conv1.kernel[...], expected, rtol=1e-6
     )
