@@ -281,7 +281,9 @@ def _run(file, left, constructors, persistent_load, spent):
                 parts = [line[:-1].decode(errors="backslashreplace") for line in lines]
                 full = ".".join(parts)
                 budget -= len(full)
-                stack.append(names.setdefault(full, StandIn(full)))
+                if full not in names:
+                    names[full] = StandIn(full)
+                stack.append(names[full])
             case "STACK_GLOBAL":
                 attribute, module = stack.pop(), stack.pop()
                 if type(module) is not str or type(attribute) is not str:
@@ -290,7 +292,9 @@ def _run(file, left, constructors, persistent_load, spent):
                     raise TypeError(f"a name beyond {_MAX_NAME} characters")
                 full = f"{module}.{attribute}"
                 budget -= len(full)
-                stack.append(names.setdefault(full, StandIn(full)))
+                if full not in names:
+                    names[full] = StandIn(full)
+                stack.append(names[full])
             case "BUILD":
                 state, target = stack.pop(), stack[-1]
                 if isinstance(target, Unfinished):
