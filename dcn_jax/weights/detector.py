@@ -1,7 +1,7 @@
 """Detectors built from files."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,15 +52,29 @@ def build_detector(
     Raises:
       ValueError: An argument does not fit, a variable has nothing or another shape.
     """
-    graph, state = nnx.split(abstract_detector(detector, dtype, param_dtype))
+    abstract = abstract_detector(detector, dtype, param_dtype)
+    return with_variables(abstract, detector.variables)
+
+
+def with_variables(abstract: Any, variables: Mapping[str, np.ndarray]) -> Any:
+    """A module like an abstract one, of `nnx.eval_shape`, with these values.
+
+    Args:
+      abstract: Its variables have shapes and types.
+      variables: By dotted path, in our layouts.
+
+    Raises:
+      ValueError: A variable has nothing or another shape, or a value has no place.
+    """
+    graph, state = nnx.split(abstract)
     leaves = []
     for path, variable in nnx.to_flat_state(state):
         name = dotted(path)
-        if name not in detector.variables:
+        if name not in variables:
             raise ValueError(f"it has nothing for {quoted(name)}")
-        value = fitted(detector.variables[name], variable, name)
+        value = _fitted(variables[name], variable, name)
         leaves.append((path, variable.replace(value)))
-    surplus = detector.variables.keys() - {dotted(path) for path, _ in leaves}
+    surplus = variables.keys() - {dotted(path) for path, _ in leaves}
     if surplus:
         raise ValueError(
             f"it has {_listed(sorted(surplus))}, for which the network has no place"
@@ -105,12 +119,8 @@ def dotted(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def fitted(value: np.ndarray, variable: nnx.Variable, name: str) -> jax.Array:
-    """A value in the variable's type.
-
-    Raises:
-      ValueError: It has another shape, or is not of a float type.
-    """
+def _fitted(value: np.ndarray, variable: nnx.Variable, name: str) -> jax.Array:
+    """A value in the variable's type."""
     if value.shape != variable.shape:
         raise ValueError(
             f"{quoted(name)} has shape {value.shape}; expected {variable.shape}"
@@ -133,6 +143,6 @@ def missing_variables(detector: DetectorFile) -> tuple[str, ...]:
     return tuple(name for name in names if name not in detector.variables)
 
 
-def _listed(names: Mapping[str, Any] | tuple[str, ...] | list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     first, *more = names
     return quoted(first) + (f" (and {len(more)} more)" if more else "")

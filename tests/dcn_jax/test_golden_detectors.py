@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from dcn_jax.weights import build_detector
-from tests.support.golden_detectors import canvas, read_golden_detector
+from tests.support.golden_detectors import canvas, golden_detector
 
 # Which pyramid levels, and where the background stands among the classes.
 FILES = {
+    "faster_rcnn_dc5": (("0",), 0),
     "faster_rcnn_fpn": (("0", "1", "2", "3", "pool"), 0),
     "mask_rcnn_fpn": (("0", "1", "2", "3", "pool"), 0),
     "faster_rcnn_fpn_dcn": (("0", "1", "2", "3", "pool"), 0),
@@ -21,12 +21,21 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module", params=FILES)
+# What the others see and say, these do too.
+SLOW = ("faster_rcnn_fpn", "mmdet_mask_rcnn_dconv")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name in FILES
+    ],
+)
 def case(request, tmp_path_factory):
     """The file's fields, our results, levels, place of the background."""
-    golden = read_golden_detector(request.param, tmp_path_factory.mktemp("golden"))
-    model = build_detector(golden.detector)
-    images, sizes = canvas(golden.fields)
+    fields, model = golden_detector(request.param, tmp_path_factory.mktemp("golden"))
+    images, sizes = canvas(fields)
 
     @jax.jit
     def run(model, images, sizes):
@@ -35,7 +44,6 @@ def case(request, tmp_path_factory):
         proposals = model.rpn.propose(proposed, sizes)
         seen = model.roi(features, proposals.boxes)
         return dict(
-            images=features.images,
             levels=features.levels.rpn,
             proposed=proposed,
             proposals=proposals,
@@ -44,7 +52,7 @@ def case(request, tmp_path_factory):
             found=model.predict(images, sizes),
         )
 
-    return golden.fields, run(model, images, sizes), *FILES[request.param]
+    return fields, run(model, images, sizes), *FILES[request.param]
 
 
 def close(ours, theirs, tolerance=2e-5):
