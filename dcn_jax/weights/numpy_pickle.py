@@ -12,22 +12,7 @@ from dcn_jax.weights.torch_tensors import MAX_DIMENSIONS
 
 # Kinds and widths of the elements, as numpy names them: numbers and truth values.
 _TYPES = frozenset(
-    (
-        "b1",
-        "i1",
-        "i2",
-        "i4",
-        "i8",
-        "u1",
-        "u2",
-        "u4",
-        "u8",
-        "f2",
-        "f4",
-        "f8",
-        "c8",
-        "c16",
-    )
+    "b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split()  # noqa: SIM905
 )
 _ENCODE = "_codecs.encode"
 
@@ -39,7 +24,8 @@ class PickledArray(unpickle.Unfinished):
       value: Read-only; None as long as the content has not come.
     """
 
-    def __init__(self):
+    def __init__(self, texts: "_Texts"):
+        self._texts = texts
         self.value: np.ndarray | None = None
 
     def set_state(self, state: Any) -> None:
@@ -47,6 +33,8 @@ class PickledArray(unpickle.Unfinished):
         if type(state) is not tuple or len(state) != 5:
             raise ValueError("damaged pickle (not the content of an array)")
         _, shape, dtype, fortran, data = state
+        if type(data) is str:  # of Python 2
+            data = self._texts.encode(data)
         self.value = _array(data, dtype, shape, "F" if fortran is True else "C")
 
 
@@ -81,7 +69,49 @@ def read_numpy_pickle(file: BufferedReader) -> Any:
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    return unpickle.load(file, _CONSTRUCTORS, max_bytes=size, spent=(_ENCODE,))
+    texts = _Texts(size)
+    constructors = {
+        **_CONSTRUCTORS,
+        **dict.fromkeys(_names("multiarray._reconstruct"), texts.reconstruct),
+        **dict.fromkeys(_names("numeric._frombuffer"), texts.from_buffer),
+        _ENCODE: texts.encode,
+    }
+    return unpickle.load(file, constructors, max_bytes=size, spent=(_ENCODE,))
+
+
+class _Texts:
+    """Bytes that a file holds as text, of which there are no more than it has.
+
+    A text may be mentioned again and again, and each time its bytes are made anew.
+    """
+
+    def __init__(self, size: int):
+        self._left = size
+
+    def encode(self, text: Any, encoding: Any = "latin1") -> bytes:
+        if type(text) is not str or encoding not in ("latin1", "latin-1"):
+            raise ValueError("damaged pickle (bytes that are no latin1 text)")
+        self._left -= len(text)
+        if self._left < 0:
+            raise ValueError("its arrays should have more bytes than the file")
+        return text.encode("latin1")
+
+    def reconstruct(self, kind: Any, shape: Any, code: Any) -> PickledArray:
+        if type(kind) is not unpickle.Global or kind.name != "numpy.ndarray":
+            raise ValueError("damaged pickle (an array of another kind)")
+        return PickledArray(self)
+
+    def from_buffer(
+        self, data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
+    ) -> PickledArray:
+        array = PickledArray(self)
+        array.value = _array(data, dtype, shape, "C" if order == "K" else order)
+        if order == "K":
+            # As it lies in memory, and the order of the axes that it has.
+            if type(axes) is not tuple or len(axes) != array.value.ndim:
+                raise ValueError("damaged pickle (not the axes of an array)")
+            array.value = array.value.transpose(axes)
+        return array
 
 
 def _array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
@@ -95,8 +125,6 @@ def _array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         and order in ("C", "F")
     ):
         raise ValueError(f"an array has shape {quoted(shape)}, or no element type")
-    if type(data) is str:  # of Python 2
-        data = data.encode("latin1")
     if type(data) is not bytes:
         raise ValueError("damaged pickle (an array without bytes)")
     elements = np.frombuffer(data, np.uint8)
@@ -111,52 +139,19 @@ def _array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     return elements.view(dtype.dtype).reshape(shape, order=order)
 
 
-def _reconstruct(kind: Any, shape: Any, code: Any) -> PickledArray:
-    if type(kind) is not unpickle.Global or kind.name != "numpy.ndarray":
-        raise ValueError("damaged pickle (an array of another kind)")
-    return PickledArray()
-
-
-def _from_buffer(
-    data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
-) -> PickledArray:
-    array = PickledArray()
-    array.value = _array(data, dtype, shape, "C" if order == "K" else order)
-    if order == "K":
-        # As it lies in memory, and the order of the axes that it has.
-        if type(axes) is not tuple or len(axes) != array.value.ndim:
-            raise ValueError("damaged pickle (not the axes of an array)")
-        array.value = array.value.transpose(axes)
-    return array
-
-
-def _encode(text: Any, encoding: Any) -> bytes:
-    if type(text) is not str or encoding not in ("latin1", "latin-1"):
-        raise ValueError("damaged pickle (bytes that are no latin1 text)")
-    return text.encode("latin1")
+def _names(function: str) -> tuple[str, str]:
+    """What numpy calls it, before and since version 2."""
+    return f"numpy.core.{function}", f"numpy._core.{function}"
 
 
 def _no_bytes() -> bytes:
     return b""
 
 
-def _ordered_dict() -> dict:
-    return {}
-
-
-def _not_callable(*arguments: Any) -> Any:
-    raise ValueError("damaged pickle (a type in the place of a function)")
-
-
 _CONSTRUCTORS = {
-    "collections.OrderedDict": _ordered_dict,
-    "numpy.core.multiarray._reconstruct": _reconstruct,
-    "numpy._core.multiarray._reconstruct": _reconstruct,
-    "numpy.core.numeric._frombuffer": _from_buffer,
-    "numpy._core.numeric._frombuffer": _from_buffer,
-    "numpy.ndarray": _not_callable,
+    "collections.OrderedDict": unpickle.empty_dict,
+    "numpy.ndarray": unpickle.not_callable,
     "numpy.dtype": _DType,
-    _ENCODE: _encode,
     "__builtin__.bytes": _no_bytes,
     "builtins.bytes": _no_bytes,
 }

@@ -174,25 +174,17 @@ def _view(content: Content, dtype: np.dtype, offset, size, stride) -> np.ndarray
     )
 
 
-def _ordered_dict():
-    return {}
-
-
 def _rebuild_parameter(data, requires_grad, hooks, state=None):
     return data
 
 
-def _not_callable(*arguments):
-    raise ValueError("damaged pickle (a type in the place of a function)")
-
-
 # What makes the objects of torch's pickles, for `unpickle.load`.
 CONSTRUCTORS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered_dict,
+    "collections.OrderedDict": unpickle.empty_dict,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
-    **{name: _not_callable for name in (*STORAGES, *_DTYPES)},
+    **{name: unpickle.not_callable for name in (*STORAGES, *_DTYPES)},
 }

@@ -316,6 +316,16 @@ def _run(file, left, constructors, persistent_load, spent):
     raise ValueError("damaged pickle (no end)")
 
 
+def empty_dict() -> dict:
+    """A constructor: what `collections.OrderedDict` is without items."""
+    return {}
+
+
+def not_callable(*arguments: Any) -> Any:
+    """A constructor for types that are only mentioned."""
+    raise ValueError("damaged pickle (a type in the place of a function)")
+
+
 # What stands in the memo under an index that was left out, or is forgotten.
 _MISSING = object()
 

@@ -188,6 +188,15 @@ def test_claims_of_bytes_that_are_not_there_are_refused(path, kind, form):
     assert_refused(path, "no end", memory=True)
 
 
+def test_a_text_that_is_encoded_again_and_again_is_refused(path):
+    start = b"\x80\x02c_codecs\nencode\nq\x00" + text(b"a" * 10**6) + b"q\x01"
+    again = b"h\x00h\x01" + text(b"latin1") + b"\x86R" + b"N" * 5
+    # It is not the last thing noted.
+    start += b"".join(b"Nq" + bytes([i]) for i in range(2, 8))
+    write_pickle(path, start + again * 1000 + b".", "numpy")
+    assert_refused(path, "more bytes than the file", memory=True)
+
+
 def test_storages_before_1_6_are_no_larger_than_the_file(path):
     content = {"a": View(np.zeros(4, np.float32), 0, (4,), (1,))}
     write_legacy(path, content)
