@@ -6,13 +6,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from train.whole_file import write_whole
 
 # Small images are enlarged before labels are written on them: to this short side, where
 # the long one does not exceed the other.
 _SHORT_SIDE, _LONG_SIDE = 512, 2048
+# How much of a mask's colour covers the image.
+_TINT = 0.4
 # Curves of each group of an evaluation.
 _DRAWN = 3
 # Colours of the labels, repeated (Tableau's ten).
@@ -22,14 +24,42 @@ _COLOURS = (
 )  # fmt: skip
 
 
-def draw_detections(
+def enlarged(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """Returns the image, or where it is small a larger copy, to draw on."""
+    short, long = sorted(image.shape[:2])
+    scale = max(1.0, min(_SHORT_SIDE / short, _LONG_SIDE / long))
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+
+
+def draw_mask(
+    image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], label: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the image with an object tinted and outlined.
+
+    Args:
+      image: RGB.
+      mask: Which pixels are inside of the object.
+      label: Of its category, from 1; says the colour.
+    """
+    colour = _colour(label)
+    paint = np.full_like(image, colour)
+    tinted = cv2.addWeighted(image, 1 - _TINT, paint, _TINT, 0)
+    picture = np.where(mask[..., None], tinted, image)
+    outlines, _ = cv2.findContours(
+        mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+    )
+    return cv2.drawContours(picture, outlines, -1, colour, _line_width(image))
+
+
+def draw_boxes(
     image: UInt8[np.ndarray, "H W 3"],
     boxes: Float[np.ndarray, "D 4"],
     scores: Float[np.ndarray, " D"],
     labels: Sequence[int],
     names: Sequence[str],
-) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """Returns the image, enlarged if small, with boxes, labels and scores on it.
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the image with boxes, labels and scores on it.
 
     Args:
       image: RGB.
@@ -38,16 +68,14 @@ def draw_detections(
       labels: 1 is the first of `names`.
       names: Of the categories.
     """
-    short, long = sorted(image.shape[:2])
-    scale = max(1.0, min(_SHORT_SIDE / short, _LONG_SIDE / long))
-    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-    picture = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    width = max(2, round(min(size) / 250))
+    picture = image.copy()
+    size = (image.shape[1], image.shape[0])
+    width = _line_width(image)
     font = max(min(size), _SHORT_SIDE / 2) / 900
     # The best detection is drawn last, on top.
     for i in np.argsort(scores):
-        colour = _COLOURS[(labels[i] - 1) % len(_COLOURS)]
-        x1, y1, x2, y2 = (round(float(v) * scale) for v in boxes[i])
+        colour = _colour(labels[i])
+        x1, y1, x2, y2 = (round(float(v)) for v in boxes[i])
         cv2.rectangle(picture, (x1, y1), (x2, y2), colour, width)
         text = f"{names[labels[i] - 1]} {scores[i]:.2f}"
         (tw, th), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font, width)
@@ -60,6 +88,14 @@ def draw_detections(
             (255, 255, 255), max(1, width - 1), cv2.LINE_AA,
         )  # fmt: skip
     return picture
+
+
+def _colour(label: int) -> tuple[int, int, int]:
+    return _COLOURS[(label - 1) % len(_COLOURS)]
+
+
+def _line_width(image: np.ndarray) -> int:
+    return max(2, round(min(image.shape[:2]) / 250))
 
 
 def grid(pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "H W 3"]:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import operator
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +126,7 @@ class Evaluator:
             for row, image_id in enumerate(batch["image_id"]):
                 if image_id < 0:  # completes a batch
                     continue
-                prediction = type(found)(*(field[row] for field in found))
+                prediction = jax.tree.map(operator.itemgetter(row), found)
                 geometry = Geometry.of(
                     batch["original_sizes"][row],
                     batch["sizes"][row],
@@ -168,7 +169,7 @@ def local_rows(predictions: Any) -> Any:
         shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
         return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
-    return type(predictions)(*map(rows, predictions))
+    return jax.tree.map(rows, predictions)
 
 
 def _gather(state: Any) -> list[Any]:

@@ -83,6 +83,20 @@ class Number:
 
 
 @dataclass(frozen=True)
+class ZeroOr:
+    """The integer 0, which switches something off, and what another rule accepts."""
+
+    other: Rule
+
+    def accepts(self, value: Any) -> bool:
+        """See `Rule`."""
+        return (type(value) is int and value == 0) or self.other.accepts(value)
+
+    def __str__(self) -> str:
+        return f"0 or {self.other}"
+
+
+@dataclass(frozen=True)
 class Boolean:
     """True and False."""
 

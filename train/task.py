@@ -35,7 +35,7 @@ class Network(Protocol):
         ...
 
     def predict(self, images: jax.Array, sizes: jax.Array) -> Any:
-        """A NamedTuple of arrays, each with one row for an image."""
+        """A NamedTuple of arrays, each with one row for an image, or None."""
         ...
 
     def features(self, images: jax.Array, sizes: jax.Array) -> Any:

@@ -41,7 +41,7 @@ def levels_of_rois(
 
 
 def level_of_square(
-    side: float, strides: Sequence[int], canonical_size: float = 224.0
+    side: float | int, strides: Sequence[int], canonical_size: float = 224.0
 ) -> int:
     """The level that RoIs of this side read, known before anything is computed.
 

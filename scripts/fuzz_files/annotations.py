@@ -10,13 +10,15 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from scripts.fuzz_files.bounded import Bounds
-from train.data import examples
+from train.data import examples, masks
+from train.data.geometry import Geometry
 from train.data.sets import coco_annotations
 
 SUFFIXES = (".json",)
 REFUSALS = (ValueError,)
 
 _MOST = 5 * 10**6
+_MASK_SIDE = 112
 # Every field of the format may hold one of these.
 _VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 7, 1.0, 0.5, -0.0, 1e-300, 1e300, 2**31, 2**62),
@@ -49,10 +51,17 @@ def read(path: Path) -> None:
     for image in instances.images:
         height, width = image["height"], image["width"]
         annotations = instances.annotations[image["id"]]
-        boxes, labels = examples.usable_boxes(annotations, height, width)
+        boxes, labels, segmentations = examples.usable_objects(
+            annotations, height, width
+        )
         assert boxes.shape == (len(labels), 4)
         assert (boxes[:, 2:] > boxes[:, :2]).all()
         assert (boxes >= 0).all() and (boxes[:, 2:] <= [width, height]).all()
+        size = (height, width)
+        geometry = Geometry(original=size, size=size, canvas=size, flip=True)
+        windows = masks.windows_around(boxes, _MASK_SIDE)
+        for segmentation, window in zip(segmentations, windows, strict=True):
+            masks.draw_mask(segmentation, window, geometry, _MASK_SIDE)
         json.dumps(annotations)
         for annotation in annotations:
             segmentation = annotation["segmentation"]
@@ -62,13 +71,13 @@ def read(path: Path) -> None:
 
 def _use_mask(segmentation: Any, height: int, width: int) -> None:
     """As pycocotools' COCO.annToRLE."""
-    masks = segmentation
+    encoded = segmentation
     if isinstance(segmentation, list):
-        masks = coco_mask.frPyObjects(segmentation[:99], height, width)
-        masks = coco_mask.merge(masks)
+        encoded = coco_mask.frPyObjects(segmentation[:99], height, width)
+        encoded = coco_mask.merge(encoded)
     elif isinstance(segmentation["counts"], list):
-        masks = coco_mask.frPyObjects(segmentation, height, width)
-    assert 0 <= coco_mask.area(masks) <= height * width
+        encoded = coco_mask.frPyObjects(segmentation, height, width)
+    assert 0 <= coco_mask.area(encoded) <= height * width
 
 
 def write(rng: np.random.Generator, path: Path) -> str:

@@ -224,7 +224,7 @@ def test_no_rois_or_no_images(images, rois, class_agnostic):
     assert deltas.shape == (images, rois, 1 if class_agnostic else 3, 4)
     boxes, valid = jnp.ones((images, rois, 4)), jnp.ones((images, rois), bool)
     labels = jnp.zeros((images, rois), jnp.int32)
-    targets = box_head.BoxTargets(boxes, labels, valid, boxes, valid)
+    targets = box_head.BoxTargets(boxes, labels, valid, boxes, valid, labels)
     assert all(v == 0 for v in box_losses(logits, deltas, targets).values())
     detections = select_detections(
         logits,

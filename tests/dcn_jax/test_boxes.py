@@ -35,14 +35,14 @@ def test_iou_and_area_are_torchvisions():
 @pytest.mark.parametrize("name", ["box_coder_1_1_1_1", "box_coder_10_10_5_5"])
 def test_coding_is_torchvisions(name):
     golden = np.load(GOLDEN / f"{name}.npz")
-    weights = tuple(float(w) for w in golden["weights"])
+    code = boxes.BoxCode(tuple(float(w) for w in golden["weights"]))
     proposals = jnp.asarray(golden["proposals"])
     reference = jnp.asarray(golden["reference_boxes"])
-    close(boxes.encode_boxes(reference, proposals, weights), golden["encoded"])
+    close(boxes.encode_boxes(reference, proposals, code), golden["encoded"])
     deltas = jnp.asarray(golden["deltas"])
-    close(boxes.decode_boxes(deltas, proposals, weights), golden["decoded"])
+    close(boxes.decode_boxes(deltas, proposals, code), golden["decoded"])
     by_class = boxes.decode_boxes(
-        jnp.stack([deltas, deltas], axis=1), proposals[:, None], weights
+        jnp.stack([deltas, deltas], axis=1), proposals[:, None], code
     )
     close(by_class[:, 1], golden["decoded"])
 
@@ -70,9 +70,18 @@ def test_decoding_inverts_encoding():
         jnp.concatenate([corner[:, :2], corner[:, :2] + corner[:, 2:] + 1], axis=1)
         for corner in (jax.random.uniform(k, (20, 4)) * 50 for k in (key_a, key_b))
     )
-    weights = (10.0, 10.0, 5.0, 5.0)
-    code = boxes.encode_boxes(box, anchor, weights)
-    close(boxes.decode_boxes(code, anchor, weights), box)
+    code = boxes.BoxCode((10.0, 10.0, 5.0, 5.0))
+    deltas = boxes.encode_boxes(box, anchor, code)
+    close(boxes.decode_boxes(deltas, anchor, code), box)
+
+
+def test_shrinking_is_bounded_where_asked_for():
+    box = jnp.asarray([[0.0, 0.0, 100.0, 100.0]])
+    deltas = jnp.asarray([[0.0, 0.0, -9.0, 9.0]])
+    for clamp, width in ((False, 100 * np.exp(-9)), (True, 100 * 16 / 1000)):
+        found = boxes.decode_boxes(deltas, box, boxes.BoxCode(clamp_shrinking=clamp))[0]
+        np.testing.assert_allclose(found[2] - found[0], width, rtol=1e-2)
+        np.testing.assert_allclose(found[3] - found[1], 100 * 1000 / 16, rtol=1e-5)
 
 
 def test_padding_boxes_stay_finite():

@@ -43,7 +43,8 @@ def plain(neck, maps):
     levels, above = [], None
     for i in reversed(range(4)):
         lateral = neck.lateral[i]
-        x = np.asarray(maps[f"c{i + 2}"]) @ lateral.kernel[0, 0] + lateral.bias[...]
+        kernel, bias = map(np.asarray, (lateral.kernel[0, 0], lateral.bias[...]))
+        x = np.asarray(maps[f"c{i + 2}"]) @ kernel + bias
         if above is not None:
             x = x + nearest(above, *x.shape[1:3])
         above = x

@@ -27,6 +27,7 @@ def sampled_rois():
         valid=jnp.asarray([[True] * 5 + [False], [True] * 4 + [False] * 2]),
         deltas=jnp.zeros((2, 6, 4)),
         is_ground_truth=jnp.asarray([[False, False, True, *[False] * 3], [False] * 6]),
+        matched=jnp.zeros((2, 6), jnp.int32),
     )
 
 

@@ -40,7 +40,7 @@ def anchors_of_grid(grid, stride, anchor_sizes, aspect_ratios):
             aspect_ratios=aspect_ratios,
             rngs=nnx.Rngs(0),
         )
-        return network.anchors_of_grid(grid, stride)
+        return network.anchors_of_grid(grid, 0)
 
     return jax.jit(anchors)()
 

@@ -1,6 +1,7 @@
 """Writes a tiny data set as COCO publishes them, with COCO's rare cases in it."""
 
 import json
+import struct
 from pathlib import Path
 
 import cv2
@@ -96,6 +97,15 @@ def write_instances(folder: Path, split: str, content: object) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
     return path
+
+
+def tag(path: Path, orientation: int) -> None:
+    """Puts an orientation tag (Exif) into a JPEG file."""
+    data = path.read_bytes()
+    tiff = struct.pack("<4sIHHHIHHI", b"II*\0", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    segment = b"Exif\0\0" + tiff
+    size = struct.pack(">H", len(segment) + 2)
+    path.write_bytes(data[:2] + b"\xff\xe1" + size + segment + data[2:])
 
 
 def _outline(

@@ -53,13 +53,15 @@ def make_detector(
     )
 
 
-def make_mask_rcnn(backbone=None, *, mimic=None, pool_layer=DeformRoIPool, **rest):
+def make_mask_rcnn(
+    backbone=None, *, neck=None, mimic=None, pool_layer=DeformRoIPool, **rest
+):
     """Mask R-CNN on a pyramid, likewise."""
     hidden = dict(hidden_features=8) if pool_layer is DeformRoIPool else {}
     return mask_rcnn_fpn(
         3,
         backbone=_BACKBONE | dict(output_stride=32) | (backbone or {}),
-        neck=dict(features=8),
+        neck=dict(features=8) | (neck or {}),
         rpn=dict(
             features=8,
             anchor_sizes=(8,),

@@ -68,13 +68,16 @@ def test_labels_and_usable_boxes(source, content):
     x, y, width, height = truth["bbox"]
     np.testing.assert_allclose(source[0].boxes[0], [x, y, x + width, y + height])
     assert source[0].labels.tolist() == [1, 2, 3]
+    kept = [a["segmentation"] for a in content["annotations"][:3]]
+    assert source[0].segmentations == kept
 
 
 def test_usable_boxes_are_clipped():
     def annotation(bbox, area=1.0, crowd=0):
-        return {"bbox": bbox, "area": area, "iscrowd": crowd, "category_id": 5}
+        found = {"bbox": bbox, "area": area, "iscrowd": crowd, "category_id": 5}
+        return found | {"segmentation": [bbox]}
 
-    boxes, ids = examples.usable_boxes(
+    boxes, ids, segmentations = examples.usable_objects(
         [
             annotation([-5, -5, 10, 10]),
             annotation([90, 40, 20, 20]),
@@ -88,7 +91,8 @@ def test_usable_boxes_are_clipped():
     )
     np.testing.assert_array_equal(boxes, [[0, 0, 5, 5], [90, 40, 100, 50]])
     assert ids.tolist() == [5, 5]
-    assert examples.usable_boxes([], 5, 5)[0].shape == (0, 4)
+    assert segmentations == [[[-5, -5, 10, 10]], [[90, 40, 20, 20]]]
+    assert examples.usable_objects([], 5, 5).boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])

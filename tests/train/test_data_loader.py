@@ -31,10 +31,10 @@ def usable(source) -> np.ndarray:
     return np.flatnonzero(source.num_boxes > 0)
 
 
-def open_loader(source, index=None, **settings):
+def open_loader(source, index=None, targets=TARGETS, **settings):
     """Iterates over the pictures, by default those with boxes."""
     index = usable(source) if index is None else index
-    return train_loader(source, TARGETS, index=index, **settings)
+    return train_loader(source, targets, index=index, **settings)
 
 
 class Pictures:
@@ -54,7 +54,8 @@ class Pictures:
         image[2:10, 4:16] = 255
         boxes = np.array([[4, 2, 16, 10]] * self.num_boxes[index], np.float32)
         labels = np.arange(1, len(boxes) + 1, dtype=np.int32)
-        return Example(image, 1000 + int(index), boxes.reshape(-1, 4), labels)
+        masks = [[[4, 2, 16, 2, 16, 10, 4, 10]]] * len(boxes)
+        return Example(image, 1000 + int(index), boxes.reshape(-1, 4), labels, masks)
 
 
 @pytest.fixture
@@ -187,8 +188,9 @@ def test_resume_with_worker_processes(tmp_path):
         "deformed_digits", "train", tmp_path, train_images=6, test_images=1
     )
     settings = {**SETTINGS, "batch_size": 2, "flip": True}
+    settings["targets"] = functools.partial(padded_boxes, max_boxes=3, mask_size=16)
     expected = open_loader(source, **settings)
-    next(expected)
+    assert next(expected)["masks"].any()
     # With another number of workers than it had.
     resumed = open_loader(source, **settings, workers=1)
     resumed.set_state(json.loads(json.dumps(expected.get_state())))
@@ -261,7 +263,7 @@ def test_targets_are_told_where_the_image_lies(pictures):
 def test_mirrored_boxes_stay_in_32_bits():
     """In more, boxes without a width in 32 would pass for some."""
     boxes = np.float32([[0.01, 1, np.nextafter(np.float32(0.01), np.float32(1)), 5]])
-    example = Example(np.zeros((8, 64, 3), np.uint8), 1, boxes, np.int32([1]))
+    example = Example(np.zeros((8, 64, 3), np.uint8), 1, boxes, np.int32([1]), [[]])
     for flip, seen in ((False, True), (True, False)):
         size = np.array([8, 64])
         geometry = Geometry.of(example.image.shape[:2], size, size, flip=flip)

@@ -17,9 +17,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from tests.support import coco_folder, launch
 from train.data import make_source, train_loader
+from train.data.sets import CocoInstances
 from train.data.source import Source
 
 
@@ -181,6 +183,18 @@ def test_a_damaged_copy_is_prepared_again(folder, caplog, name, how):
         path.write_bytes(damage.get(how, changed))
     assert _open(folder).ground_truth() == truth
     assert len(_copies(folder)) == 1
+
+
+def test_a_copy_of_an_earlier_version_is_prepared_again(folder, caplog):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CocoInstances, "VERSION", tfds.core.Version("1.9.0"))
+        assert len(_open(folder)) == 8
+    assert [path.parent.name for path in [_records(folder)]] == ["1.9.0"]
+    with caplog.at_level("WARNING", logger="train"):
+        assert len(_open(folder)) == 8
+    version = str(CocoInstances.VERSION)
+    assert _records(folder).parent.name == version
+    assert f"(it has no version {version}): it is prepared again" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"origin": 5, "files": []}', "\0"])

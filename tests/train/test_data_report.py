@@ -4,7 +4,6 @@ import copy
 import functools
 import io
 import logging
-import struct
 from pathlib import Path
 
 import cv2
@@ -41,6 +40,11 @@ def _open(where: Path, content: dict, **options):
     )
 
 
+def training_line(source, **options) -> str:
+    defaults = {"max_boxes": 100, "skip_empty": True, "masks": False}
+    return report.training_line(source, "val", **(defaults | options))
+
+
 def _change(content: dict, changes: list[dict]) -> dict:
     """Changes the first annotations."""
     changed = copy.deepcopy(content)
@@ -73,7 +77,7 @@ def test_what_is_left_out_is_counted_by_the_reason(tmp_path, content):
     assert source.num_boxes.tolist() == [1, 0, 1, 3, 3, 0, 0, 3]
     assert [len(source[i].boxes) for i in range(8)] == source.num_boxes.tolist()
     assert sum(source.bad_masks.values()) == 1
-    line = report.training_line(source, "val", max_boxes=2, skip_empty=True)
+    line = training_line(source, max_boxes=2)
     assert line == (
         "val: 5 of 8 images (3 have no usable object: `skip_empty`);"
         " 8 of 20 objects are used in training;"
@@ -83,8 +87,31 @@ def test_what_is_left_out_is_counted_by_the_reason(tmp_path, content):
         " crowds (1);"
         " masks that are not kept: a polygon is not [x1, y1, x2, y2, x3, ...] (1)"
     )
-    line = report.evaluation_line(source, "val")
+    line = report.evaluation_line(source, "val", masks=False)
     assert line.startswith("val: 8 images, 20 objects in evaluation; not trained on: ")
+
+
+def test_objects_without_a_mask_are_counted_where_masks_are_learned(tmp_path, content):
+    """Crowds, and what is not used otherwise, count neither way."""
+    changes = [
+        {"segmentation": [[1, 2, 3, 4]]},
+        {"segmentation": []},
+        {"segmentation": [], "area": 0},
+        {"segmentation": [], "iscrowd": 1},
+    ]
+    source = _open(tmp_path, _change(content, changes))
+    assert source.without_mask == 2
+    assert [not s for s in source[0].segmentations] == [True, True]
+    line = training_line(source, masks=True)
+    assert "; 14 of 16 usable objects have a mask (the others, which" in line
+    assert "which train boxes alone: 2); not trained on: " in line
+    line = report.evaluation_line(source, "val", masks=True)
+    assert "the others, which mask AP leaves out: 2); " in line
+    for masks in (False, True):
+        every = _open(tmp_path, content)
+        line = training_line(every, masks=masks)
+        assert "18 of 18 usable objects have a mask; " in line or not masks
+        assert ("mask" in line) == masks
 
 
 def test_ignored_objects_count_in_no_evaluation(tmp_path, content):
@@ -96,12 +123,13 @@ def test_ignored_objects_count_in_no_evaluation(tmp_path, content):
 
 @pytest.mark.parametrize("side", [0, 1e-30, 1e-9, 1e-4, 5e-3])
 def test_boxes_of_no_width_are_not_used(side):
-    common = {"area": 9, "iscrowd": 0, "category_id": 1}
+    common = {"area": 9, "iscrowd": 0, "category_id": 1, "segmentation": []}
     for bbox in ([600, 10, side, 5], [10, 600, 5, side], [640 - side, 0, 40, 40]):
-        boxes, _ = examples.usable_boxes([{"bbox": bbox, **common}], 640, 640)
-        assert len(boxes) == 0
-    boxes, _ = examples.usable_boxes([{"bbox": [0, 0, 640, 0.5], **common}], 640, 640)
-    assert boxes.tolist() == [[0, 0, 640, 0.5]]
+        found = examples.usable_objects([{"bbox": bbox, **common}], 640, 640)
+        assert len(found.boxes) == 0
+    annotation = {"bbox": [0, 0, 640, 0.5], **common}
+    found = examples.usable_objects([annotation], 640, 640)
+    assert found.boxes.tolist() == [[0, 0, 640, 0.5]]
 
 
 def test_boxes_that_vanish_when_scaled_do_not_reach_training(tmp_path, content):
@@ -129,7 +157,7 @@ def test_boxes_that_vanish_when_scaled_do_not_reach_training(tmp_path, content):
 
 def test_images_without_objects(tmp_path, content):
     source = _open(tmp_path, content)
-    line = report.training_line(source, "val", max_boxes=100, skip_empty=False)
+    line = training_line(source, skip_empty=False)
     assert line.startswith("val: 8 of 8 images (2 of them without objects); 18 of 20")
     targets = functools.partial(padded_boxes, max_boxes=4)
     batches = train_loader(
@@ -138,25 +166,17 @@ def test_images_without_objects(tmp_path, content):
     assert sum((~batch["valid"].any(1)).sum() for batch in batches) == 2
 
 
-def _tag(path: Path, orientation: int) -> None:
-    data = path.read_bytes()
-    tiff = struct.pack("<4sIHHHIHHI", b"II*\0", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-    segment = b"Exif\0\0" + tiff
-    size = struct.pack(">H", len(segment) + 2)
-    path.write_bytes(data[:2] + b"\xff\xe1" + size + segment + data[2:])
-
-
 @pytest.mark.parametrize("orientation", [2, 3, 6])
 def test_orientation_tags_are_told_and_applied_where_asked(
     tmp_path, content, orientation
 ):
     path = tmp_path / "coco" / "val" / content["images"][0]["file_name"]
     stored = _open(tmp_path, content)[0].image
-    _tag(path, orientation)
+    coco_folder.tag(path, orientation)
     with pytest.warns(OrientationWarning, match=r"^val: .*: 1 in .*/val\. If"):
         source = _open(tmp_path, content)
     np.testing.assert_array_equal(source[0].image, stored)
-    line = report.evaluation_line(source, "val")
+    line = report.evaluation_line(source, "val", masks=False)
     assert line.endswith("images whose orientation tag is not applied (`upright`): 1")
     if orientation == 6:
         with pytest.raises(ValueError, match=r"orientation tag \(6\) was applied"):
@@ -169,12 +189,13 @@ def test_orientation_tags_are_told_and_applied_where_asked(
     turned = {2: stored[:, ::-1], 3: stored[::-1, ::-1], 6: np.rot90(stored, -1)}
     np.testing.assert_array_equal(source[0].image, turned[orientation])
     assert source.sizes[0].tolist() == list(source[0].image.shape[:2])
-    assert report.evaluation_line(source, "val").endswith("is applied (`upright`): 1")
+    line = report.evaluation_line(source, "val", masks=False)
+    assert line.endswith("is applied (`upright`): 1")
 
 
 def test_a_run_says_it_once(tmp_path, content):
     path = tmp_path / "coco" / "val" / content["images"][0]["file_name"]
-    _tag(path, 3)
+    coco_folder.tag(path, 3)
     config = coco_faster_rcnn.get_config()
     config.data.update(
         {"train_split": "val", "data_dir": str(tmp_path / "data"), "max_boxes": 2}

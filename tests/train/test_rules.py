@@ -90,6 +90,10 @@ def test_every_rule_is_of_a_field(path):
         ("data.flip", 1),
         ("data.max_boxes", -1),
         ("data.max_boxes", 10**9),
+        ("data.mask_size", 7),
+        ("data.mask_size", 513),
+        ("data.mask_size", -8),
+        ("data.mask_size", False),
         ("data.workers", -1),
         ("data.workers", 1.0),
         ("data.workers", 257),
@@ -138,6 +142,32 @@ def test_ranges_and_shapes(path, value):
 )
 def test_what_is_odd_but_right_is_accepted(path, value):
     _detection.check(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("size", "known", "message"),
+    [
+        (
+            112,
+            (),
+            "`data.mask_size` is 112, and `network` is 'faster_rcnn', which lear",
+        ),
+        (
+            0,
+            ("faster_rcnn",),
+            "`data.mask_size` is 0, and `network` is 'faster_rcnn', ",
+        ),
+        (112, ("faster_rcnn",), None),
+        (0, (), None),
+    ],
+)
+def test_masks_are_for_a_network_that_learns_them(size, known, message, monkeypatch):
+    monkeypatch.setattr(_detection, "MASK_NETWORKS", frozenset(known))
+    config = changed("data.mask_size", size)
+    if message is None:
+        _detection.check(config)
+    else:
+        assert fault(config).startswith(message)
 
 
 def test_two_fields_in_the_wrong_order():

@@ -30,6 +30,7 @@ from train.rules import (
     Row,
     Rule,
     Several,
+    ZeroOr,
     check_config,
 )
 from train.sections import arguments_of
@@ -70,6 +71,10 @@ def get_config(network: str = "faster_rcnn") -> ConfigDict:
     # Ground truth is padded to this many boxes an image; of an image with more objects,
     # the first are kept and the rest count as background.
     config.data.max_boxes = 100
+    # Side in pixels of the masks that are learned, each drawn around its object: 112
+    # for a network that predicts masks, 0 (none) for the others. The mask of an object
+    # without a usable one is not learned; its box is.
+    config.data.mask_size = 112 if network in MASK_NETWORKS else 0
     # The network: a key of dcn_jax.networks.NETWORKS.
     config.network = network
     config.model = model = ConfigDict()
@@ -114,6 +119,8 @@ def set_pool_layer(config: ConfigDict, name: str) -> None:
 RULES: dict[str, Rule] = {
     **_base.RULES,
     "data.max_boxes": ROWS,
+    # Two of the pixels are a frame.
+    "data.mask_size": ZeroOr(Integer(8, 512)),
     "network": OneOf(tuple(NETWORKS)),
     "model.backbone.depths": Row((COUNT,) * 4),
     "model.backbone.groups": COUNT,
@@ -210,3 +217,19 @@ def check(config: ConfigDict) -> None:
                 f"train.configs._detection puts there."
             )
     check_config(config, defaults, RULES, ORDERED)
+    _check_masks(config)
+
+
+def _check_masks(config: ConfigDict) -> None:
+    """Refuses masks that the network does not read, and to leave out those it does."""
+    size, network = config.data.mask_size, config.network
+    if size and network not in MASK_NETWORKS:
+        raise ValueError(
+            f"`data.mask_size` is {size}, and `network` is {network!r}, which learns "
+            f"no masks; expected 0."
+        )
+    if not size and network in MASK_NETWORKS:
+        raise ValueError(
+            f"`data.mask_size` is 0, and `network` is {network!r}, which learns masks; "
+            f"expected the side of those, such as 112."
+        )

@@ -6,7 +6,7 @@ ground truth) stands in the data set's metadata, in record order.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -57,20 +57,23 @@ def note(
     *,
     left_out: Mapping[str, int],
     bad_masks: Mapping[str, int],
+    without_mask: int,
     tagged: int,
 ) -> None:
-    """Adds what is not used of `split` to the metadata.
+    """Adds what is not used of `split`, or not there, to the metadata.
 
     Args:
       info: Of the data set.
       split: The split.
       left_out: Annotations that training does not use, counted by the reason.
       bad_masks: Masks that were not kept, likewise.
+      without_mask: Annotations that training uses and that have no mask.
       tagged: How many images have an orientation tag that is not "upright".
     """
     cast(tfds.core.MetadataDict, info.metadata)["notes"][split] = {
         "left_out": dict(left_out),
         "bad_masks": dict(bad_masks),
+        "without_mask": without_mask,
         "tagged": tagged,
     }
 
@@ -84,24 +87,31 @@ def index_image(
     index["num_boxes"].append(num_boxes)
 
 
-def usable_boxes(
+class Objects(NamedTuple):
+    """What training can use of an image's annotations, M of them."""
+
+    boxes: np.ndarray  # [M, 4] float32, x1 y1 x2 y2 in pixels, clipped to the image
+    category_ids: np.ndarray  # [M] int64
+    # COCO's: polygons, or a run-length encoded mask; [] where there is none.
+    segmentations: list[Any]
+
+
+def usable_objects(
     annotations: Sequence[Mapping[str, Any]], height: int, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes that training can use, clipped to the image; see `why_left_out`.
+) -> Objects:
+    """Keeps what training can use; see `why_left_out`.
 
     Args:
       annotations: COCO annotations of one image.
       height: Image height in pixels.
       width: Image width in pixels.
-
-    Returns:
-      boxes [M, 4] float32 as x1 y1 x2 y2 in image pixels, category ids [M] int64.
     """
     used = [a for a in annotations if why_left_out(a, height, width) is None]
     boxes = [_clipped(a["bbox"], height, width) for a in used]
-    return (
+    return Objects(
         np.asarray(boxes, np.float32).reshape(-1, 4),
         np.asarray([a["category_id"] for a in used], np.int64),
+        [a["segmentation"] for a in used],
     )
 
 

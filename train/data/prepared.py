@@ -200,12 +200,17 @@ class _Store:
                 reason = _difference(folder, manifest.get("files"))
             if reason is None:
                 try:
-                    return Copy(self._builder(folder.name), folder, lease)
+                    builder = self._builder(folder.name)
+                    if builder.info.splits:
+                        return Copy(builder, folder, lease)
+                    reason = f"it has no version {builder.version}"
                 # Whatever tfds and protobuf raise where a file is not theirs.
                 except Exception as error:
                     reason = one_line(str(error), 300)
+                # The next copy is named after the data set, not after this one.
+                self._config.name = self._base
             lease.close()
-            _log.warning("%s is damaged (%s): it is prepared again", folder, reason)
+            _log.warning("%s is of no use (%s): it is prepared again", folder, reason)
             with contextlib.suppress(OSError):
                 (folder / _MANIFEST).unlink()
         return None

@@ -6,7 +6,7 @@ from train.data.source import Source
 
 
 def training_line(
-    source: Source, split: str, *, max_boxes: int, skip_empty: bool
+    source: Source, split: str, *, max_boxes: int, skip_empty: bool, masks: bool
 ) -> str:
     """What training uses of a split.
 
@@ -15,6 +15,7 @@ def training_line(
       split: Its name.
       max_boxes: As the field of the section `data`.
       skip_empty: Likewise.
+      masks: Whether masks are learned.
     """
     total = len(source)
     used = int((source.num_boxes > 0).sum()) if skip_empty else total
@@ -35,13 +36,26 @@ def training_line(
             f"objects over `max_boxes` ({max_boxes}), which count as background: {cut}"
             f" (in {len(over)} images)"
         )
+    if masks:
+        parts.append(_masks(source, "which train boxes alone"))
     return "; ".join(parts + _rest(source))
 
 
-def evaluation_line(source: Source, split: str) -> str:
-    """What an evaluation uses of a split."""
-    begin = f"{split}: {len(source)} images, {_objects(source)} objects in evaluation"
-    return "; ".join([begin, *_rest(source)])
+def evaluation_line(source: Source, split: str, *, masks: bool) -> str:
+    """What an evaluation uses of a split; `masks` as in `training_line`."""
+    parts = [f"{split}: {len(source)} images, {_objects(source)} objects in evaluation"]
+    if masks:
+        parts.append(_masks(source, "which mask AP leaves out"))
+    return "; ".join(parts + _rest(source))
+
+
+def _masks(source: Source, use: str) -> str:
+    """How many of the usable objects have a mask, and what becomes of the others."""
+    usable = int(source.num_boxes.sum())
+    text = f"{usable - source.without_mask} of {usable} usable objects have a mask"
+    if source.without_mask:
+        text += f" (the others, {use}: {source.without_mask})"
+    return text
 
 
 def _objects(source: Source) -> int:

@@ -1,10 +1,10 @@
-"""Random access to a prepared data set: decoded images with their usable boxes."""
+"""Random access to a prepared data set: decoded images with their usable objects."""
 
 import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -26,6 +26,8 @@ class Example(NamedTuple):
     image_id: int
     boxes: np.ndarray  # [M, 4] float32, x1 y1 x2 y2 in pixels of `image`
     labels: np.ndarray  # [M] int32, from 1; see `Source.categories`
+    # M, as of `train.data.examples.Objects`, in pixels of `image`.
+    segmentations: Sequence[Any]
 
 
 class Source:
@@ -37,6 +39,7 @@ class Source:
       num_boxes: [n] int64, usable boxes of every image.
       left_out: Annotations that training does not use, counted by the reason.
       bad_masks: Masks that were not kept, likewise.
+      without_mask: How many of the usable boxes have no mask.
       tagged: How many images have an orientation tag that is not "upright".
       upright: Whether they are turned as it says.
     """
@@ -68,6 +71,7 @@ class Source:
         self.num_boxes = np.array(index["num_boxes"])
         self.left_out: dict[str, int] = dict(notes.get("left_out", {}))
         self.bad_masks: dict[str, int] = dict(notes.get("bad_masks", {}))
+        self.without_mask: int = notes.get("without_mask", 0)
         self.tagged: int = notes.get("tagged", 0)
         self.upright = upright
         too_large = np.flatnonzero(self.sizes.prod(1) > max_pixels)
@@ -94,11 +98,17 @@ class Source:
         image = transforms.decode_image(
             record["image"], name, self._max_pixels, upright=self.upright
         )
-        boxes, category_ids = examples.usable_boxes(
+        objects = examples.usable_objects(
             json.loads(record["annotations"]), *image.shape[:2]
         )
-        labels = np.array([self._labels[i] for i in category_ids], np.int32)
-        return Example(image, int(record["image_id"]), boxes, labels)
+        labels = np.array([self._labels[i] for i in objects.category_ids], np.int32)
+        return Example(
+            image,
+            int(record["image_id"]),
+            objects.boxes,
+            labels,
+            objects.segmentations,
+        )
 
     def _record(self, index: int) -> dict[str, Any]:
         try:

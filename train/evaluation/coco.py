@@ -4,15 +4,19 @@ import contextlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dcn_jax.detection.records import Detections
 from train.data.geometry import Geometry
+from train.evaluation.coco_results import coco_results
 
+# What is compared: boxes or masks.
+Kind = Literal["bbox", "segm"]
 # Names of COCOeval's twelve summary numbers, in its order.
 SUMMARY = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
@@ -21,10 +25,9 @@ SUMMARY = (
 
 
 class AveragePrecision:
-    """Box AP over a split: "bbox/AP", ... as in `SUMMARY`, "bbox_per_class/NAME".
+    """AP over a split: "bbox/AP", ... as in `SUMMARY`, "bbox_per_class/NAME".
 
-    Its state is a list of COCO results: image_id, category_id, bbox (x y w h, original
-    pixels), score.
+    And "segm/AP", ... of the masks, where masks are predicted.
 
     Args:
       source: The split, with `category_id` and `ground_truth`.
@@ -32,29 +35,36 @@ class AveragePrecision:
 
     def __init__(self, source: Any):
         self._source = source
+        # COCO results of the images so far.
         self._results: list[dict[str, Any]] = []
+        # Whether what was predicted had masks, even of images where nothing was found.
+        self._masks = False
 
     def update(self, prediction: Detections, image_id: int, geometry: Geometry) -> None:
         """Takes note of the detections of an image."""
-        self._results += coco_results(prediction, geometry, image_id, self._source)
+        found = coco_results(prediction, geometry, self._source.category_id)
+        self._results += ({"image_id": image_id, **result} for result in found)
+        self._masks |= prediction.masks is not None
 
-    def state(self) -> list[dict[str, Any]]:
-        """Returns the results so far."""
-        return self._results
+    def state(self) -> dict[str, Any]:
+        """Returns the results so far, and whether they are of masks too."""
+        return {"results": self._results, "masks": self._masks}
 
-    def merge(self, states: Sequence[list[dict[str, Any]]]) -> None:
+    def merge(self, states: Sequence[dict[str, Any]]) -> None:
         """Takes the results of all processes for its own."""
-        self._results = [result for state in states for result in state]
+        self._results = [result for state in states for result in state["results"]]
+        self._masks = any(state["masks"] for state in states)
 
     def compute(self) -> dict[str, float | None]:
         """Returns the summary, and the AP of each category."""
-        summary, per_class = average_precision(
-            self._source.ground_truth(), self._results
-        )
-        return {
-            **{f"bbox/{name}": value for name, value in summary.items()},
-            **{f"bbox_per_class/{name}": value for name, value in per_class.items()},
-        }
+        truth = self._source.ground_truth()
+        kinds: tuple[Kind, ...] = ("bbox", "segm") if self._masks else ("bbox",)
+        scores = {}
+        for kind in kinds:
+            summary, per_class = average_precision(truth, self._results, kind)
+            scores |= {f"{kind}/{name}": value for name, value in summary.items()}
+            scores |= {f"{kind}_per_class/{n}": value for n, value in per_class.items()}
+        return scores
 
     def files(self) -> dict[str, Any]:
         """Returns the results, for detections.json."""
@@ -62,44 +72,42 @@ class AveragePrecision:
 
 
 def average_precision(
-    ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]
+    ground_truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    kind: Kind = "bbox",
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """Returns pycocotools' box AP, whole and by category.
+    """Returns pycocotools' AP, whole and by category.
 
     Args:
       ground_truth: As an instances JSON file: images, annotations, categories. Images
         without detections count as missed.
-      detections: COCO results, see `AveragePrecision`.
+      detections: COCO results, of the images' pixels.
+      kind: What is compared. An object without a mask is neither found nor missed by
+        masks: it is told as a crowd that fills its box.
 
     Returns:
       The summary (names as in SUMMARY) and {category name: AP}; None where there is
       nothing to find.
     """
-    boxes = []
-    for i, detection in enumerate(detections):
-        area = detection["bbox"][2] * detection["bbox"][3]
-        boxes.append({**detection, "id": i + 1, "area": area, "iscrowd": 0})
-    # pycocotools prints its progress.
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth, found = COCO(), COCO()
-        # createIndex and COCOeval write into the annotations.
-        truth.dataset = json.loads(json.dumps(ground_truth))
-        # To COCOeval the id 0 says that nothing matched.
-        for i, annotation in enumerate(truth.dataset["annotations"]):
-            annotation["id"] = i + 1
-        found.dataset = {**truth.dataset, "annotations": boxes}
-        truth.createIndex()
-        found.createIndex()
-        judge = COCOeval(truth, found, "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
+    # createIndex and COCOeval write into the annotations.
+    truth = json.loads(json.dumps(ground_truth))
+    if kind == "segm":
+        _fill_in_masks(truth)
+    # To COCOeval the id 0 says that nothing matched.
+    for i, annotation in enumerate(truth["annotations"], start=1):
+        annotation["id"] = i
+    area = {"bbox": _box_area, "segm": _mask_area}[kind]
+    found = [
+        {**detection, "id": i, "area": area(detection), "iscrowd": 0}
+        for i, detection in enumerate(detections, start=1)
+    ]
+    judge = _judged(truth, {**truth, "annotations": found}, kind)
     summary: dict[str, float | None] = {
         name: _number(value) for name, value in zip(SUMMARY, judge.stats, strict=True)
     }
     # [IoU threshold, recall, category, area range, detection limit]
     precision = judge.eval["precision"][:, :, :, 0, -1]
-    names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
+    names = {c["id"]: c["name"] for c in truth["categories"]}
     per_class = {}
     for k, category in enumerate(judge.params.catIds):
         known = precision[:, :, k][precision[:, :, k] > -1]
@@ -107,34 +115,46 @@ def average_precision(
     return summary, per_class
 
 
+def _judged(truth: dict[str, Any], found: dict[str, Any], kind: Kind) -> COCOeval:
+    """Returns COCOeval after it has compared two data sets."""
+    # pycocotools prints its progress.
+    with contextlib.redirect_stdout(io.StringIO()):
+        judge = COCOeval(_indexed(truth), _indexed(found), kind)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return judge
+
+
+def _indexed(content: Any) -> COCO:
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
+
+
+def _fill_in_masks(truth: dict[str, Any]) -> None:
+    """Makes a crowd of each object without a mask, which pycocotools cannot read."""
+    sizes = {
+        image["id"]: (image["width"], image["height"]) for image in truth["images"]
+    }
+    for annotation in truth["annotations"]:
+        if not annotation.get("segmentation"):
+            x, y, width, height = annotation["bbox"]
+            corners = np.array([[x, y], [x + width, y + height]])
+            (x1, y1), (x2, y2) = np.clip(corners, 0, sizes[annotation["image_id"]])
+            polygon = [float(v) for v in (x1, y1, x2, y1, x2, y2, x1, y2)]
+            annotation.update(segmentation=[polygon], iscrowd=1)
+
+
+def _box_area(detection: Mapping[str, Any]) -> float:
+    return detection["bbox"][2] * detection["bbox"][3]
+
+
+def _mask_area(detection: Mapping[str, Any]) -> float:
+    return float(coco_mask.area(detection["segmentation"]))
+
+
 def _number(value: float) -> float | None:
     # pycocotools says -1 where there is no ground truth.
     return None if value < 0 else float(value)
-
-
-def original_boxes(boxes: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Returns boxes [D, 4] in pixels of the original image.
-
-    Args:
-      boxes: x1 y1 x2 y2 in canvas pixels of an image that is not mirrored.
-      geometry: Of the image.
-    """
-    y, x = geometry.scale
-    return boxes / np.asarray([x, y, x, y], boxes.dtype)
-
-
-def coco_results(
-    detections: Detections, geometry: Geometry, image_id: int, source: Any
-) -> list[dict[str, Any]]:
-    """Returns the valid detections of one image as COCO results."""
-    boxes = original_boxes(np.asarray(detections.boxes), geometry)
-    return [
-        {
-            "image_id": image_id,
-            "category_id": source.category_id(int(detections.labels[i])),
-            "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
-            "score": float(detections.scores[i]),
-        }
-        for i, (x1, y1, x2, y2) in enumerate(boxes)
-        if detections.valid[i]
-    ]

@@ -1,4 +1,4 @@
-"""Detection: boxes with classes, found by a network, judged by COCO's AP.
+"""Detection: boxes with classes, and masks, found by a network, judged by COCO's AP.
 
 Shape letters: M ground-truth boxes of an image (padded), D detections of an image.
 """
@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dcn_jax.detection.paste import paste_mask
 from dcn_jax.detection.records import Batch, Detections
 from dcn_jax.networks import NETWORKS, POOL_LAYERS
 from train import draw
 from train.config_dict import ConfigDict
 from train.configs import _detection
-from train.data import report, transforms
+from train.data import masks, report, transforms
 from train.data.geometry import Geometry
 from train.data.source import Example, Source
-from train.evaluation.coco import AveragePrecision, original_boxes
+from train.evaluation.coco import AveragePrecision
+from train.evaluation.coco_results import coco_results, original_boxes
 from train.sections import construct, settings_of
 from train.skeleton import variables_of
 from train.task import Network, Start
@@ -32,9 +34,18 @@ _ARCHITECTURE = (
     *("backbone", "trunk", "neck", "rpn", "pool_layer", "pool", "box"),
     *("mask_pool", "mask"),
 )
-# ... but for these fields of them. Which weights were kept fixed is no property of the
-# result, nor is how many boxes are looked at.
-_PASSING = {"backbone.frozen_stages", "rpn.sampling", "rpn.train", "rpn.test"}
+# ... but for these fields of them. Which weights were kept fixed, and what they were
+# taught, is no property of the result, nor is how many boxes are looked at.
+_PASSING = {
+    "model.backbone.frozen_stages",
+    "model.rpn.loss_beta",
+    "model.rpn.sampling",
+    "model.rpn.train",
+    "model.rpn.test",
+    "model.box.loss_beta",
+    "model.mask.aligned_targets",
+    "model.mask.binary_targets",
+}
 
 
 class Detection:
@@ -51,15 +62,8 @@ class Detection:
         """The sections of the stages, without what only training or testing reads."""
         fields = {"network": config.network}
         for section in _ARCHITECTURE:
-            if section not in config.model:  # those of other networks
-                continue
-            values = config.model[section]
-            if not isinstance(values, ConfigDict):
-                fields[f"model.{section}"] = values
-                continue
-            for name, value in values.items():
-                if f"{section}.{name}" not in _PASSING:
-                    fields[f"model.{section}.{name}"] = value
+            if section in config.model:  # else of another network
+                fields |= _flat(f"model.{section}", config.model[section])
         return fields
 
     def build(self, config: ConfigDict, num_classes: int, rngs: nnx.Rngs) -> Network:
@@ -125,20 +129,25 @@ class Detection:
 
     def summary(self, source: Source, split: str, data: ConfigDict) -> str:
         """Says which images, boxes and masks are used, and which are not and why."""
+        learned = data.mask_size > 0
         if split != data.train_split:
-            return report.evaluation_line(source, split)
+            return report.evaluation_line(source, split, masks=learned)
         return report.training_line(
-            source, split, max_boxes=data.max_boxes, skip_empty=data.skip_empty
+            source,
+            split,
+            max_boxes=data.max_boxes,
+            skip_empty=data.skip_empty,
+            masks=learned,
         )
 
     def targets(
         self, example: Example, geometry: Geometry, data: ConfigDict
     ) -> dict[str, np.ndarray]:
-        """Boxes of an image, padded; see `padded_boxes`."""
-        return padded_boxes(example, geometry, data.max_boxes)
+        """Boxes of an image, padded, and masks if wanted; see `padded_boxes`."""
+        return padded_boxes(example, geometry, data.max_boxes, data.mask_size)
 
     def metric(self, source: Source) -> AveragePrecision:
-        """Box AP as COCO's."""
+        """Box AP as COCO's, and mask AP where masks are predicted."""
         return AveragePrecision(source)
 
     def draw(
@@ -149,11 +158,17 @@ class Detection:
         names: Sequence[str],
         score: float,
     ) -> np.ndarray:
-        """Draws the boxes that reach the score."""
-        found = _best(prediction, geometry, score)
-        return draw.draw_detections(
-            image, found.boxes, found.scores, found.labels.tolist(), names
-        )
+        """Draws the boxes that reach the score, and their masks if there are any."""
+        picture = draw.enlarged(image)
+        size = picture.shape[:2]
+        found = _best(prediction, geometry._replace(original=size), score)
+        labels = found.labels.tolist()
+        if found.masks is not None:
+            # The best is drawn last, on top, as of the boxes.
+            for i in np.argsort(found.scores):
+                mask = paste_mask(found.masks[i], found.boxes[i], size)
+                picture = draw.draw_mask(picture, mask, labels[i])
+        return draw.draw_boxes(picture, found.boxes, found.scores, labels, names)
 
     def records(
         self,
@@ -162,32 +177,46 @@ class Detection:
         categories: Sequence[Mapping[str, Any]],
         score: float,
     ) -> list[dict[str, Any]]:
-        """Lists label, category_id, bbox (x y w h) and score of each box."""
-        found = _best(prediction, geometry, score)
-        rows = zip(found.boxes, found.scores, found.labels, strict=True)
+        """Lists the label of each box, and what `coco_results` does."""
+        reached = prediction.valid & (prediction.scores >= score)
+        found = prediction._replace(valid=reached)
+        results = coco_results(
+            found, geometry, lambda label: categories[label - 1]["id"]
+        )
+        labels = prediction.labels[reached]
         return [
-            {
-                "label": categories[label - 1]["name"],
-                "category_id": categories[label - 1]["id"],
-                "bbox": [float(v) for v in (x1, y1, x2 - x1, y2 - y1)],
-                "score": float(reached),
-            }
-            for (x1, y1, x2, y2), reached, label in rows
+            {"label": categories[label - 1]["name"], **result}
+            for label, result in zip(labels, results, strict=True)
         ]
 
 
+def _flat(path: str, value: Any) -> dict[str, Any]:
+    """Fields at and below a path that weights depend on."""
+    if path in _PASSING:
+        return {}
+    if not isinstance(value, ConfigDict):
+        return {path: value}
+    fields = {}
+    for name, inner in value.items():
+        fields |= _flat(f"{path}.{name}", inner)
+    return fields
+
+
 def padded_boxes(
-    example: Example, geometry: Geometry, max_boxes: int
+    example: Example, geometry: Geometry, max_boxes: int, mask_size: int = 0
 ) -> dict[str, np.ndarray]:
-    """Returns the boxes of an image, as it lies on its canvas.
+    """Returns the boxes of an image, as it lies on its canvas, and masks if wanted.
 
     Args:
       example: The image with its boxes.
       geometry: How it came onto its canvas.
       max_boxes: Boxes are padded to this many; of an image with more, the first stay.
+      mask_size: Side S of the masks in pixels; 0 is for none.
 
     Returns:
-      `boxes` [M, 4] float32 in canvas pixels, `labels` [M] int32, `valid` [M] bool.
+      `boxes` [M, 4] float32 in canvas pixels, `labels` [M] int32, `valid` [M] bool; and
+      where masks are wanted, `masks` [M, S, S] uint8 and `mask_windows` [M, 4] float32,
+      as `dcn_jax.detection.records.Batch` explains them.
     """
     boxes = transforms.scale_boxes(example.boxes, np.asarray(geometry.scale))
     boxes = transforms.clip_boxes(boxes, geometry.size)
@@ -203,12 +232,22 @@ def padded_boxes(
     rows["boxes"][: len(seen)] = boxes[seen]
     rows["labels"][: len(seen)] = example.labels[seen]
     rows["valid"][: len(seen)] = True
+    if mask_size:
+        drawn = np.zeros((max_boxes, mask_size, mask_size), np.uint8)
+        taken = np.zeros((max_boxes, 4), np.float32)
+        windows = masks.windows_around(boxes[seen], mask_size)
+        for row, (index, window) in enumerate(zip(seen, windows, strict=True)):
+            mask = masks.draw_mask(
+                example.segmentations[index], window, geometry, mask_size
+            )
+            if mask is not None:
+                drawn[row], taken[row] = mask, window
+        rows |= {"masks": drawn, "mask_windows": taken}
     return rows
 
 
 def _best(prediction: Detections, geometry: Geometry, score: float) -> Any:
     """Returns what reaches the score, with boxes in pixels of the original image."""
     reached = prediction.valid & (prediction.scores >= score)
-    rows: list[Any] = [np.asarray(field)[reached] for field in prediction]
-    found = Detections(*rows)
-    return found._replace(boxes=original_boxes(rows[0], geometry))
+    found = jax.tree.map(lambda field: np.asarray(field)[reached], prediction)
+    return found._replace(boxes=original_boxes(found.boxes, geometry))

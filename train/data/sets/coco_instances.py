@@ -133,7 +133,7 @@ def file_state(path: Path) -> list[int]:
 class CocoInstances(tfds.core.GeneratorBasedBuilder):
     """The split of a COCO folder that its config names."""
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("2.1.0")
 
     def __init__(self, *, config: CocoInstancesConfig, **options):
         self._config = config
@@ -158,7 +158,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
         metadata = cast(tfds.core.MetadataDict, self.info.metadata)
         metadata.update(examples.metadata(content.categories))
         index = examples.start_index(self.info, config.split)
-        left_out, tagged = Counter(), 0
+        left_out, without_mask, tagged = Counter(), 0, 0
         errors: list[ValueError | OSError] = []
         with ThreadPoolExecutor(_THREADS) as pool:
             for start in range(0, len(content.images), 64):
@@ -178,6 +178,10 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
                     ]
                     left_out.update(reason for reason in reasons if reason)
                     count = reasons.count(None)
+                    without_mask += sum(
+                        reason is None and not annotation["segmentation"]
+                        for reason, annotation in zip(reasons, annotations, strict=True)
+                    )
                     tagged += read_header(data, "").orientation != 1
                     examples.index_image(index, height, width, count)
                     yield (
@@ -198,6 +202,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
             config.split,
             left_out=left_out,
             bad_masks=content.bad_masks,
+            without_mask=without_mask,
             tagged=tagged,
         )
 

@@ -55,7 +55,7 @@ def outline_length(polygon: list[float]) -> float:
 def mask_area(segmentation: list | dict, height: int, width: int) -> float:
     """Area in pixels of a mask in which `flaw` found nothing."""
     if isinstance(segmentation, dict):
-        runs = cast(np.ndarray, _runs(segmentation["counts"]))
+        runs = cast(np.ndarray, run_lengths(segmentation["counts"]))
         return float(runs[1::2].sum())
     masks = coco_mask.frPyObjects(segmentation, height, width)
     while len(masks) > 1:
@@ -69,14 +69,19 @@ def mask_area(segmentation: list | dict, height: int, width: int) -> float:
 def _flaw_of_runs(mask: dict[str, Any], height: int, width: int) -> str | None:
     if mask.get("size") != [height, width]:
         return "its size is not that of its image"
-    runs = _runs(mask.get("counts"))
+    runs = run_lengths(mask.get("counts"))
     if runs is None or (runs < 0).any() or runs.sum() != height * width:
         return "its runs do not add up to the pixels of its image"
     return None
 
 
-def _runs(counts: Any) -> np.ndarray | None:
-    """Lengths [n] of the runs of 0 and 1, or None if `counts` is no such thing."""
+def run_lengths(counts: Any) -> np.ndarray | None:
+    """Lengths [n] float64 of the runs of 0 and 1, column by column.
+
+    Args:
+      counts: A list of them, or the text that pycocotools makes of it. It may be
+        anything; if it is neither of these the result is None.
+    """
     if isinstance(counts, str):
         return decode_counts(counts)
     if not isinstance(counts, list) or not set(map(type, counts)) <= {int}:

@@ -27,27 +27,52 @@ IMAGE_SIDE = 256
 # image has room for one large digit only.
 _CYCLE = ((1, 1, 1), (1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 0, 1), (0, 1, 1))
 _TRAIN_SHARE = 0.75  # of the handwritten digits of each label
-_SPLITS = ("train", "test")
+_VAL_SHARE = 0.2  # of those of the training images, where there is such a split
+_SPLITS = ("train", "test", "val")
 
 
 @dataclasses.dataclass(kw_only=True)
 class DeformedDigitsConfig(PreparedConfig):
-    """How many images to make, and from which seed."""
+    """How many images to make, and from which seed.
+
+    Attributes:
+      train_images: Images of the split "train".
+      test_images: Images of the split "test", whose digits no other split shows.
+      val_images: Images of a split "val" for choices, whose digits no other split
+        shows; 0: there is none, and its digits are training's.
+      seed: Fixes every pixel and annotation.
+      deformation: How far digits are deformed, see `digit_scenes.draw_digit`.
+    """
 
     train_images: int = 2400
     test_images: int = 600
+    val_images: int = 0
     seed: int = 0
+    deformation: float = 1.0
 
     def __post_init__(self):
-        for field in ("train_images", "test_images"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"`{field}` is {getattr(self, field)}; expected >= 1")
+        least = {"train_images": 1, "test_images": 1, "val_images": 0, "deformation": 0}
+        for field, number in least.items():
+            if not getattr(self, field) >= number:
+                raise ValueError(
+                    f"`{field}` is {getattr(self, field)}; expected >= {number}"
+                )
         self.name = f"{self.train_images}_{self.test_images}_seed{self.seed}"
+        if self.val_images:
+            self.name += f"_val{self.val_images}"
+        if self.deformation != 1:
+            self.name += f"_deformed{self.deformation:g}".replace(".", "p")
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Split -> number of images."""
+        counts = {"train": self.train_images, "test": self.test_images}
+        return counts | ({"val": self.val_images} if self.val_images else {})
 
     def categories(self, split: str) -> list[dict[str, Any]]:
         """The ten digits."""
-        if split not in _SPLITS:
-            known = ", ".join(sorted(_SPLITS))
+        if split not in self.images:
+            known = ", ".join(sorted(self.images))
             raise ValueError(f"`split` is {split!r}; deformed_digits has {known}")
         return [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
 
@@ -74,26 +99,32 @@ class DeformedDigits(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager
         return {
-            "train": self._generate_examples("train", self._config.train_images),
-            "test": self._generate_examples("test", self._config.test_images),
+            split: self._generate_examples(split, count)
+            for split, count in self._config.images.items()
         }
 
     def _generate_examples(
         self, split: str, num_images: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        seed = self._config.seed
+        seed, deformation = self._config.seed, self._config.deformation
+        plan = plan_split(split, num_images, seed, val=self._config.val_images > 0)
         index = examples.start_index(self.info, split)
-        for number, digits in enumerate(plan_split(split, num_images, seed)):
+        for number, digits in enumerate(plan):
             examples.index_image(index, IMAGE_SIDE, IMAGE_SIDE, len(digits))
-            yield number, make_example(split, number, digits, seed)
+            yield number, make_example(split, number, digits, seed, deformation)
 
 
-def source_indices(split: str, seed: int) -> list[np.ndarray]:
+def source_indices(split: str, seed: int, *, val: bool = False) -> list[np.ndarray]:
     """Which handwritten digits a split may show.
+
+    Args:
+      split: Its name.
+      seed: Of the data set.
+      val: Whether there is a split "val".
 
     Returns:
       For each label 0..9 the shuffled indices into `digit_scenes.digit_fields()`;
-      those of "train" and "test" are disjoint for the same seed.
+      those of the splits are disjoint for the same seed.
     """
     _, labels = digit_scenes.digit_fields()
     rng = np.random.default_rng([seed, 0x5EED])
@@ -101,14 +132,22 @@ def source_indices(split: str, seed: int) -> list[np.ndarray]:
     for label in range(10):
         pool = rng.permutation(np.flatnonzero(labels == label))
         cut = round(_TRAIN_SHARE * len(pool))
-        pools.append(pool[:cut] if split == "train" else pool[cut:])
+        own = round((1 - _VAL_SHARE) * cut) if val else cut
+        parts = {"train": pool[:own], "val": pool[own:cut], "test": pool[cut:]}
+        pools.append(parts[split])
     return pools
 
 
 def plan_split(
-    split: str, num_images: int, seed: int
+    split: str, num_images: int, seed: int, *, val: bool = False
 ) -> list[list[tuple[str, int, int]]]:
     """Decides what each image shows, so that labels and sizes are balanced.
+
+    Args:
+      split: Its name.
+      num_images: Of the split.
+      seed: Of the data set.
+      val: Whether there is a split "val".
 
     Returns:
       For each image a list of (size class, label, index of the handwritten digit),
@@ -122,7 +161,7 @@ def plan_split(
         _CYCLE[i % len(_CYCLE)] if i < whole else (1, 1, 1) for i in range(num_images)
     ]
     counts = rng.permutation(np.array(counts))
-    pools = [list(pool) for pool in source_indices(split, seed)]
+    pools = [list(pool) for pool in source_indices(split, seed, val=val)]
     used = [0] * 10
     plan: list[list[tuple[str, int, int]]] = [[] for _ in range(num_images)]
     for size, column in (("large", 2), ("medium", 1), ("small", 0)):
@@ -137,7 +176,11 @@ def plan_split(
 
 
 def make_example(
-    split: str, number: int, digits: Sequence[tuple[str, int, int]], seed: int
+    split: str,
+    number: int,
+    digits: Sequence[tuple[str, int, int]],
+    seed: int,
+    deformation: float = 1.0,
 ) -> dict[str, Any]:
     """Draws image `number` of a split with the planned `digits`.
 
@@ -149,7 +192,7 @@ def make_example(
     corners = None
     while corners is None:
         drawn = [
-            digit_scenes.draw_digit(rng, fields[source], size)
+            digit_scenes.draw_digit(rng, fields[source], size, deformation)
             for size, _, source in digits
         ]
         for _ in range(8):

@@ -55,30 +55,38 @@ def digit_fields() -> tuple[np.ndarray, np.ndarray]:
     return fields, labels
 
 
-def draw_digit(rng: np.random.Generator, field: np.ndarray, size: str) -> Digit:
+def draw_digit(
+    rng: np.random.Generator, field: np.ndarray, size: str, deformation: float = 1.0
+) -> Digit:
     """Draws one digit under a random affine and a smooth elastic deformation.
 
     Args:
       rng: Source of randomness.
       field: [96, 96] float32, one of `digit_fields()`.
       size: "small", "medium" or "large": COCO's class of the mask area.
+      deformation: How far it may be rotated, sheared, stretched and bent; 1 is up to
+        20 degrees.
     """
     low, high = np.log(_TARGET_AREA[size])
     area = np.exp(rng.uniform(low, high))
     ink = field > _LEVEL
-    rotation, shear = rng.uniform(-1, 1, 2) * (_MAX_ROTATION, _MAX_SHEAR)
-    stretch = _MAX_STRETCH ** rng.uniform(-0.5, 0.5)
+    limits = np.array((_MAX_ROTATION, _MAX_SHEAR)) * deformation
+    rotation, shear = rng.uniform(-1, 1, 2) * limits
+    stretch = _MAX_STRETCH ** (deformation * rng.uniform(-0.5, 0.5))
     cos, sin = np.cos(rotation), np.sin(rotation)
     affine = (
         np.array([[cos, -sin], [sin, cos]])
         @ np.array([[1.0, shear], [0.0, 1.0]])
         @ np.diag([stretch, 1 / stretch])
     )
-    elastic = rng.normal(0.0, _ELASTIC * _FIELD * 8 / 12, (5, 5, 2)).astype(np.float32)
+    bend = _ELASTIC * deformation * _FIELD * 8 / 12
+    elastic = rng.normal(0.0, bend, (5, 5, 2)).astype(np.float32)
+    # Room for what bending moves out of the digit's own rectangle.
+    room = _CELL * max(1.0, 2 * deformation - 1)
     scale = np.sqrt(area / ink.sum())
     low, high = _ALLOWED_AREA[size]
     while True:
-        digit = _warp(field, ink, affine * scale, elastic)
+        digit = _warp(field, ink, affine * scale, elastic, room)
         drawn = digit.mask.sum()
         if low <= drawn <= high:
             return digit
@@ -87,12 +95,16 @@ def draw_digit(rng: np.random.Generator, field: np.ndarray, size: str) -> Digit:
 
 
 def _warp(
-    field: np.ndarray, ink: np.ndarray, affine: np.ndarray, elastic: np.ndarray
+    field: np.ndarray,
+    ink: np.ndarray,
+    affine: np.ndarray,
+    elastic: np.ndarray,
+    room: float,
 ) -> Digit:
     """Draws `field` through `affine` (field x, y to pixels) and an elastic grid."""
     rows, columns = np.nonzero(ink.any(1))[0], np.nonzero(ink.any(0))[0]
     middle = np.array([columns[[0, -1]].mean(), rows[[0, -1]].mean()])
-    half = np.array([np.ptp(columns), np.ptp(rows)]) / 2 + _CELL
+    half = np.array([np.ptp(columns), np.ptp(rows)]) / 2 + room
     width, height = np.ceil(2 * np.abs(affine) @ half).astype(int)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x -= (width - 1) / 2

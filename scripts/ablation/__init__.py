@@ -1,0 +1,7 @@
+"""The paper's rows in miniature, several seeds each, for docs/ablation.md.
+
+    python -m scripts.ablation [--seeds=3] [--rows=ROW,...] [--folder=DIR] [--write]
+
+`__main__` runs what has not been run, row by row: a run that was stopped goes on.
+`results` reads what the runs left, and makes the table.
+"""

@@ -1,0 +1,87 @@
+"""What the runs of the ablation study left, as a table."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+SCORES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+
+
+class Result(NamedTuple):
+    """Of one run.
+
+    Attributes:
+      scores: Box AP on the test images, by the names of `SCORES`.
+      val: Box AP on the images that choices are made by.
+      offset: Mean size of the offsets at the end, in pixels of their map; None where
+        nothing deforms.
+      seconds: Of the median step.
+    """
+
+    scores: dict[str, float]
+    val: float
+    offset: float | None
+    seconds: float
+
+
+def read_result(folder: Path) -> Result | None:
+    """Returns the result of a run's folder; None where it is not finished."""
+    judged = folder / "test" / "evaluation.json"
+    if not judged.exists():
+        return None
+    bbox = json.loads(judged.read_text())["bbox"]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    offsets = [r["offset/mean_abs"] for r in records if "offset/mean_abs" in r]
+    rates = [r["images/s"] for r in records if "images/s" in r]
+    batch = json.loads((folder / "config.json").read_text())["batch_size"]
+    return Result(
+        {name: bbox[name] for name in SCORES},
+        json.loads((folder / "evaluation.json").read_text())["bbox"]["AP"],
+        offsets[-1] if offsets else None,
+        batch / statistics.median(rates),
+    )
+
+
+def table(
+    results: dict[str, Sequence[Result]], parameters: dict[str, int]
+) -> list[str]:
+    """Returns the lines of the table: mean and spread over seeds.
+
+    Args:
+      results: Row -> its finished runs.
+      parameters: Row -> how many the network has.
+    """
+    names = ["AP val", *SCORES]
+    lines = [
+        "| row | seeds | "
+        + " | ".join(names)
+        + " | offsets, px | parameters | s a step |",
+        "| --- |" + " --- |" * (len(names) + 4),
+    ]
+    for row, runs in results.items():
+        if not runs:
+            continue
+        columns = [[run.val for run in runs]]
+        columns += [[run.scores[name] for run in runs] for name in SCORES]
+        offsets = [run.offset for run in runs if run.offset is not None]
+        cells = [
+            row,
+            str(len(runs)),
+            *map(_spread, columns),
+            f"{statistics.mean(offsets):.2f}" if offsets else "-",
+            f"{parameters[row]:,}",
+            f"{statistics.median(run.seconds for run in runs):.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _spread(values: Sequence[float]) -> str:
+    """The mean, and how far the lowest and the highest are from it."""
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:.3f}"
+    return f"{mean:.3f} (-{mean - min(values):.3f}, +{max(values) - mean:.3f})"
