@@ -1,5 +1,8 @@
 """Detectors under other people's names: what is told from names and shapes."""
 
+import re
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
