@@ -17,7 +17,7 @@ from dcn_jax.detection.mask_head import MaskHead
 from dcn_jax.detection.mimic import Mimic
 from dcn_jax.detection.rpn import RPN
 from dcn_jax.detection.two_stage import TwoStage
-from dcn_jax.modules import DeformRoIPool, RoIAlign, RoIPool
+from dcn_jax.modules import DeformRoIPool, DeformRoIPoolByLevel, RoIAlign, RoIPool
 from dcn_jax.necks import FPN, DilatedConv5, Neck
 from dcn_jax.trunk import Trunk
 
@@ -194,4 +194,5 @@ POOL_LAYERS = {
     "RoIPool": RoIPool,
     "RoIAlign": RoIAlign,
     "DeformRoIPool": DeformRoIPool,
+    "DeformRoIPoolByLevel": DeformRoIPoolByLevel,
 }

@@ -43,7 +43,10 @@ INNER = {
         "detection": {"boxes", "losses", "modules", "padding", "trunk"},
         "explain": {"modules"},
         "networks": {"backbones", "detection", "modules", "necks", "trunk"},
-        "weights": {"backbones", "quoting", "regular_file"},
+        "weights": {
+            *("backbones", "boxes", "detection", "modules", "networks", "trunk"),
+            *("quoting", "regular_file"),
+        },
     },
 }
 # What of `train` may know a task; the rest runs any, and knows neither boxes nor

@@ -34,7 +34,7 @@ from train.step import (
     init_state,
     make_train_step,
 )
-from train.task import Task
+from train.task import Start, Task
 from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
@@ -71,17 +71,16 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> None:
     # all that is wrong with the weights in reading them: before data are prepared.
     trial = build_skeleton(config, task, num_classes=1)
     started = any((workdir / "checkpoints").glob("[0-9]*"))
-    weights = None if started else _read_weights(config, task, trial)
+    if not started:
+        _read_weights(config, task, trial)
     if config.compile_cache:
         folder = os.path.expanduser(config.compile_cache)
         jax.config.update("jax_compilation_cache_dir", folder)
     with Interrupts() as interrupts, workdir_lock.claim(workdir):
-        _train(config, workdir, task, mesh, weights, interrupts)
+        _train(config, workdir, task, mesh, interrupts)
 
 
-def _read_weights(
-    config: ConfigDict, task: Task, skeleton: Skeleton
-) -> dict[str, np.ndarray]:
+def _read_weights(config: ConfigDict, task: Task, skeleton: Skeleton) -> Start:
     return task.weights(config, skeleton.model(skeleton.variables))
 
 
@@ -90,14 +89,13 @@ def _train(
     workdir: Path,
     task: Task,
     mesh: Mesh,
-    weights: dict[str, np.ndarray] | None,
     interrupts: Interrupts,
 ) -> None:
     source, held_out = inputs.open_sources(config, task)
     skeleton = build_skeleton(config, task, len(source.categories))
     evaluator = Evaluator(config, task, skeleton, mesh, held_out)
     with interrupts.held():
-        run = _Run(config, workdir, task, mesh, skeleton, source, evaluator, weights)
+        run = _Run(config, workdir, task, mesh, skeleton, source, evaluator)
         try:
             if run.advance(interrupts):
                 run.finish()
@@ -117,7 +115,6 @@ class _Run:
         skeleton: Skeleton,
         source: Any,
         evaluator: Evaluator,
-        weights: dict[str, np.ndarray] | None,
     ):
         self._config, self._workdir = config, workdir
         self._task, self._mesh = task, mesh
@@ -154,9 +151,11 @@ class _Run:
             self._state = jax.jit(
                 init, out_shardings=shardings, compiler_options=_COMPILE_FAST
             )()
-            if weights is None:
-                weights = _read_weights(config, task, skeleton)
-            self._load_weights(weights, shardings)
+            # Once more: the classes are known now.
+            start = _read_weights(config, task, skeleton)
+            for note in start.notes:
+                _log.info("%s", note)
+            self._load_weights(start.values, shardings)
             step = 0
         else:
             self._checkpoints.check(step, self._description, skeleton.variables)

@@ -8,7 +8,7 @@ Shape letters: N images, H W canvas.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -78,6 +78,13 @@ class Metric(Protocol):
         ...
 
 
+class Start(NamedTuple):
+    """The weights that a run starts from."""
+
+    values: dict[str, np.ndarray]  # by dotted path, for the variables of the file
+    notes: tuple[str, ...]  # what the log should say of them
+
+
 class Task(Protocol):
     """What is learned from which ground truth, and how it is judged and shown."""
 
@@ -110,15 +117,12 @@ class Task(Protocol):
         """
         ...
 
-    def weights(self, config: ConfigDict, network: Any) -> dict[str, np.ndarray]:
+    def weights(self, config: ConfigDict, network: Any) -> Start:
         """Reads the weights that a run starts from.
 
         Args:
           config: Its `init_from` names the file; "" is for none.
-          network: With shapes in place of arrays, and any number of classes.
-
-        Returns:
-          Dotted path -> array, for the variables that the file has.
+          network: With shapes in place of arrays.
 
         Raises:
           OSError: The file cannot be opened.

@@ -1,49 +1,35 @@
 """Named tensors of a file, whatever its format."""
 
-import math
 import os
-from io import BufferedReader
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from dcn_jax.quoting import one_line, quoted
-from dcn_jax.regular_file import open_regular
-from dcn_jax.weights.pth import MAX_BYTES, MAX_DIMENSIONS, read_pth
+from dcn_jax.quoting import quoted
+from dcn_jax.weights.numpy_pickle import PickledArray
+from dcn_jax.weights.pth import read_pth
+from dcn_jax.weights.safetensors_file import read_safetensors
+from dcn_jax.weights.unpickle import StandIn
 
-# Bytes of the header of a .safetensors file; a tensor needs about 100.
-_MAX_HEADER = 4 << 20
 
-_SAFETENSORS_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": jnp.bfloat16,
-    "F8_E4M3": jnp.float8_e4m3fn,
-    "F8_E5M2": jnp.float8_e5m2,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-    "C64": np.complex64,
-}
+class WeightFile(NamedTuple):
+    """What a file holds."""
+
+    tensors: dict[str, np.ndarray]
+    texts: dict[str, str]  # beside them, by name: of a header, or of "meta"
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors file, or of a state dict in a .pth or .pt file.
+    """The tensors of a .safetensors file, or of a state dict in a pickled one.
 
     A state dict may stand in the file alone or under "state_dict" or "model"; the
     prefix "module." of data-parallel training is taken off. What is not a tensor is
     left out.
 
     Args:
-      path: The file; its suffix decides between the formats.
+      path: The file; .safetensors has this suffix, the other formats, those of
+        `torch.save` (.pth, .pt) and pickles of numpy arrays (.pkl), are told apart by
+        their content.
 
     Returns:
       Arrays by name, in the file's order and types (bfloat16 is `jnp.bfloat16`). They
@@ -51,73 +37,61 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
       OSError: The file cannot be opened.
-      ValueError: It is damaged, has another format, holds no tensors or anything that
-        would have to be executed, asks for more memory or time than its bytes bear out,
-        is no regular file, or has more than 8 GiB; the message names the file.
+      ValueError: It is damaged, has another format, holds no tensors, or among them
+        anything that would have to be executed, asks for more memory or time than its
+        bytes bear out, is no regular file, or has more than 8 GiB; the message names
+        the file. What stands beside the tensors is not executed either.
       ImportError: The file is .safetensors, and that package is not installed.
     """
+    return read_weights(path).tensors
+
+
+def read_weights(path: str | os.PathLike) -> WeightFile:
+    """As `read_state_dict`, with the texts that stand beside the tensors."""
+    file = quoted(os.fspath(path), 500)
     if os.fspath(path).endswith(".safetensors"):
-        tensors = _read_safetensors(path)
+        tensors, texts = read_safetensors(path)
     else:
-        tensors = _state_dict_in(read_pth(path))
+        content = read_pth(path)
+        texts = _texts_in(content)
+        try:
+            tensors = _state_dict_in(content)
+        except ValueError as error:
+            raise ValueError(f"cannot read {file}: {error}") from error
     if not tensors:
-        raise ValueError(f"{quoted(os.fspath(path), 500)} holds no named tensors")
+        raise ValueError(f"{file} holds no named tensors")
     if all(name.startswith("module.") for name in tensors):
         tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
-    return tensors
+    return WeightFile(tensors, texts)
 
 
-def _state_dict_in(content) -> dict[str, np.ndarray]:
+def _state_dict_in(content: Any) -> dict[str, np.ndarray]:
     if not isinstance(content, dict):
         return {}
     for wrapper in ("state_dict", "model"):
-        if isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
+        inner = content.get(wrapper)
+        if isinstance(inner, StandIn):
+            raise inner.refusal()
+        if isinstance(inner, dict):
+            content = inner
             break
+    tensors = {}
+    for name, value in content.items():
+        if isinstance(value, StandIn):
+            raise value.refusal()
+        if isinstance(value, PickledArray):
+            value = value.value
+        if isinstance(name, str) and isinstance(value, np.ndarray):
+            tensors[name] = value
+    return tensors
+
+
+def _texts_in(content: Any) -> dict[str, str]:
+    meta = content.get("meta") if isinstance(content, dict) else None
+    if not isinstance(meta, dict):
+        return {}
     return {
         name: value
-        for name, value in content.items()
-        if isinstance(name, str) and isinstance(value, np.ndarray)
+        for name, value in meta.items()
+        if isinstance(name, str) and isinstance(value, str)
     }
-
-
-def _read_safetensors(path) -> dict[str, np.ndarray]:
-    # Only users of this format need the package.
-    from safetensors import SafetensorError, safe_open
-
-    with open_regular(path, max_bytes=MAX_BYTES) as file:
-        try:
-            length = int.from_bytes(file.read(8), "little")
-            # The package makes some 20 times as much of it.
-            if length > _MAX_HEADER:
-                raise ValueError(
-                    f"its header claims {length} bytes; expected at most {_MAX_HEADER}"
-                )
-            file.seek(length, os.SEEK_CUR)
-            # The package checks that the tensors follow one another, without gaps. It
-            # would hold them twice, and its numpy form has no bfloat16.
-            with safe_open(path, framework="np", backend="pread") as header:
-                return {
-                    name: _tensor(file, name, header.get_slice(name))
-                    for name in header.offset_keys()
-                }
-        except (ValueError, SafetensorError, MemoryError) as error:
-            reason = one_line(str(error), 400) or "not enough memory"
-            raise ValueError(
-                f"cannot read {quoted(os.fspath(path), 500)}: {reason}"
-            ) from error
-
-
-def _tensor(file: BufferedReader, name: str, entry: Any) -> np.ndarray:
-    """The tensor at the file's position."""
-    if entry.get_dtype() not in _SAFETENSORS_DTYPES:
-        raise ValueError(f"{quoted(name)} has the element type {entry.get_dtype()}")
-    dtype = np.dtype(_SAFETENSORS_DTYPES[entry.get_dtype()])
-    shape = entry.get_shape()
-    if len(shape) > MAX_DIMENSIONS:
-        raise ValueError(f"{quoted(name)} has {len(shape)} dimensions")
-    data = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-    if file.readinto(data.data) != data.size:
-        raise ValueError(f"{quoted(name)} is cut short")
-    data.flags.writeable = False
-    return data.view(dtype).reshape(shape)

@@ -1,4 +1,4 @@
-"""Draws pickles as `torch.save` writes them, and such as it never would."""
+"""Draws pickles as torch and numpy write them, and such as they never would."""
 
 import struct
 from collections.abc import Callable
@@ -8,6 +8,10 @@ import numpy as np
 _FLOAT = b"ctorch\nFloatStorage\n"
 _REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 _ORDERED = b"ccollections\nOrderedDict\n"
+_ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\1b\x87R"
+_DTYPE = b"cnumpy\ndtype\nX\2\0\0\0%s\x89\x88\x87R(K\3X\1\0\0\0%sNNNJ\xff\xff\xff\xff"
+_DTYPE_END = b"J\xff\xff\xff\xffK\0tb"
+_ENCODE = b"c_codecs\nencode\n"
 
 
 def text(data: bytes) -> bytes:
@@ -23,12 +27,15 @@ def integer(value: int) -> bytes:
     return b"\x8a" + bytes([len(data)]) + data
 
 
-def state_dict(rng: np.random.Generator, counts: list[int]) -> list[bytes]:
+def state_dict(
+    rng: np.random.Generator, counts: list[int], legacy: bool
+) -> list[bytes]:
     """The parts of a pickled state dict: names and tensors.
 
     Args:
       rng: Draws names and views.
       counts: Elements of the float32 storages "0", "1", ...
+      legacy: Whether it is of a file of torch before 1.6.
 
     Returns:
       Head, then names and tensors in turn, then the end.
@@ -38,7 +45,7 @@ def state_dict(rng: np.random.Generator, counts: list[int]) -> list[bytes]:
         width = int(rng.integers(1, 9))
         size, stride = (count // width, width), (width, 1)
         arguments = [
-            tensor_storage(key, count),
+            tensor_storage(key, count, legacy),
             integer(0),
             *(b"(" + b"".join(map(integer, n)) + b"t" for n in (size, stride)),
             *(b"\x89", _ORDERED + b")R"),
@@ -50,10 +57,44 @@ def state_dict(rng: np.random.Generator, counts: list[int]) -> list[bytes]:
     return [*parts, b"u}" + text(b"_metadata") + b"}sb."]
 
 
-def tensor_storage(key: int, count: int) -> bytes:
+def tensor_storage(key: int, count: int, legacy: bool) -> bytes:
     """The instructions for a storage."""
     place = text(b"storage") + _FLOAT + text(b"%d" % key) + text(b"cpu")
-    return b"(" + place + integer(count) + b"tQ"
+    return b"(" + place + integer(count) + (b"N" if legacy else b"") + b"tQ"
+
+
+def arrays(rng: np.random.Generator, counts: list[int]) -> list[bytes]:
+    """The parts of a pickled dictionary of float32 arrays.
+
+    Args:
+      rng: Draws names, and what is wrong.
+      counts: Elements of each.
+
+    Returns:
+      Head, then names and arrays in turn, then the end.
+    """
+    parts = [b"\x80\x02}("]
+    for key, count in enumerate(counts):
+        data = bytes(4 * count)
+        if rng.random() < 0.5:
+            # As protocol 2 has it: text, and a call.
+            content = _ENCODE + text(data) + text(b"latin1") + b"\x86R"
+        else:
+            content = b"B" + struct.pack("<I", len(data)) + data
+        kind = (b"f4", b"f8", b"O8")[rng.choice(3, p=[0.96, 0.02, 0.02])]
+        order = b"<" if rng.random() < 0.98 else b">"
+        state = [
+            b"K\1",
+            integer(count) + b"\x85",
+            _DTYPE % (kind, order) + _DTYPE_END,
+            b"\x89",
+            content,
+        ]
+        if rng.random() < 0.03:
+            state[int(rng.integers(5))] = odd_value(rng)
+        name = odd_text(rng) if rng.random() < 0.02 else b"layer%d.weight" % key
+        parts += [text(name), _ARRAY + b"(" + b"".join(state) + b"tb"]
+    return [*parts, b"u."]
 
 
 def odd_text(rng: np.random.Generator) -> bytes:
@@ -82,7 +123,9 @@ def odd_value(rng: np.random.Generator) -> bytes:
         case 7:
             return _FLOAT
         case 8:
-            return tensor_storage(int(rng.integers(3)), int(rng.integers(100)))
+            return tensor_storage(
+                int(rng.integers(3)), int(rng.integers(100)), rng.random() < 0.5
+            )
         case _:
             return b"G" + rng.bytes(8)
 
@@ -93,11 +136,12 @@ _PUSHES = (
     *(b"J\xff\xff\xff\x7f", b"G\x7f\xf0\0\0\0\0\0\0", b"X\0\0\0\0", b"\x8a\0"),
     *(b"h\0", b"j\0\0\0\0", b")\x85", b"}K\x01Ns", b"]Na", b"(NNt", b"(NNe", b"N\x94"),
     *(_FLOAT, _ORDERED, _ORDERED + b")R", _REBUILD, b"Nq\0", b"Nr\0\0\1\0"),
+    *(_ARRAY, _ENCODE, b"cos\nsystem\n", b"C\1a", b"B\2\0\0\0ab", b"U\1a"),
 )
 _CHANGES = (
     *(b"t", b"\x85", b"\x86", b"\x87", b"a", b"e", b"s", b"u", b"R", b"b", b"Q", b"."),
     *(b"q\0", b"q\1", b"r\xff\xff\0\0", b"\x94", b"\x93", b"0", b"1", b"2", b"i", b"o"),
-    *(b"\x81", b"\x92", b"\x82\1", b"P1\n", b"I1\n", b"cos\nsystem\n"),
+    *(b"\x81", b"\x92", b"\x82\1", b"P1\n", b"I1\n"),
     b"\x95" + bytes(8),
 )
 

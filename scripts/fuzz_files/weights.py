@@ -1,4 +1,4 @@
-"""Weight files of `torch.save` and safetensors."""
+"""Weight files of `torch.save`, old and new, of numpy and of safetensors."""
 
 import bz2
 import gzip
@@ -17,7 +17,7 @@ from dcn_jax.weights import read_state_dict
 from scripts.fuzz_files import pickles
 from scripts.fuzz_files.bounded import Bounds
 
-SUFFIXES = (".pth", ".pth", ".pth", ".safetensors")
+SUFFIXES = (".pth", ".pth", ".pth", ".pkl", ".pkl", ".safetensors")
 REFUSALS = (ValueError,)
 
 
@@ -39,14 +39,20 @@ def write(rng: np.random.Generator, path: Path) -> str:
     """Writes the file of a case."""
     if rng.random() < 0.03:
         return _write_no_file(rng, path)
-    if path.suffix == ".safetensors":
-        what, data = _safetensors(rng)
-    else:
-        what, data = _pth(rng)
+    what, data = _content(rng, path.suffix)
     if rng.random() < 0.3:
         what, data = what + ", damaged", _damaged(rng, data)
     path.write_bytes(data)
     return what
+
+
+def _content(rng: np.random.Generator, suffix: str) -> tuple[str, bytes]:
+    match suffix:
+        case ".safetensors":
+            return _safetensors(rng)
+        case ".pkl":
+            return _pkl(rng)
+    return _legacy(rng) if rng.random() < 0.4 else _pth(rng)
 
 
 def _write_no_file(rng: np.random.Generator, path: Path) -> str:
@@ -58,7 +64,7 @@ def _write_no_file(rng: np.random.Generator, path: Path) -> str:
             path.symlink_to("/dev/zero")
             return "device"
         case _:
-            data = _pth(rng)[1] if path.suffix == ".pth" else _safetensors(rng)[1]
+            data = _content(rng, path.suffix)[1]
             path.write_bytes(data)
             os.truncate(path, int(10 ** rng.uniform(8, 11)))
             return "sparse file"
@@ -88,36 +94,65 @@ def _damaged(rng: np.random.Generator, data: bytes) -> bytes:
 
 
 def _pth(rng: np.random.Generator) -> tuple[str, bytes]:
-    counts = [int(10 ** rng.uniform(0, 4)) for _ in range(int(rng.integers(1, 50)))]
+    counts = _counts(rng)
     storages = {f"data/{i}": bytes(4 * count) for i, count in enumerate(counts)}
     match int(rng.integers(9)):
         case 0:
-            pickled = b"".join(pickles.state_dict(rng, counts))
-            return "state dict", _archive(rng, pickled, storages)
+            return "directory", _directory(rng)
         case 1:
-            parts = pickles.state_dict(rng, counts)
+            return _other_format(rng)
+    what, pickled = _pickled(rng, pickles.state_dict(rng, counts, legacy=False))
+    return what, _archive(rng, pickled, storages)
+
+
+def _legacy(rng: np.random.Generator) -> tuple[str, bytes]:
+    counts = _counts(rng)
+    what, pickled = _pickled(rng, pickles.state_dict(rng, counts, legacy=True))
+    keys = b"".join(pickles.text(b"%d" % key) for key in range(len(counts)))
+    system = pickles.text(b"little_endian") + b"\x88"
+    parts = [
+        b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+        b"\x80\x02M\xe9\x03.",
+        b"\x80\x02}" + system + b"s.",
+        pickled,
+        b"\x80\x02](" + keys + b"e.",
+        *(struct.pack("<q", count) + bytes(4 * count) for count in counts),
+    ]
+    if rng.random() < 0.1:
+        at = int(rng.integers(len(parts)))
+        parts[at] = (b"", parts[at] * 2, pickles.flood(rng))[rng.integers(3)]
+    return f"legacy, {what}", b"".join(parts)
+
+
+def _pkl(rng: np.random.Generator) -> tuple[str, bytes]:
+    what, pickled = _pickled(rng, pickles.arrays(rng, _counts(rng)))
+    return f"numpy, {what}", pickled
+
+
+def _counts(rng: np.random.Generator) -> list[int]:
+    return [int(10 ** rng.uniform(0, 4)) for _ in range(int(rng.integers(1, 50)))]
+
+
+def _pickled(rng: np.random.Generator, parts: list[bytes]) -> tuple[str, bytes]:
+    """A pickle that holds these parts, some of them, or something else."""
+    match int(rng.integers(7)):
+        case 0:
+            return "state dict", b"".join(parts)
+        case 1:
             for _ in range(int(rng.integers(1, 4))):
                 at, other = rng.integers(len(parts), size=2)
                 parts[at] = parts[other] if rng.random() < 0.5 else b""
-            return "shuffled state dict", _archive(rng, b"".join(parts), storages)
+            return "shuffled state dict", b"".join(parts)
         case 2:
-            data = _damaged(rng, b"".join(pickles.state_dict(rng, counts)))
-            return "damaged pickle", _archive(rng, data, storages)
+            return "damaged pickle", _damaged(rng, b"".join(parts))
         case 3:
-            return "program", _archive(rng, pickles.program(rng), storages)
+            return "program", pickles.program(rng)
         case 4:
-            return "flood", _archive(rng, pickles.flood(rng), storages)
+            return "flood", pickles.flood(rng)
         case 5:
-            return "numbers as keys", _archive(rng, pickles.numbered(rng), storages)
-        case 6:
-            value = (
-                b"\x80\x02" + pickles.odd_value(rng) * int(rng.integers(1, 4)) + b"."
-            )
-            return "odd value", _archive(rng, value, storages)
-        case 7:
-            return _other_format(rng)
-        case _:
-            return "directory", _directory(rng)
+            return "numbers as keys", pickles.numbered(rng)
+    value = pickles.odd_value(rng) * int(rng.integers(1, 4))
+    return "odd value", b"\x80\x02" + value + b"."
 
 
 def _archive(
@@ -159,18 +194,15 @@ def _other_format(rng: np.random.Generator) -> tuple[str, bytes]:
         info.size = int(10 ** rng.uniform(0, 7.5))
         archive.addfile(info, io.BytesIO(bytes(info.size)))
     data = buffer.getvalue()
-    match int(rng.integers(5)):
+    match int(rng.integers(4)):
         case 0:
             return "tar", data
         case 1:
             return "gzip", gzip.compress(data, 1)
         case 2:
             return "bzip2", bz2.compress(data, 1)
-        case 3:
-            return "xz", lzma.compress(data, preset=0)
         case _:
-            legacy = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-            return "legacy", legacy + pickles.flood(rng)
+            return "xz", lzma.compress(data, preset=0)
 
 
 def _safetensors(rng: np.random.Generator) -> tuple[str, bytes]:

@@ -224,11 +224,6 @@ def test_damaged_files_are_refused(path):
 
 
 def test_other_formats_are_refused(path):
-    for protocol in (b"\x80\x02", b"\x80\x04"):
-        number = protocol + b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-        path.write_bytes(number + protocol + b"M\xe9\x03.")
-        with pytest.raises(ValueError, match=r"torch before 1\.6.*save it again"):
-            read_state_dict(path)
     with tarfile.open(path, "w") as archive:
         archive.addfile(tarfile.TarInfo("storages"), io.BytesIO())
     with pytest.raises(ValueError, match="tar archive"):

@@ -18,7 +18,7 @@ import pytest
 
 from dcn_jax.weights import read_state_dict
 from dcn_jax.weights.pth import read_pth
-from tests.support.torch_files import View, write_pth
+from tests.support.torch_files import View, write_legacy, write_pth
 
 MIB = 1 << 20
 
@@ -76,8 +76,16 @@ def tensor(offset=b"K\x00", size=b"K\x04\x85", stride=b"K\x01\x85"):
     )  # fmt: skip
 
 
-def write_pickle(path, pickled):
-    write_pth(path, {"a": np.ones(4, np.float32)}, **{"data.pkl": pickled})
+FORMS = ("zip", "legacy", "numpy")
+
+
+def write_pickle(path, pickled, form="zip"):
+    if form == "zip":
+        write_pth(path, {"a": np.ones(4, np.float32)}, **{"data.pkl": pickled})
+    elif form == "legacy":
+        write_legacy(path, {"a": np.ones(4, np.float32)}, object=pickled)
+    else:
+        path.write_bytes(pickled)
 
 
 def test_the_pickle_of_these_tests_is_sound(path):
@@ -109,9 +117,10 @@ def test_what_is_no_size_is_refused(path, place, value):
     assert_refused(path, "a tensor has offset, size, stride|cannot read")
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("key", [doubled(60), doubled(60) + b"\x85", b"N", b"]"])
-def test_what_is_no_key_is_refused(path, key):
-    write_pickle(path, b"\x80\x02}" + key + b"Ns.")
+def test_what_is_no_key_is_refused(path, key, form):
+    write_pickle(path, b"\x80\x02}" + key + b"Ns.", form)
     assert_refused(path, "as a key")
 
 
@@ -133,31 +142,69 @@ def colliding(count):
     return b"".join(b"\x8a\x0b" + k.to_bytes(11, "little") + b"N" for k in keys)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "unit",
     [
         *(b"(", b"}", b")\x85", b"]Na", b"\x8c\x01a", b"K\x01", b"N\x94"),
-        b"ccollections\nOrderedDict\n)R",
+        *(b"ccollections\nOrderedDict\n)R", b"cos\nsystem\n)R", b"cos\nsystem\n)\x81"),
+        *(b"C\x01a", b"U\x01a"),
     ],
     ids=repr,
 )
-def test_many_instructions_are_refused(path, unit):
-    write_pickle(path, b"\x80\x02" + unit * (LENGTH // len(unit)) + b".")
+def test_many_instructions_are_refused(path, unit, form):
+    write_pickle(path, b"\x80\x02" + unit * (LENGTH // len(unit)) + b".", form)
     assert_refused(path, "more objects than")
 
 
-def test_colliding_keys_are_refused(path):
-    write_pickle(path, b"\x80\x02}(" + colliding(LENGTH // 14) + b"u.")
+@pytest.mark.parametrize("form", FORMS)
+def test_colliding_keys_are_refused(path, form):
+    write_pickle(path, b"\x80\x02}(" + colliding(LENGTH // 14) + b"u.", form)
     assert_refused(path)
     items = [b"\x80\x02}"]
     items += [b"(" + colliding(100) + b"u"] * 200
-    write_pickle(path, b"".join(items) + b".")
+    write_pickle(path, b"".join(items) + b".", form)
     assert_refused(path, "numbers as keys")
 
 
-def test_an_index_far_into_the_memo_is_refused(path):
-    write_pickle(path, b"\x80\x02Nr\xff\xff\xff\xff.")
+@pytest.mark.parametrize("form", FORMS)
+def test_an_index_far_into_the_memo_is_refused(path, form):
+    write_pickle(path, b"\x80\x02Nr\xff\xff\xff\xff.", form)
     assert_refused(path, "more objects than")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_many_long_names_are_refused(path, form):
+    texts = [text(b"%0500d" % i) + b"q" + bytes([i % 256]) for i in range(2)]
+    names = b"h\x00h\x01\x93" * 140_000
+    write_pickle(path, b"\x80\x04" + b"".join(texts) + names + b".", form)
+    assert_refused(path, "more objects than")
+
+
+@pytest.mark.parametrize("form", ["legacy", "numpy"])
+@pytest.mark.parametrize("kind", [b"X", b"B", b"T"])
+def test_claims_of_bytes_that_are_not_there_are_refused(path, kind, form):
+    write_pickle(path, b"\x80\x03" + kind + b"\xff\xff\xff\xff", form)
+    assert_refused(path, "no end", memory=True)
+
+
+def test_a_text_that_is_encoded_again_and_again_is_refused(path):
+    start = b"\x80\x02c_codecs\nencode\nq\x00" + text(b"a" * 10**6) + b"q\x01"
+    again = b"h\x00h\x01" + text(b"latin1") + b"\x86R" + b"N" * 5
+    # It is not the last thing noted.
+    start += b"".join(b"Nq" + bytes([i]) for i in range(2, 8))
+    write_pickle(path, start + again * 1000 + b".", "numpy")
+    assert_refused(path, "more bytes than the file", memory=True)
+
+
+def test_storages_before_1_6_are_no_larger_than_the_file(path):
+    content = {"a": View(np.zeros(4, np.float32), 0, (4,), (1,))}
+    write_legacy(path, content)
+    count = b"cpu\x8a\x01\x04"
+    pickled = path.read_bytes()
+    assert pickled.count(count) == 1
+    path.write_bytes(pickled.replace(count, b"cpu\x8a\x06" + b"\xff" * 5 + b"\x00"))
+    assert_refused(path, "the file has", memory=True)
 
 
 def test_dictionaries_numbered_in_order_are_read(path):
@@ -179,10 +226,11 @@ def test_many_tensors_are_read(path):
     assert [float(t[0]) for t in tensors.values()] == [0, 1, 2, 3] * 1500
 
 
-def test_texts_that_widen_are_bounded(path):
+@pytest.mark.parametrize("form", FORMS)
+def test_texts_that_widen_are_bounded(path, form):
     # One character beyond 16 bits makes all of them four bytes wide.
     data = "\U0001f600".encode() + b"a" * 30_000_000
-    write_pickle(path, b"\x80\x02" + text(data) + b".")
+    write_pickle(path, b"\x80\x02" + text(data) + b".", form)
     assert_refused(path, "more objects than", memory=True)
     write_pth(path, {"config": "größe \U0001f600 " * 10_000})
     assert read_pth(path) == {"config": "größe \U0001f600 " * 10_000}

@@ -13,6 +13,7 @@ from train.configs import _base
 from train.data import transforms
 from train.rules import COUNT, check_config
 from train.sections import arguments_of, construct
+from train.task import Start
 
 # In the padding of a canvas.
 _NOTHING = -1
@@ -130,7 +131,7 @@ class DenseClassification:
         )
 
     def weights(self, config, network):
-        return {}
+        return Start({}, ())
 
     def usable(self, source):
         return np.ones(len(source), bool)

@@ -62,23 +62,48 @@ def write_pth(path, content: Any, *, byte_order: str = "little", **members) -> N
             archive.writestr(f"weights/{name}", data)
 
 
-def _pickle(value: Any, storages: list[np.ndarray]) -> bytes:
+def write_legacy(path, content: Any, **parts: bytes) -> None:
+    """Writes `content` as torch did before version 1.6.
+
+    `parts` replace the pickles "number", "version", "system", "object", "keys", or the
+    bytes of the storages, "data".
+    """
+    storages: list[np.ndarray] = []
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+    pickled = {
+        "number": _pickle(0x1950A86A20F9469CFC6C, []),
+        "version": _pickle(1001, []),
+        "system": _pickle(system, []),
+        "object": _pickle(content, storages, legacy=True),
+        "keys": _pickle([str(key) for key in range(len(storages))], []),
+    }
+    files = {name: b"\x80\x02" + data + b"." for name, data in pickled.items()}
+    files["data"] = b"".join(
+        struct.pack("<q", storage.size) + storage.tobytes() for storage in storages
+    )
+    with open(path, "wb") as file:
+        for data in (files | parts).values():
+            file.write(data)
+
+
+def _pickle(value: Any, storages: list[np.ndarray], legacy: bool = False) -> bytes:
     def many(values):
-        return b"".join(_pickle(v, storages) for v in values)
+        return b"".join(_pickle(v, storages, legacy) for v in values)
 
     match value:
         case Call(module, name, arguments):
             return _global(module, name) + many([arguments]) + b"R"
         case Parameter(data):
-            arguments = many([data, True]) + _pickle(OrderedDict(), storages)
+            arguments = many([data, True, OrderedDict()])
             function = _global("torch._utils", "_rebuild_parameter")
             return function + b"(" + arguments + b"tR"
         case View():
-            return _tensor(value, storages)
+            return _tensor(value, storages, legacy)
         case np.ndarray():
             value = np.asarray(value, order="C")
             stride = tuple(s // value.itemsize for s in value.strides)
-            return _tensor(View(value.reshape(-1), 0, value.shape, stride), storages)
+            view = View(value.reshape(-1), 0, value.shape, stride)
+            return _tensor(view, storages, legacy)
         case OrderedDict():
             items = b"(" + many(v for item in value.items() for v in item) + b"u"
             # torch keeps version numbers in an attribute.
@@ -105,7 +130,7 @@ def _pickle(value: Any, storages: list[np.ndarray]) -> bytes:
     raise TypeError(type(value))
 
 
-def _tensor(view: View, storages: list[np.ndarray]) -> bytes:
+def _tensor(view: View, storages: list[np.ndarray], legacy: bool) -> bytes:
     if not any(storage is view.storage for storage in storages):
         storages.append(view.storage)
     key = next(i for i, storage in enumerate(storages) if storage is view.storage)
@@ -119,7 +144,7 @@ def _tensor(view: View, storages: list[np.ndarray]) -> bytes:
     count = view.storage.nbytes if untyped else view.storage.size
     identifier = _pickle("storage", []) + kind
     identifier += b"".join(_pickle(v, []) for v in (str(key), "cpu", count))
-    arguments = b"(" + identifier + b"tQ"
+    arguments = b"(" + identifier + (b"N" if legacy else b"") + b"tQ"
     arguments += b"".join(_pickle(v, []) for v in view[1:])
     arguments += _pickle(False, []) + _pickle(OrderedDict(), [])
     if untyped:

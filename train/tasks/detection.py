@@ -26,7 +26,7 @@ from train.evaluation.coco import AveragePrecision
 from train.evaluation.coco_results import coco_results, original_boxes
 from train.sections import construct, settings_of
 from train.skeleton import variables_of
-from train.task import Network
+from train.task import Network, Start
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Sections of the model that weights depend on, though shapes may not tell ...
@@ -96,8 +96,8 @@ class Detection:
             rngs=rngs,
         )
 
-    def weights(self, config: ConfigDict, network: Any) -> dict[str, np.ndarray]:
-        """Reads torchvision's weights of the backbone."""
+    def weights(self, config: ConfigDict, network: Any) -> Start:
+        """Reads the weights of a whole detector, or of its backbone."""
         if not config.init_from:
             if config.model.backbone.norm == "frozen_bn":
                 raise ValueError(
@@ -105,17 +105,23 @@ class Detection:
                     "pretrained weights; expected `init_from` to name their file, or "
                     "'group_norm'."
                 )
-            return {}
+            return Start({}, ())
         from dcn_jax.weights import init_from
 
-        backbone = network.trunk.backbone
-        init_from(backbone, Path(os.path.expanduser(config.init_from)))
-        return {
-            f"trunk.backbone.{name}": np.asarray(value)
-            for name, value in variables_of(backbone).items()
+        report = init_from(network, Path(os.path.expanduser(config.init_from)))
+        values = {
+            name: np.asarray(value)
+            for name, value in variables_of(network).items()
             # The others are shapes still.
             if isinstance(value, jax.Array)
         }
+        notes = [f"init_from: {sentence}" for sentence in report.differences]
+        if report.restarted:
+            notes.append(
+                "init_from: another number of classes: these start anew: "
+                + ", ".join(report.restarted)
+            )
+        return Start(values, tuple(notes))
 
     def usable(self, source: Source) -> np.ndarray:
         """Images with a box."""

@@ -1,0 +1,162 @@
+"""Initialisation of a detector from another, of another number of classes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from dcn_jax.modules import DeformRoIPool
+from dcn_jax.networks import faster_rcnn, faster_rcnn_fpn, mask_rcnn_fpn
+from dcn_jax.weights import init_from
+from dcn_jax.weights.detector import variables_of
+from dcn_jax.weights.torch_writer import write_pth
+from tests.support import owner_networks as owners
+from tests.support.owner_networks import Body
+from tests.support.tiny_detector import filled
+
+TINY = Body((1, 2, 1, 1), stem=8)
+BACKBONE = dict(depths=(1, 2, 1, 1), stem_features=8)
+STD = (58.395, 57.12, 57.375)
+
+
+def detector(num_classes=3, *, mask=True, backbone=None, **stages):
+    settings: dict[str, Any] = dict(
+        backbone=BACKBONE | (backbone or {}),
+        neck=dict(features=8),
+        rpn=dict(features=8, anchor_sizes=(32,)),
+        pool=dict(output_size=7, hidden_features=4),
+        pool_layer=DeformRoIPool,
+        box=dict(features=16),
+    )
+    make: Any = faster_rcnn_fpn
+    more: dict[str, Any] = {}
+    if mask:
+        make = mask_rcnn_fpn
+        more = dict(
+            mask=dict(features=8),
+            mask_pool=dict(output_size=14, hidden_features=4),
+        )
+    return filled(
+        lambda: make(num_classes, **(settings | more | stages), rngs=nnx.Rngs(0))
+    )
+
+
+def write(path, owner, body=TINY, *, width=8, hidden=16, **kwargs):
+    shapes = getattr(owners, owner)(body, width=width, hidden=hidden, **kwargs)
+    tensors = owners.random(shapes)
+    write_pth(path, tensors)
+    return tensors
+
+
+@pytest.mark.parametrize("owner", ["torchvision", "mmdetection", "detectron2"])
+def test_class_layers_start_anew_with_another_number_of_classes(tmp_path, owner):
+    path = tmp_path / "a.pth"
+    tensors = write(path, owner, classes=7, masks=True)
+    model = detector(backbone=dict(deform_blocks=(0, -1, -1, -1)))
+    before = variables_of(model)
+    report = init_from(model, path)
+    after = variables_of(model)
+    assert set(report.restarted) == {
+        f"{layer}.{leaf}"
+        for layer in ("roi.classifier", "roi.regressor", "mask.predictor")
+        for leaf in ("kernel", "bias")
+    }
+    for name, value in after.items():
+        # Offset branches and deformable pooling are not in the file.
+        kept = name in report.restarted or "offset" in name or ".pool." in name
+        assert kept == (name in report.kept or name in report.restarted)
+        if kept:
+            np.testing.assert_array_equal(value, before[name])
+        elif name.endswith("kernel"):
+            assert (value != before[name]).any()
+    assert len(report.loaded) + len(report.unused) == len(tensors)
+    assert all(
+        "num_batches" in name or "pred" in name or "cls" in name or "logits" in name
+        or "fc_" in name
+        for name in report.unused
+    )  # fmt: skip
+
+
+def test_the_same_number_of_classes_is_taken_over(tmp_path):
+    path = tmp_path / "a.pth"
+    tensors = write(path, "mmdetection", classes=3, masks=True)
+    model = detector()
+    report = init_from(model, path)
+    assert report.restarted == () and report.differences == ()
+    theirs = tensors["roi_head.bbox_head.fc_cls.bias"]
+    np.testing.assert_array_equal(model.roi.classifier.bias[...], np.roll(theirs, 1))
+
+
+def test_masks_may_be_missing_on_either_side(tmp_path):
+    path = tmp_path / "a.pth"
+    write(path, "mmdetection", classes=3)
+    report = init_from(detector(), path)
+    assert any(name.startswith("mask.convs") for name in report.kept)
+    write(path, "mmdetection", classes=3, masks=True)
+    report = init_from(detector(mask=False), path)
+    assert "roi_head.mask_head.upsample.weight" in report.unused
+
+
+def test_other_conventions_are_said_and_colours_are_kept(tmp_path):
+    path = tmp_path / "a.pth"
+    tensors = write(path, "detectron2", classes=3)
+    model = detector(mask=False)
+    report = init_from(model, path)
+    assert report.differences == (
+        "`stride_in_1x1` of the file's network is True, the module's False",
+    )
+    theirs = tensors["backbone.bottom_up.stem.conv1.weight"]
+    expected = (
+        theirs.transpose(2, 3, 1, 0)[:, :, ::-1] * np.asarray(STD, np.float32)[:, None]
+    )
+    np.testing.assert_allclose(
+        model.trunk.backbone.conv1.kernel[...], expected, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("owner", ["torchvision", "mmdetection", "detectron2"])
+def test_other_networks_take_the_backbone(tmp_path, owner):
+    path = tmp_path / "a.pth"
+    body = TINY if owner == "torchvision" else TINY._replace(branch=27)
+    write(path, owner, body, classes=7)
+    model = filled(
+        lambda: faster_rcnn(
+            3,
+            backbone=BACKBONE | dict(output_stride=16, deform_blocks=(0, -1, -1, -1)),
+            neck=dict(features=8),
+            rpn=dict(features=8),
+            pool=dict(output_size=3, hidden_features=4),
+            box=dict(features=16),
+            rngs=nnx.Rngs(0),
+        )
+    )
+    before = variables_of(model)
+    report = init_from(model, path)
+    branches = [name for name in report.kept if "offset_conv" in name]
+    assert bool(branches) == (owner == "torchvision")
+    for name, value in variables_of(model).items():
+        if not name.startswith("trunk.backbone."):
+            np.testing.assert_array_equal(value, before[name])
+        elif name.endswith("scale"):
+            assert (value != before[name]).any()
+
+
+@pytest.mark.parametrize(
+    ("body", "changes", "message"),
+    [
+        (TINY._replace(depths=(1, 1, 1, 1)), {}, r"nothing for 'trunk\.backbone\.lay"),
+        (TINY._replace(depths=(1, 2, 2, 1)), {}, "for which the module has no place"),
+        (TINY._replace(branch=27), {}, "for which the module has no place"),
+        (TINY, dict(hidden=8), r"in our layout; expected \("),
+    ],
+)
+def test_another_network_is_refused(tmp_path, body, changes, message):
+    path = tmp_path / "a.pth"
+    write(path, "mmdetection", body, classes=3, masks=True, **changes)
+    model = detector()
+    before = variables_of(model)
+    with pytest.raises(ValueError, match=message):
+        init_from(model, path)
+    for name, value in variables_of(model).items():
+        np.testing.assert_array_equal(value, before[name])
