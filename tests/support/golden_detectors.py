@@ -9,8 +9,8 @@ from flax import nnx
 
 from dcn_jax.backbones import ResNet
 from dcn_jax.boxes import BoxCode
-from dcn_jax.detection.box_head import BoxHead, DetectionSelection
-from dcn_jax.detection.rpn import RPN, Selection
+from dcn_jax.detection.box_head import BoxHead, DetectionSelection, RoISampling
+from dcn_jax.detection.rpn import RPN, AnchorSampling, Selection
 from dcn_jax.detection.two_stage import TwoStage
 from dcn_jax.modules import RoIAlign
 from dcn_jax.necks import Levels
@@ -25,12 +25,16 @@ from dcn_jax.weights.torch_writer import write_pth
 from tests.support.golden import GOLDEN
 
 
-def golden_detector(name: str, folder: Any) -> tuple[dict[str, np.ndarray], TwoStage]:
+def golden_detector(
+    name: str, folder: Any, *, training: bool = False, param_dtype: Any = jnp.float32
+) -> tuple[dict[str, np.ndarray], TwoStage]:
     """The fields of a golden file, and its detector with the numbers that it has.
 
     Args:
       name: Of the file, in tests/golden/detectors.
       folder: For a file of torch.
+      training: Whether it is to be trained: its samplers then take every candidate.
+      param_dtype: Of its parameters.
     """
     with np.load(GOLDEN / "detectors" / f"{name}.npz") as file:
         fields = {k: file[k] for k in file.files if not k.startswith("grad")}
@@ -40,7 +44,10 @@ def golden_detector(name: str, folder: Any) -> tuple[dict[str, np.ndarray], TwoS
     write_pth(path, state_dict(fields))
     detector = read_detector(path)
     arguments = _configured(detector.arguments, config(fields))
-    return fields, build_detector(detector._replace(arguments=arguments))
+    if training:
+        arguments = _taking_all(arguments, config(fields))
+    detector = detector._replace(arguments=arguments)
+    return fields, build_detector(detector, param_dtype=param_dtype)
 
 
 def state_dict(fields: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -94,6 +101,26 @@ def _configured(arguments: dict[str, Any], config: dict[str, Any]) -> dict[str, 
         for stage, value in arguments.items()
     }
     return changed | dict(selection=_detections(config))
+
+
+def _taking_all(arguments: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    # More than there are, also when only a share may be positive.
+    sampling = AnchorSampling(
+        20_000,
+        config["rpn_positive_fraction"],
+        config["rpn_fg_iou_thresh"],
+        config["rpn_bg_iou_thresh"],
+    )
+    rois = RoISampling(
+        400,
+        config["box_positive_fraction"],
+        config["box_fg_iou_thresh"],
+        config["box_bg_iou_thresh"],
+    )
+    rpn = arguments["rpn"] | dict(sampling=sampling)
+    # Nothing is frozen but the norms.
+    backbone = arguments["backbone"] | dict(frozen_stages=0)
+    return arguments | dict(backbone=backbone, rpn=rpn, sampling=rois)
 
 
 def _selections(config: dict[str, Any]) -> dict[str, Selection]:
