@@ -171,6 +171,7 @@ def _run(file, left, constructors, persistent_load, spent):
                     if budget < 0:
                         break
                 stack.append(str(text, "utf-8", "surrogatepass"))
+                text = b""  # it may be long
             case "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
                 left -= number
                 if left < 0:
@@ -210,6 +211,7 @@ def _run(file, left, constructors, persistent_load, spent):
                 stack.append(_call(function, arguments, constructors))
                 if type(function) is Global and function.name in spent:
                     _forget(memo, arguments)
+                arguments = ()
             case "NEWOBJ":
                 budget -= _CALL
                 arguments, kind = stack.pop(), stack.pop()
