@@ -205,6 +205,7 @@ def box_targets(
       code: Of the boxes.
     """
     num_proposals = proposals.shape[1]
+    boxes = boxes.astype(proposals.dtype)
 
     def of_image(key, proposals, proposals_valid, boxes, labels, valid):
         candidates = jnp.concatenate([proposals, boxes])
@@ -304,7 +305,8 @@ def select_detections(
     per_box = deltas.reshape(num_images, num_rois * deltas.shape[2], 4)
     per_box = per_box.astype(jnp.float32)
     per_box = gather_rows(per_box, row if deltas.shape[2] == 1 else index)
-    boxes = decode_boxes(per_box, gather_rows(rois, row), code)
+    rois = gather_rows(rois, row).astype(jnp.float32)
+    boxes = decode_boxes(per_box, rois, code)
     finite = jnp.all(jnp.isfinite(boxes), axis=-1)
     boxes = clip_boxes(jnp.where(finite[..., None], boxes, 0), sizes)
     valid = (scores > 0) & finite & large_enough(boxes, _MIN_SIDE)

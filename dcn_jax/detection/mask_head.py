@@ -157,17 +157,20 @@ class MaskHead(nnx.Module):
           count: How many RoIs of an image may be positive, B of the result.
         """
         first = jax.tree.map(lambda rows: rows[:, :count], targets)
-        window = gather_rows(windows, first.matched)
+        window = gather_rows(windows, first.matched).astype(first.rois.dtype)
         has_mask = jnp.all(window[..., 2:] > window[..., :2], axis=-1)
         valid = first.valid & (first.labels > 0) & has_mask
         rois = jnp.where(valid[..., None], first.rois, 0)
+        # A window of no area would divide by zero.
+        unit = jnp.asarray([0, 0, 1, 1], window.dtype)
         seen = crop_masks(
             gather_rows(masks, first.matched),
-            jnp.where(valid[..., None], window, 1),
+            jnp.where(valid[..., None], window, unit[None, None]),
             rois,
             self.mask_size,
             aligned=self.aligned_targets,
         )
+        seen = jnp.where(valid[..., None, None], seen, 0)
         if self.binary_targets:
             seen = (seen >= 0.5).astype(seen.dtype)
         return jax.lax.stop_gradient(MaskTargets(rois, first.labels, valid, seen))

@@ -351,10 +351,11 @@ def propose(
 def _best(logits, deltas, anchors, usable, sizes, selection, code):
     """The boxes of one level that enter the suppression, by falling logit."""
     logits, deltas, anchors = jax.lax.stop_gradient((logits, deltas, anchors))
-    logits = _log_odds(logits.astype(jnp.float32))
+    dtype = _loss_dtype(logits)
+    logits, anchors = _log_odds(logits.astype(dtype)), anchors.astype(dtype)
     logits = jnp.where(usable & jnp.isfinite(logits), logits, -jnp.inf)
     logits, index = top_k(logits, min(selection.pre_nms_top_n, logits.shape[1]))
-    deltas = gather_rows(deltas, index).astype(jnp.float32)
+    deltas = gather_rows(deltas, index).astype(dtype)
     boxes = decode_boxes(deltas, anchors[index], code)
     valid = (logits > -jnp.inf) & jnp.all(jnp.isfinite(boxes), axis=-1)
     boxes = clip_boxes(jnp.where(valid[..., None], boxes, 0), sizes)

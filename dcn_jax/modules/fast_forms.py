@@ -43,9 +43,11 @@ def pointwise_conv(
 def max_pool_3x3(x: Float[Array, "N H W C"]) -> Float[Array, "N P Q C"]:
     """3x3 maximum at stride 2, padding 1, of a map that is nowhere negative.
 
-    Zeros serve as padding, since no entry is smaller. P = ceil(H / 2).
+    Zeros serve as padding, since no entry is smaller. P = ceil(H / 2). Of equal maxima
+    the first in a window, row by row, has the gradient, as in torch and nnx.max_pool.
     """
-    for axis in (1, 2):
+    # Columns first: the first of equal rows is then the last to be chosen.
+    for axis in (2, 1):
         size = x.shape[axis]
         odd = size % 2
         pad = [(0, 0)] * 4
@@ -56,5 +58,10 @@ def max_pool_3x3(x: Float[Array, "N H W C"]) -> Float[Array, "N P Q C"]:
             jax.lax.slice_in_dim(padded, k, k + 2 * count - 1, stride=2, axis=axis)
             for k in range(3)
         ]
-        x = jnp.maximum(jnp.maximum(*shifted[:2]), shifted[2])
+        x = _first_of_maxima(_first_of_maxima(*shifted[:2]), shifted[2])
     return x
+
+
+def _first_of_maxima(a: Array, b: Array) -> Array:
+    """The maximum, NaN if there is one; `jnp.maximum` halves the gradient of ties."""
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
