@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 from jax.sharding import Mesh
 
-from train import cli, inputs, interrupt, sharding
+from train import cli, conventions, inputs, interrupt, sharding
 from train.checkpoint import Checkpoints, abstract, describe
 from train.config_dict import ConfigDict
 from train.evaluator import Evaluator, write_evaluation
@@ -96,6 +96,7 @@ def evaluate_run(
       OSError: There is no checkpoint, or a file cannot be read or written.
       ValueError: The configuration, the data or the checkpoint is at fault.
     """
+    config = conventions.kept(config, workdir)
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
     source = inputs.open_source(config, task, config.data.eval_split)

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dcn_jax.explain import offset_health
-from train import inputs, sharding
+from train import conventions, inputs, sharding
 from train import workdir as workdir_lock
 from train.checkpoint import Checkpoints, abstract, describe
 from train.config_dict import ConfigDict
@@ -69,8 +69,12 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> None:
     sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
     # All that a configuration says wrong of the network shows in its constructors, and
     # all that is wrong with the weights in reading them: before data are prepared.
-    trial = build_skeleton(config, task, num_classes=1)
     started = any((workdir / "checkpoints").glob("[0-9]*"))
+    if started:
+        config = conventions.kept(config, workdir)
+    else:
+        config = conventions.adopt(config, task, workdir)
+    trial = build_skeleton(config, task, num_classes=1)
     if not started:
         _read_weights(config, task, trial)
     if config.compile_cache:

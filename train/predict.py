@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags
 
 from dcn_jax.quoting import one_line
-from train import cli, draw, interrupt, sharding
+from train import cli, conventions, draw, interrupt, sharding
 from train.config_dict import ConfigDict
 from train.data import transforms
 from train.data.image_headers import read_header
@@ -75,6 +75,7 @@ def predict_files(
         raise ValueError(f"`--score` is {score}; expected a number from 0 to 1.")
     paths = image_files(files)
     output.mkdir(parents=True, exist_ok=True)
+    config = conventions.kept(config, workdir)
     predictor = _Predictor(config, workdir, task, score)
     records: list[dict[str, Any]] = []
     failures: list[Exception] = []

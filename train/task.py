@@ -117,6 +117,17 @@ class Task(Protocol):
         """
         ...
 
+    def conventions(self, config: ConfigDict) -> dict[str, Any]:
+        """Fields that the weights of `init_from` bring along: dotted path -> value.
+
+        What JSON can hold, and nothing where a run starts from no weights.
+
+        Raises:
+          OSError: The file cannot be opened.
+          ValueError: It cannot be read.
+        """
+        ...
+
     def weights(self, config: ConfigDict, network: Any) -> Start:
         """Reads the weights that a run starts from.
 

@@ -130,6 +130,9 @@ class DenseClassification:
             DenseClassifier, config.network, num_classes=num_classes, rngs=rngs
         )
 
+    def conventions(self, config):
+        return {}
+
     def weights(self, config, network):
         return Start({}, ())
 

@@ -1,10 +1,13 @@
 """A run that starts from somebody's whole detector."""
 
+import pickle
+
 import numpy as np
 import pytest
 
 from dcn_jax.weights.torch_writer import write_pth
 from tests.support import owner_networks as owners
+from train import conventions
 from train.configs import _detection
 from train.skeleton import build_skeleton
 from train.tasks.detection import Detection
@@ -43,3 +46,42 @@ def test_class_layers_start_anew_where_the_classes_differ(config, tmp_path, clas
         start.values["rpn.deltas.bias"], tensors["rpn_head.rpn_reg.bias"]
     )
     assert ("roi.classifier.bias" in start.values) == (classes == 3)
+
+
+def caffe_like(tmp_path):
+    """A file of detectron2: stride in the first 1x1, deviations of 1, no rounding."""
+    body = owners.Body((1, 1, 1, 1), stem=8, branch=27)
+    shapes = owners.detectron2(body, classes=3, width=8, hidden=16)
+    path = tmp_path / "model.pkl"
+    tensors = owners.random(shapes)
+    path.write_bytes(pickle.dumps({"model": tensors, "__author__": "x"}, protocol=2))
+    return path
+
+
+def test_a_run_takes_the_conventions_of_its_weights(config, tmp_path, caplog):
+    config.init_from = str(caffe_like(tmp_path))
+    task, workdir = Detection(), tmp_path / "run"
+    with caplog.at_level("INFO", "train"):
+        adopted = conventions.adopt(config, task, workdir)
+    model = adopted.model
+    assert model.backbone.stride_in_1x1 and not model.rpn.round_anchors
+    assert model.trunk.pixel_std == (1.0, 1.0, 1.0)
+    assert model.trunk.clear_padding
+    assert "`model.backbone.stride_in_1x1` is True in place of False" in caplog.text
+    task.check(adopted)
+    assert not config.model.backbone.stride_in_1x1
+    # Who goes on, or evaluates, needs the file no more.
+    (tmp_path / "model.pkl").unlink()
+    assert conventions.kept(config, workdir).model == model
+    # Nothing of the file's network differs then.
+    path = caffe_like(tmp_path)
+    adopted.init_from = str(path)
+    skeleton = build_skeleton(adopted, task, num_classes=3)
+    assert task.weights(adopted, skeleton.model(skeleton.variables)).notes == ()
+
+
+def test_a_run_without_weights_keeps_its_configuration(config, tmp_path):
+    config.init_from = ""
+    assert conventions.adopt(config, Detection(), tmp_path / "run") is config
+    assert conventions.kept(config, tmp_path / "run") is config
+    assert not (tmp_path / "run").exists()

@@ -96,6 +96,14 @@ class Detection:
             rngs=rngs,
         )
 
+    def conventions(self, config: ConfigDict) -> dict[str, Any]:
+        """What the owner of a whole detector does otherwise."""
+        if not config.init_from:
+            return {}
+        from train.tasks import owner
+
+        return owner.conventions(config)
+
     def weights(self, config: ConfigDict, network: Any) -> Start:
         """Reads the weights of a whole detector, or of its backbone."""
         if not config.init_from:

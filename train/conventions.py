@@ -1,0 +1,71 @@
+"""Fields of a configuration that weights bring along: conventions of their owner.
+
+A run takes them at its start from the file that `init_from` names, and keeps them in
+its folder, since who resumes or evaluates it may not have that file any more.
+"""
+
+import copy
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from train.config_dict import ConfigDict
+from train.task import Task
+from train.whole_file import write_whole
+
+_FILE = "conventions.json"
+_log = logging.getLogger("train")
+
+
+def adopt(config: ConfigDict, task: Task, workdir: Path) -> ConfigDict:
+    """Returns the configuration of a run that starts, with what its weights want.
+
+    Says which fields they change.
+
+    Raises:
+      OSError: The file of the weights cannot be opened.
+      ValueError: It cannot be read.
+    """
+    wanted = task.conventions(config)
+    adopted = _with_fields(config, wanted)
+    for path, value in wanted.items():
+        if (given := _field(config, path)) != value:
+            _log.info("init_from: `%s` is %s in place of %s", path, value, given)
+    if wanted:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_whole(workdir / _FILE, json.dumps(wanted, indent=2) + "\n")
+    return adopted
+
+
+def kept(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """Returns the configuration with what the run in a folder has adopted."""
+    path = workdir / _FILE
+    if not path.exists():
+        return config
+    return _with_fields(config, json.loads(path.read_text()))
+
+
+def _with_fields(config: ConfigDict, fields: dict[str, Any]) -> ConfigDict:
+    if not fields:
+        return config
+    config = copy.deepcopy(config)
+    for path, value in fields.items():
+        *sections, name = path.split(".")
+        section: Any = config
+        for key in sections:
+            section = section[key]
+        section[name] = _tuples(value)
+    return config
+
+
+def _field(config: ConfigDict, path: str) -> Any:
+    value: Any = config
+    for key in path.split("."):
+        value = value[key]
+    return value
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that fields are."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
