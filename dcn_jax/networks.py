@@ -175,8 +175,9 @@ def _of_levels(neck: Neck, num_classes: int) -> dict[str, Any]:
 
 def _pool(layer: Any, settings: Settings, neck: Neck, types: dict[str, Any]) -> Any:
     """A RoI pooling layer for the levels of a neck."""
-    scales = tuple(1 / stride for stride in neck.roi_strides)
-    wired: dict[str, Any] = dict(spatial_scale=scales if len(scales) > 1 else scales[0])
+    scales = [1 / stride for stride in neck.roi_strides]
+    scale = tuple(scales) if len(scales) > 1 else scales[0]
+    wired: dict[str, Any] = dict(spatial_scale=scale)
     if "in_features" in inspect.signature(layer.__init__).parameters:
         wired |= dict(in_features=neck.roi_features, **types)
     return layer(**settings, **wired)

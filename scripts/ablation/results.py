@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ def read_result(folder: Path) -> Result | None:
 
 
 def table(
-    results: dict[str, Sequence[Result]], parameters: dict[str, int]
+    results: Mapping[str, Sequence[Result]], parameters: Mapping[str, int]
 ) -> list[str]:
     """Returns the lines of the table: mean and spread over seeds.
 

@@ -201,8 +201,10 @@ def check(config: ConfigDict) -> None:
       ValueError: One line that names the fields at fault.
     """
     network = config.get("network")
-    known = isinstance(network, str) and network in NETWORKS
-    defaults = get_config(network) if known else get_config()
+    if isinstance(network, str) and network in NETWORKS:
+        defaults = get_config(network)
+    else:
+        defaults = get_config()
     model = config.get("model")
     model = model if isinstance(model, ConfigDict) else ConfigDict()
     layer, found = model.get("pool_layer"), model.get("pool")
