@@ -103,9 +103,9 @@ def test_gradients(trained):
         }
     axes = Axes(config(fields)["channels"], True, False)
     expected, _, rest = translate(theirs, TORCHVISION, axes)
-    assert rest == [] and len(expected) == len(theirs)
+    assert rest == [] and len(expected) == len(theirs) > 10
     for path, value in expected.items():
-        bound = 1e-5 * np.abs(value).max()
+        bound = 1e-3 * np.abs(value).max()
         np.testing.assert_allclose(
             gradient[path], value, rtol=0, atol=bound, err_msg=path
         )

@@ -87,8 +87,11 @@ def tiny_mask_rcnn(backbone=None, **kwargs):
     return filled(lambda: make_mask_rcnn(backbone, **kwargs))
 
 
-def with_masks(batch, side=16):
-    """A batch whose objects are discs that touch their boxes."""
+def with_masks(batch, side=15):
+    """A batch whose objects are discs that touch their boxes.
+
+    An odd side, so that no cell of a target is covered by exactly one half.
+    """
     centre = (np.arange(side) + 0.5) / side * 2 - 1
     disc = (centre[:, None] ** 2 + centre**2 < 1).astype(np.uint8)
     masks = np.broadcast_to(disc, (*batch.labels.shape, side, side))

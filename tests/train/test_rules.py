@@ -145,25 +145,25 @@ def test_what_is_odd_but_right_is_accepted(path, value):
 
 
 @pytest.mark.parametrize(
-    ("size", "known", "message"),
+    ("network", "size", "message"),
     [
         (
+            "faster_rcnn_fpn",
             112,
-            (),
-            "`data.mask_size` is 112, and `network` is 'faster_rcnn', which lear",
+            "`data.mask_size` is 112, and `network` is 'faster_rcnn_fpn', which lear",
         ),
         (
+            "mask_rcnn_fpn",
             0,
-            ("faster_rcnn",),
-            "`data.mask_size` is 0, and `network` is 'faster_rcnn', ",
+            "`data.mask_size` is 0, and `network` is 'mask_rcnn_fpn', ",
         ),
-        (112, ("faster_rcnn",), None),
-        (0, (), None),
+        ("mask_rcnn_fpn", 56, None),
+        ("faster_rcnn", 0, None),
     ],
 )
-def test_masks_are_for_a_network_that_learns_them(size, known, message, monkeypatch):
-    monkeypatch.setattr(_detection, "MASK_NETWORKS", frozenset(known))
-    config = changed("data.mask_size", size)
+def test_masks_are_for_a_network_that_learns_them(network, size, message):
+    config = _detection.get_config(network)
+    config.data.mask_size = size
     if message is None:
         _detection.check(config)
     else:

@@ -29,10 +29,6 @@ ALL = pytest.mark.parametrize("name", operators.OPERATORS)
 KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 
 
-def fast_jit(function, **options):
-    return jax.jit(function**options)
-
-
 def flat(row):
     return tuple(row.arguments.values())
 
@@ -87,7 +83,7 @@ def test_second_order(name, x64):
             jax.jvp(reference, (moving,), (direction,))[1],
         )
 
-    reverse, forward, expected = fast_jit(products)(moving, direction)
+    reverse, forward, expected = jax.jit(products)(moving, direction)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(expected))
     assert_close(forward, expected, 1e-10)
     assert_close(reverse, expected, 1e-10)
@@ -111,7 +107,7 @@ def test_vmap_of_any_arguments_is_one_custom_call(name):
     """Forward and backward, that is vmap of grad."""
     row = operators.operator(name)
     arguments = flat(row)
-    single = fast_jit(row.value_and_gradients)
+    single = jax.jit(row.value_and_gradients)
     copies = 2
     for subset in subsets(name):
         mapped, axes = list(arguments), [None] * len(arguments)
@@ -122,7 +118,7 @@ def test_vmap_of_any_arguments_is_one_custom_call(name):
             )
             axes[place] = jax.tree.map(lambda a: a.ndim // 2, arguments[place])
         function = jax.vmap(row.value_and_gradients, tuple(axes))
-        lowered = fast_jit(function).lower(*mapped)
+        lowered = jax.jit(function).lower(*mapped)
         text = lowered.as_text()
         assert calls_in(text) == both_calls(row), subset
         assert "stablehlo.while" not in text, subset
