@@ -36,9 +36,9 @@ class Trunk(nnx.Module):
       pixel_mean: Subtracted from RGB values of 0 to 255.
       pixel_std: Divides them then.
       clear_padding: Whether the padding of a canvas is kept out of every result. False
-        leaves there what convolutions make of it, and lets boxes begin and end there,
-        as torchvision, detectron2 and mmdetection do: what is found in an image then
-        depends on its canvas.
+        leaves there what convolutions make of it, and anchors lie there too, as in
+        torchvision, detectron2 and mmdetection: what is found in an image then depends
+        on its canvas.
 
     Raises:
       ValueError: There are not three means or deviations, or one of these is not

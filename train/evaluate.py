@@ -104,13 +104,15 @@ def evaluate_run(
         config, task, workdir, mesh, source.categories
     )
     folder = output or workdir
-    places = {folder: config}
-    for side in config.eval.sweep:
-        places[folder / "sweep" / str(side)] = at_side(config, side)
-    for place, changed in places.items():
+    own = config.data.eval_short_side
+    for side in dict.fromkeys((own, *config.eval.sweep)):
+        changed = config if side == own else at_side(config, side)
         evaluation = Evaluator(changed, task, skeleton, mesh, source)(variables)
         assert evaluation is not None
-        write_evaluation(place, step, evaluation)
+        if side == own:
+            write_evaluation(folder, step, evaluation)
+        if side in config.eval.sweep:
+            write_evaluation(folder / "sweep" / str(side), step, evaluation)
 
 
 def at_side(config: ConfigDict, side: int) -> ConfigDict:

@@ -70,10 +70,11 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> None:
     # All that a configuration says wrong of the network shows in its constructors, and
     # all that is wrong with the weights in reading them: before data are prepared.
     started = any((workdir / "checkpoints").glob("[0-9]*"))
+    adopted: dict[str, Any] = {}
     if started:
         config = conventions.kept(config, workdir)
     else:
-        config = conventions.adopt(config, task, workdir)
+        config, adopted = conventions.adopt(config, task)
     trial = build_skeleton(config, task, num_classes=1)
     if not started:
         _read_weights(config, task, trial)
@@ -81,6 +82,8 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> None:
         folder = os.path.expanduser(config.compile_cache)
         jax.config.update("jax_compilation_cache_dir", folder)
     with Interrupts() as interrupts, workdir_lock.claim(workdir):
+        if not started:
+            conventions.keep(adopted, workdir)
         _train(config, workdir, task, mesh, interrupts)
 
 

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int32
 
 # A RoI of the canonical side reads the level of this stride (FPN: 224 pixels, P4).
 _STRIDE = 16
-# Guards the logarithm against a side of 0, as torchvision and detectron2 do.
+# A side that is a whole octave reads the coarser level, whatever rounding makes of its
+# logarithm, as in torchvision.
 _EPSILON = 1e-6
 
 

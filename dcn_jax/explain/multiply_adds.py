@@ -6,9 +6,15 @@ from typing import Any
 
 import jax
 
-# The name of the operator's primitive, whose third operand is the kernel
-# [1 or N, kernel height, kernel width, channels of a group, output channels].
+# The operator's primitives, whose third operand is the kernel
+# [1 or N, kernel height, kernel width, channels of a group, output channels], and which
+# of their values has the shape of the result. A gradient takes two products: of the
+# columns and of the kernel.
 _DEFORM_CONV = "dcn_jax.deform_conv2d.fwd"
+_DEFORM_CONV_GRADIENTS = (
+    "dcn_jax.deform_conv2d.bwd",
+    "dcn_jax.deform_conv2d.summed_bwd",
+)
 
 
 def multiply_adds(function: Callable, *arguments: Any) -> int:
@@ -45,6 +51,9 @@ def _count_equation(equation: Any) -> int:
         return _size(equation) * math.prod(kernel) // outputs
     if name == _DEFORM_CONV:
         return _size(equation) * math.prod(equation.invars[2].aval.shape[1:4])
+    if name in _DEFORM_CONV_GRADIENTS:
+        result = math.prod(equation.invars[-1].aval.shape)
+        return 2 * result * math.prod(equation.invars[2].aval.shape[1:4])
     inner = [_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
     if name == "while" and any(inner):
         raise ValueError(

@@ -44,7 +44,8 @@ def max_pool_3x3(x: Float[Array, "N H W C"]) -> Float[Array, "N P Q C"]:
     """3x3 maximum at stride 2, padding 1, of a map that is nowhere negative.
 
     Zeros serve as padding, since no entry is smaller. P = ceil(H / 2). Of equal maxima
-    the first in a window, row by row, has the gradient, as in torch and nnx.max_pool.
+    the first in a window, row by row, has the gradient, as in torch and nnx.max_pool;
+    it may be padding where all are zero, which a ReLU gives no gradient.
     """
     # Columns first: the first of equal rows is then the last to be chosen.
     for axis in (2, 1):

@@ -72,10 +72,9 @@ def main() -> None:
             assert found is not None
             results[row].append(found)
     lines = table(results, {row: count_parameters(row) for row in rows})
+    print("\n".join(lines))
     if options.write:
         replace_section(DOCUMENT, "\n".join(lines), BEGIN, END)
-    else:
-        print("\n".join(lines))
 
 
 if __name__ == "__main__":

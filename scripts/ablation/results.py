@@ -28,20 +28,24 @@ class Result(NamedTuple):
 
 def read_result(folder: Path) -> Result | None:
     """Returns the result of a run's folder; None where it is not finished."""
-    judged = folder / "test" / "evaluation.json"
-    if not judged.exists():
+    judged, own = folder / "test" / "evaluation.json", folder / "evaluation.json"
+    if not (judged.exists() and own.exists()):
         return None
-    bbox = json.loads(judged.read_text())["bbox"]
+    found = json.loads(judged.read_text())
+    config = json.loads((folder / "config.json").read_text())
+    # A run that was stopped leaves a checkpoint too.
+    if found["step"] != config["steps"]:
+        return None
+    bbox = found["bbox"]
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     offsets = [r["offset/mean_abs"] for r in records if "offset/mean_abs" in r]
     rates = [r["images/s"] for r in records if "images/s" in r]
-    batch = json.loads((folder / "config.json").read_text())["batch_size"]
     return Result(
         {name: bbox[name] for name in SCORES},
-        json.loads((folder / "evaluation.json").read_text())["bbox"]["AP"],
+        json.loads(own.read_text())["bbox"]["AP"],
         offsets[-1] if offsets else None,
-        batch / statistics.median(rates),
+        config["batch_size"] / statistics.median(rates),
     )
 
 

@@ -103,7 +103,7 @@ def test_gradients(trained):
         }
     axes = Axes(config(fields)["channels"], True, False)
     expected, _, rest = translate(theirs, TORCHVISION, axes)
-    assert rest == [] and len(expected) == len(theirs) > 10
+    assert rest == [] and len(expected) == len(theirs) > 5
     for path, value in expected.items():
         bound = 1e-3 * np.abs(value).max()
         np.testing.assert_allclose(

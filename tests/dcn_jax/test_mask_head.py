@@ -97,5 +97,6 @@ def test_no_positive_roi_costs_nothing():
 
 def test_a_batch_without_masks_is_named():
     model = tiny_mask_rcnn()
+    batch = tiny_batch()
     with pytest.raises(ValueError, match="`batch` has no masks"):
-        model.losses(tiny_batch(), jax.random.key(0))
+        jax.eval_shape(lambda model: model.losses(batch, jax.random.key(0)), model)

@@ -63,6 +63,19 @@ def test_deforming_costs_its_branch(modulated):
     assert count[1] - count[0] == positions * 2 * 9 * (3 if modulated else 2)
 
 
+def test_a_gradient_costs_two_products_more():
+    layer = nnx.eval_shape(lambda: DeformConv(8, 16, (3, 3), rngs=nnx.Rngs(0)))
+
+    def loss(layer, x):
+        return (layer(x) ** 2).sum()
+
+    forward = multiply_adds(loss, layer, X)
+    # Of the offset branch and of the layer, with respect to kernels and images.
+    graph, state = nnx.split(layer)
+    gradient = jax.grad(lambda s, x: loss(nnx.merge(graph, s), x), argnums=(0, 1))
+    assert multiply_adds(gradient, state, X) == 3 * forward
+
+
 def test_what_runs_several_times_counts_several_times():
     w = jax.ShapeDtypeStruct((4, 4), jnp.float32)
 

@@ -28,7 +28,11 @@ def shardings():
     return tuple(NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
 
 
-@pytest.fixture(params=[tiny_detector, tiny_mask_rcnn], ids=["one level", "masks"])
+# Masks have all that the other has.
+DETECTORS = [pytest.param(tiny_detector, marks=pytest.mark.slow), tiny_mask_rcnn]
+
+
+@pytest.fixture(params=DETECTORS, ids=["one level", "masks"])
 def detector(request, x64):
     """In float64, where another order of summation makes no difference."""
     return request.param(

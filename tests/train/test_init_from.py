@@ -61,8 +61,10 @@ def caffe_like(tmp_path):
 def test_a_run_takes_the_conventions_of_its_weights(config, tmp_path, caplog):
     config.init_from = str(caffe_like(tmp_path))
     task, workdir = Detection(), tmp_path / "run"
+    workdir.mkdir()
     with caplog.at_level("INFO", "train"):
-        adopted = conventions.adopt(config, task, workdir)
+        adopted, fields = conventions.adopt(config, task)
+    conventions.keep(fields, workdir)
     model = adopted.model
     assert model.backbone.stride_in_1x1 and not model.rpn.round_anchors
     assert model.trunk.pixel_std == (1.0, 1.0, 1.0)
@@ -82,6 +84,25 @@ def test_a_run_takes_the_conventions_of_its_weights(config, tmp_path, caplog):
 
 def test_a_run_without_weights_keeps_its_configuration(config, tmp_path):
     config.init_from = ""
-    assert conventions.adopt(config, Detection(), tmp_path / "run") is config
-    assert conventions.kept(config, tmp_path / "run") is config
-    assert not (tmp_path / "run").exists()
+    assert conventions.adopt(config, Detection()) == (config, {})
+    # Those of an earlier start that came to nothing go.
+    conventions.keep({"model.trunk.pixel_std": (1.0, 1.0, 1.0)}, tmp_path)
+    conventions.keep({}, tmp_path)
+    assert conventions.kept(config, tmp_path) is config
+
+
+def test_what_the_user_chose_stays(config, tmp_path):
+    config.init_from = str(caffe_like(tmp_path))
+    config.model.trunk.pixel_std = (2.0, 2.0, 2.0)
+    adopted, fields = conventions.adopt(config, Detection())
+    assert adopted.model.trunk.pixel_std == (2.0, 2.0, 2.0)
+    assert "model.trunk.pixel_std" not in fields
+    assert adopted.model.backbone.stride_in_1x1
+
+
+def test_conventions_of_another_network_are_left_out(config, tmp_path):
+    conventions.keep({"model.mask_pool.sampling_ratio": 2}, tmp_path)
+    assert conventions.kept(config, tmp_path).to_dict() == config.to_dict()
+    (tmp_path / "conventions.json").write_text("[1")
+    with pytest.raises(ValueError, match=r"conventions\.json is damaged"):
+        conventions.kept(config, tmp_path)

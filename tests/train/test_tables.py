@@ -35,6 +35,11 @@ COLUMNS = {
     ("table1", "mask"): 3,
     ("table2", "mask"): 4,
 }
+# Half of the columns take as long as a test of the suite may.
+CASES = [
+    pytest.param(*case, marks=pytest.mark.slow) if case[0] == "table2" else case
+    for case in COLUMNS
+]
 # What no baseline agrees with.
 MISPRINTS = {
     ("table1", "faster", "flops"): {"regular"},
@@ -49,7 +54,7 @@ def counted(table, net):
     return tables.costs(table, network, TASKS["detection"])
 
 
-@pytest.mark.parametrize(("table", "net"), COLUMNS)
+@pytest.mark.parametrize(("table", "net"), CASES)
 def test_what_rows_add_is_exact(table, net):
     found = counted(table, net)
     regular = found["regular"]
@@ -59,7 +64,7 @@ def test_what_rows_add_is_exact(table, net):
         assert added == expected[COLUMNS[table, net]], layers
 
 
-@pytest.mark.parametrize(("table", "net"), COLUMNS)
+@pytest.mark.parametrize(("table", "net"), CASES)
 def test_printed_figures_agree_but_for_two_misprints(table, net):
     for name, column in tables.columns(table, net, counted(table, net)).items():
         assert len(column.agrees) == 7

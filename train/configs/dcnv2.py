@@ -9,7 +9,8 @@ WEIGHTS is torchvision's ResNet or ResNeXt. TABLE/ROW is one of
     table1/NET/LAYERS       shorter side 1000; NET: faster, mask
     table2/NET/LAYERS       shorter side 800
     table3/NET/LAYERS/WHAT  feature mimicking: none, fg, bg, fg_bg
-    table4/NET/LAYERS/BODY  resnet50, resnet101, resnext101; DCNv2 mimics
+    table4/NET/LAYERS/BODY  resnet50, resnet101, resnext101 (which is 32x8d; there are
+                            resnext101_32x4d and _64x4d too); DCNv2 mimics
     figure4/NET/LAYERS      shorter side 1000; evaluated at `eval.sweep`
 
 and LAYERS one of roi_pool, regular, dconv_c5, dcnv1, dconv_c4_c5, dconv_c3_c5,
@@ -80,7 +81,7 @@ def get_config(arg: str = "table3/faster/dcnv2/fg") -> ConfigDict:
     table, net, layers, last = (*arg.split("/"), "", "", "", "")[:4]
     side, lasts = TABLES.get(table, (0, ()))
     if (
-        arg.count("/") > 3
+        arg != "/".join(filter(None, (table, net, layers, last)))
         or net not in NETS
         or layers not in LAYERS
         or last not in lasts

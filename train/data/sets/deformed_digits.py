@@ -29,6 +29,7 @@ _CYCLE = ((1, 1, 1), (1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 0, 1), (0, 1, 1))
 _TRAIN_SHARE = 0.75  # of the handwritten digits of each label
 _VAL_SHARE = 0.2  # of those of the training images, where there is such a split
 _SPLITS = ("train", "test", "val")
+_MAX_DEFORMATION = 4.0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -41,7 +42,8 @@ class DeformedDigitsConfig(PreparedConfig):
       val_images: Images of a split "val" for choices, whose digits no other split
         shows; 0: there is none, and its digits are training's.
       seed: Fixes every pixel and annotation.
-      deformation: How far digits are deformed, see `digit_scenes.draw_digit`.
+      deformation: How far digits are deformed, see `digit_scenes.draw_digit`; at most
+        4, beyond which they fall to pieces.
     """
 
     train_images: int = 2400
@@ -58,10 +60,14 @@ class DeformedDigitsConfig(PreparedConfig):
                     f"`{field}` is {getattr(self, field)}; expected >= {number}"
                 )
         self.name = f"{self.train_images}_{self.test_images}_seed{self.seed}"
+        if self.deformation > _MAX_DEFORMATION:
+            raise ValueError(
+                f"`deformation` is {self.deformation}; expected <= {_MAX_DEFORMATION}"
+            )
         if self.val_images:
             self.name += f"_val{self.val_images}"
         if self.deformation != 1:
-            self.name += f"_deformed{self.deformation:g}".replace(".", "p")
+            self.name += f"_deformed{float(self.deformation)}".replace(".", "p")
 
     @property
     def images(self) -> dict[str, int]:
