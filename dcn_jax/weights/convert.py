@@ -7,13 +7,17 @@ Reads what `read_detector` reads, or a torchvision ResNet alone. Writes our own 
 (dcn_jax, .safetensors, which `import_detector` reads back), or the names of torchvision
 or mmdetection, as .safetensors or as a file for `torch.load`. Prints what of the file
 is not used and what of the network the file lacks; then the exit status is 1 and
-nothing is written.
+nothing is written. What the network does otherwise than those of the names it is
+written under (colours, where the stride is, ...) no tensor tells: it is printed, for
+the configuration of whoever loads it.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+
+import numpy as np
 
 from dcn_jax.quoting import one_line, quoted
 from dcn_jax.weights.architecture import backbone_arguments
@@ -63,9 +67,30 @@ def _convert(source: str, target: str, to: str) -> int:
     if to == _OWN:
         write_own(target, detector.network, detector.arguments, detector.variables)
     else:
-        write_state_dict(target, state_dict_of(detector.variables, to))
+        tensors = state_dict_of(detector.variables, to)
+        write_state_dict(target, tensors)
+        for line in _not_carried(detector, tensors, to):
+            print(line)
     _done(detector, target)
     return 0
+
+
+def _not_carried(
+    detector: DetectorFile, tensors: dict[str, np.ndarray], to: str
+) -> list[str]:
+    """A line for each argument that who reads the names of `to` takes for another."""
+    again = detector_in(WeightFile(tensors, {}), "")
+    assert again is not None
+    lines = []
+    for stage in ("backbone", "trunk", "rpn", "pool", "box"):
+        theirs = again.arguments.get(stage, {})
+        ours = detector.arguments.get(stage, {})
+        lines += [
+            f"not carried: {stage} has {name} {ours[name]}; {to}'s have {value}"
+            for name, value in theirs.items()
+            if name in ours and ours[name] != value
+        ]
+    return lines
 
 
 def _convert_backbone(weights: WeightFile, file: str, target: str, to: str) -> int:

@@ -136,11 +136,21 @@ def missing_variables(detector: DetectorFile) -> tuple[str, ...]:
     """Paths of the network for which the file has nothing.
 
     Raises:
-      ValueError: An argument does not fit.
+      ValueError: An argument does not fit, or a variable has another shape, or no place
+        in the network.
     """
     state = nnx.state(abstract_detector(detector))
-    names = (dotted(path) for path, _ in nnx.to_flat_state(state))
-    return tuple(name for name in names if name not in detector.variables)
+    shapes = {dotted(path): v.shape for path, v in nnx.to_flat_state(state)}
+    for name, value in detector.variables.items():
+        if name not in shapes:
+            raise ValueError(
+                f"it has {quoted(name)}, for which the network has no place"
+            )
+        if value.shape != shapes[name]:
+            raise ValueError(
+                f"{quoted(name)} has shape {value.shape}; expected {shapes[name]}"
+            )
+    return tuple(name for name in shapes if name not in detector.variables)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -106,7 +106,9 @@ def translate(
     """Tensors by our paths and in our layouts, their names, and those without a path.
 
     Raises:
-      ValueError: Two tensors have one place, or one has a shape that cannot be.
+      ValueError: Two tensors have one place, or one has a shape that cannot be, or
+        repeats its numbers: in another layout it would take memory that the file does
+        not bear out.
     """
     variables: dict[str, np.ndarray] = {}
     names: dict[str, str] = {}
@@ -121,6 +123,8 @@ def translate(
                 f"{quoted(name)} and {quoted(names[place.name])} are two names of one "
                 "tensor"
             )
+        if _repeats(tensor):
+            raise ValueError(f"{quoted(name)} has the same number in several places")
         try:
             variables[place.name] = place.layout.read(tensor, axes)
         except (ValueError, IndexError):
@@ -130,6 +134,15 @@ def translate(
             ) from None
         names[place.name] = name
     return variables, names, rest
+
+
+def _repeats(tensor: np.ndarray) -> bool:
+    """Whether it has more elements than lie between its first and its last."""
+    if not tensor.size:
+        return False
+    steps = zip(tensor.shape, tensor.strides, strict=True)
+    span = tensor.itemsize + sum((n - 1) * abs(stride) for n, stride in steps)
+    return tensor.nbytes > span
 
 
 def _pooled_channels(table: Table, tensors: Mapping[str, np.ndarray]) -> int:

@@ -43,6 +43,11 @@ def export_weights(
         with it.
     """
     for _, module in nnx.iter_modules(model):
+        if isinstance(module, ResNet) and module.norm != "frozen_bn":
+            raise ValueError(
+                f"`model` has norm {module.norm!r}; {to} has batch norms, our "
+                "'frozen_bn'"
+            )
         if isinstance(module, DeformConv):
             for name, only in (("mask_scale", 1), ("max_offset", 0)):
                 if getattr(module, name) != only:
@@ -71,6 +76,12 @@ def state_dict_of(
     """
     if to not in TARGETS:
         raise ValueError(f"`to` is {quoted(to)}; expected one of {TARGETS}")
+    deforms = any(".offset_conv." in path for path in variables)
+    if deforms and to == "torchvision" and not backbone:
+        raise ValueError(
+            "there are deformable layers, which no detector of torchvision has; "
+            "expected mmdetection's names"
+        )
     table = RESNET if backbone else OWNERS[to].table
     lateral = variables.get("trunk.neck.lateral.0.bias")
     axes = Axes(

@@ -10,14 +10,16 @@ import numpy as np
 from flax import nnx
 
 from dcn_jax.backbones.resnet import ResNet
-from dcn_jax.quoting import quoted
-from dcn_jax.weights.detector import dotted
+from dcn_jax.quoting import one_line, quoted
+from dcn_jax.weights.detector import abstract_detector, dotted
 from dcn_jax.weights.detector_file import DetectorFile, detector_in
 from dcn_jax.weights.resnet_file import resnet_in
 from dcn_jax.weights.state_dict import WeightFile, read_weights
 
 # Layers with rows for every class.
-_CLASS_LAYERS = ("roi.classifier.", "roi.regressor.", "mask.predictor.")
+_CLASS_LAYERS = (
+    *("roi.classifier.", "roi.regressor.", "mask.predictor.", "mimic.classifier."),
+)
 # Parts that one detector may have and another not.
 _OPTIONAL_PARTS = ("mask.", "mimic.", "roi.pool.")
 _OFFSET_BRANCH = ".offset_conv."
@@ -83,10 +85,21 @@ def init_from(module: nnx.Module, path: str | os.PathLike) -> InitReport:
     weights, file = read_weights(path), quoted(os.path.basename(path), 260)
     variables = dict(nnx.to_flat_state(nnx.state(module)))
     if _PYRAMID in {dotted(p) for p in variables}:
-        detector = detector_in(weights, file)
+        detector = _detector_in(weights, file)
         if detector is not None:
             return _init_detector(module, detector, weights, file)
     return _init_backbone(module, backbone, weights, file)
+
+
+def _detector_in(weights: WeightFile, file: str) -> DetectorFile | None:
+    """As `detector_in`; the arguments of our own form are tried."""
+    detector = detector_in(weights, file)
+    if detector is not None and detector.owner == "dcn_jax":
+        try:
+            abstract_detector(detector)
+        except ValueError as error:
+            raise ValueError(f"{file}: {one_line(str(error), 400)}") from error
+    return detector
 
 
 def _init_backbone(
@@ -95,7 +108,7 @@ def _init_backbone(
     variables = {dotted(p): v for p, v in nnx.to_flat_state(nnx.state(backbone))}
     shapes = {path: variable.shape for path, variable in variables.items()}
     try:
-        detector = detector_in(weights, file)
+        detector = _detector_in(weights, file)
     except ValueError:
         # Of a network whose other parts are not known.
         detector = None

@@ -24,8 +24,9 @@ from dcn_jax.trunk import Trunk
 from dcn_jax.weights.safetensors_file import write_safetensors
 
 _FORMAT = "dcn_jax"
-# Integers of a description are smaller.
+# Integers of a description are smaller, and its sequences shorter.
 _MAX_NUMBER = 1 << 20
+_MAX_LENGTH = 64
 
 # Whose signatures say which arguments are dataclasses.
 _CONSTRUCTORS: Mapping[str, Any] = {
@@ -116,6 +117,11 @@ def _small(text: str) -> int:
 
 def _tupled(value: Any) -> Any:
     if isinstance(value, list):
+        if len(value) > _MAX_LENGTH:
+            raise ValueError(
+                f"its arguments have a sequence of {len(value)}; expected at most "
+                f"{_MAX_LENGTH}"
+            )
         return tuple(map(_tupled, value))
     if isinstance(value, dict):
         return {name: _tupled(item) for name, item in value.items()}

@@ -1,16 +1,27 @@
 """The command that converts files of weights, and our own form of a detector."""
 
 import json
+import pickle
 import struct
 from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from dcn_jax.backbones import ResNet
 from dcn_jax.modules import DeformRoIPoolByLevel
-from dcn_jax.weights import import_detector, read_detector, read_state_dict
+from dcn_jax.weights import (
+    export_weights,
+    import_detector,
+    read_detector,
+    read_state_dict,
+)
 from dcn_jax.weights.convert import main
 from dcn_jax.weights.detector import variables_of
+from dcn_jax.weights.detector_file import detector_in
+from dcn_jax.weights.own_format import write_own
+from dcn_jax.weights.state_dict import WeightFile
 from dcn_jax.weights.torch_writer import write_pth
 from tests.support import owner_networks as owners
 from tests.support.owner_networks import Body
@@ -54,6 +65,52 @@ def test_from_form_to_form_and_back(tmp_path, source, name):
         np.testing.assert_array_equal(value, theirs[key])
 
 
+def test_what_no_tensor_tells_is_said(tmp_path, capsys):
+    source = tmp_path / "model.pkl"
+    tensors = owners.random(owners.detectron2(TINY, **FEW))
+    source.write_bytes(pickle.dumps({"model": tensors}, protocol=2))
+    assert main([str(source), str(tmp_path / "out.pth"), "--to=mmdetection"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "not carried: backbone has stride_in_1x1 True; mmdetection's have False" in out
+    )
+    assert "not carried: trunk has pixel_std (1.0, 1.0, 1.0)" in out
+
+
+def test_group_norm_is_not_exported(tmp_path):
+    model = ResNet((1, 1, 1, 1), stem_features=8, norm="group_norm", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="`model` has norm 'group_norm'"):
+        export_weights(model, tmp_path / "a.pth")
+    assert not (tmp_path / "a.pth").exists()
+
+
+def test_numbers_that_are_repeated_are_refused(tmp_path):
+    """They would take more memory in our layout than the file bears out."""
+    path = tmp_path / "in.npz"
+    tensors = owners.random(owners.mmdetection(TINY, **FEW))
+    name = "roi_head.bbox_head.shared_fcs.0.weight"
+    tensors[name] = np.broadcast_to(tensors[name][:, :1], tensors[name].shape)
+    weights = WeightFile(tensors, {})
+    with pytest.raises(ValueError, match="has the same number in several places"):
+        detector_in(weights, repr(path.name))
+
+
+def test_a_tensor_of_another_shape_or_network_is_refused(tmp_path, source, capsys):
+    own, target = tmp_path / "own.safetensors", tmp_path / "out.safetensors"
+    assert main([str(source), str(own)]) == 0
+    detector = read_detector(own)
+    fc6 = {"roi.fc6.kernel": np.ones(3, np.float32)}
+    for added, message in (
+        ({"extra": np.ones(3, np.float32)}, "no place"),
+        (fc6, "'roi.fc6.kernel' has shape (3,)"),
+    ):
+        variables = detector.variables | added
+        write_own(own, detector.network, detector.arguments, variables)
+        assert main([str(own), str(target)]) == 1
+        assert message in capsys.readouterr().err
+        assert not target.exists()
+
+
 def test_a_backbone_alone(tmp_path, capsys):
     source, target = tmp_path / "in.pth", tmp_path / "out.safetensors"
     tensors = owners.random(owners.resnet(TINY))
@@ -83,7 +140,10 @@ def test_errors_are_one_line(tmp_path, source, capsys):
     for arguments, message in (
         (["nothing.pth", "a.safetensors"], "No such file"),
         ([str(source), "a.pth"], "expected .safetensors for dcn_jax"),
-        ([str(source), "a.pth", "--to=torchvision"], "torchvision has no name for"),
+        (
+            [str(source), "a.pth", "--to=torchvision"],
+            "which no detector of torchvision has",
+        ),
     ):
         assert main(arguments) == 1
         error = capsys.readouterr().err
@@ -108,6 +168,7 @@ def write_described(path, texts):
         ("faster_rcnn_fpn", '{"num_classes": 9999999999}', "a number of 10 digits"),
         ("faster_rcnn_fpn", "{}", "its arguments do not fit"),
         ("faster_rcnn_fpn", '{"pool_layer": "os"}', "its pool_layer is 'os'"),
+        ("faster_rcnn_fpn", f'{{"rpn": {{"x": {[1] * 65}}}}}', "a sequence of 65"),
         ("faster_rcnn_fpn", '{"backbone": {"depths": [9999]}}', "more blocks than"),
         ("faster_rcnn_fpn", '{"backbone": {"depths": "x"}}', "do not fit"),
         ("faster_rcnn_fpn", '{"rpn": {"test": {"x": 1}}}', "its test: "),
