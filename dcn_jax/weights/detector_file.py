@@ -33,8 +33,9 @@ def read_detector(path: str | os.PathLike) -> DetectorFile:
 
     Faster or Mask R-CNN with FPN, with ResNet or ResNeXt, deformable or not. The
     architecture is told from names and shapes; what these do not tell (where the stride
-    is, colours, anchors, how RoIs are sampled, ...) is as in the owner's models, or as
-    in the configuration that mmdetection puts into its files.
+    is, colours, anchors, how RoIs are sampled, ...) is as in the owner's models; style,
+    means, deviations and colour order as in the configuration that mmdetection puts
+    into its files.
 
     Args:
       path: Any file that `read_state_dict` reads.

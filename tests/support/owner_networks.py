@@ -27,8 +27,8 @@ X101_32X8D = Body((3, 4, 23, 3), groups=32, width_per_group=8)
 
 
 def zeros(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Tensors of these shapes, which take no memory."""
-    return {name: np.broadcast_to(np.float16(0), s) for name, s in shapes.items()}
+    """Tensors of these shapes, which take no memory before they are written to."""
+    return {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
 
 
 def random(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

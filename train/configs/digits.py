@@ -8,7 +8,7 @@ foreground mimicking) with a thin ResNet trained from scratch.
 
 ":regular" is the same recipe, mimicking included, with regular convolutions and aligned
 RoI pooling. ":fpn" and ":mask" are Faster R-CNN and Mask R-CNN on a feature pyramid,
-deformable as the demo. docs/demo.md has what they reach.
+deformable as the demo. docs/demo.md has what the first two reach.
 """
 
 from train.config_dict import ConfigDict
