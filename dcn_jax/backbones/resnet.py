@@ -196,6 +196,8 @@ class ResNet(nnx.Module):
         if first_dilation not in (1, 2):
             raise ValueError(f"`first_dilation` is {first_dilation!r}; expected 1 or 2")
         norm_epsilon = check_number("norm_epsilon", norm_epsilon)
+        if norm_epsilon < 0:
+            raise ValueError(f"`norm_epsilon` is {norm_epsilon}; expected at least 0")
         deformed = _deformed(deform_blocks, depths)
 
         self.dtype = dtype

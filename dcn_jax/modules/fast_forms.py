@@ -47,7 +47,7 @@ def max_pool_3x3(x: Float[Array, "N H W C"]) -> Float[Array, "N P Q C"]:
     the first in a window, row by row, has the gradient, as in torch and nnx.max_pool;
     it may be padding where all are zero, which a ReLU gives no gradient.
     """
-    # Columns first: the first of equal rows is then the last to be chosen.
+    # The rows last: of equal maxima the upper one comes before one further left.
     for axis in (2, 1):
         size = x.shape[axis]
         odd = size % 2

@@ -18,10 +18,12 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+from flax import nnx
 
+from dcn_jax.backbones import ResNet
 from dcn_jax.quoting import one_line, quoted
 from dcn_jax.weights.architecture import backbone_arguments
-from dcn_jax.weights.detector import missing_variables
+from dcn_jax.weights.detector import dotted, missing_variables
 from dcn_jax.weights.detector_file import DetectorFile, detector_in, translate
 from dcn_jax.weights.export import TARGETS, state_dict_of, write_state_dict
 from dcn_jax.weights.layouts import Axes
@@ -98,14 +100,18 @@ def _convert_backbone(weights: WeightFile, file: str, target: str, to: str) -> i
     variables, _, rest = translate(weights.tensors, RESNET, axes)
     if not variables:
         raise ValueError(f"{file} holds no detector and no ResNet with known names")
-    print(f"{file}: a ResNet, {backbone_arguments(variables)}")
+    arguments = backbone_arguments(variables)
+    print(f"{file}: a ResNet, {arguments}")
     if to == _OWN:
         raise ValueError(
             f"{file} holds a ResNet alone; expected a detector for --to={_OWN}"
         )
     ignored = tuple(name for name in rest if IGNORED.fullmatch(name))
     unused = tuple(name for name in rest if not IGNORED.fullmatch(name))
-    if _report(ignored, unused, ()):
+    state = nnx.state(nnx.eval_shape(lambda: ResNet(**arguments, rngs=nnx.Rngs(0))))
+    places = (dotted(path) for path, _ in nnx.to_flat_state(state))
+    missing = [name for name in places if name not in variables]
+    if _report(ignored, unused, missing):
         return 1
     write_state_dict(target, state_dict_of(variables, to, backbone=True))
     print(f"{len(variables)} tensors written to {quoted(target, 500)}")

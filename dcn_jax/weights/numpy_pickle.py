@@ -12,7 +12,22 @@ from dcn_jax.weights.torch_tensors import MAX_DIMENSIONS
 
 # Kinds and widths of the elements, as numpy names them: numbers and truth values.
 _TYPES = frozenset(
-    "b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split()  # noqa: SIM905
+    (
+        "b1",
+        "i1",
+        "i2",
+        "i4",
+        "i8",
+        "u1",
+        "u2",
+        "u4",
+        "u8",
+        "f2",
+        "f4",
+        "f8",
+        "c8",
+        "c16",
+    )
 )
 _ENCODE = "_codecs.encode"
 

@@ -10,6 +10,7 @@ A pickle may also ask for far more memory or time than it has bytes. So instruct
 paid from a budget, keys cannot be made to collide, and integers are small.
 """
 
+import abc
 import pickletools
 import re
 import struct
@@ -75,12 +76,12 @@ class StandIn:
         )
 
 
-class Unfinished:
+class Unfinished(abc.ABC):
     """What a constructor may return whose content comes later (instruction BUILD)."""
 
+    @abc.abstractmethod
     def set_state(self, state: Any) -> None:
         """Takes the content, which may be anything."""
-        raise NotImplementedError
 
 
 def load(

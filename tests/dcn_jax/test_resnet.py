@@ -166,6 +166,8 @@ def test_reduced_precision_keeps_parameters():
             "`deform_blocks` is -2; expected at",
         ),
         ({"output_stride": 8}, "`output_stride` is 8; expected 16 or 32"),
+        ({"first_dilation": 3}, "`first_dilation` is 3; expected 1 or 2"),
+        ({"norm_epsilon": -1e-5}, "`norm_epsilon` is -1e-05; expected at least 0"),
         ({"norm": "batch"}, "`norm` is 'batch'; expected one of"),
         ({"frozen_stages": 6}, "`frozen_stages` is 6; expected 0 to 5"),
     ],

@@ -122,6 +122,12 @@ def test_a_backbone_alone(tmp_path, capsys):
     for key, value in written.items():
         np.testing.assert_array_equal(value, tensors[key])
     assert main([str(source), str(target)]) == 1
+    target.unlink()
+    del tensors["layer3.0.conv1.weight"]
+    write_pth(source, tensors)
+    assert main([str(source), str(target), "--to=torchvision"]) == 1
+    assert "missing: 'layer3.0.conv1.kernel'" in capsys.readouterr().out
+    assert not target.exists()
 
 
 def test_what_is_unused_or_missing_is_listed(tmp_path, capsys):

@@ -68,11 +68,12 @@ def _matches(rows, module):
                 letter, _, more = name.partition("_")
                 numbers[letter] = int(text) - int(more)
             if min(numbers.values(), default=0) >= 0:
-                yield row, _FIELD.sub(lambda m: _number(m, numbers), template)  # noqa: B023
+                yield row, _numbered(template, numbers)
 
 
-def _number(field: re.Match, numbers: dict[str, int]) -> str:
-    return str(numbers[field[1]] + int(field[2] or 0))
+def _numbered(template: str, numbers: dict[str, int]) -> str:
+    """The template with its fields filled in."""
+    return _FIELD.sub(lambda m: str(numbers[m[1]] + int(m[2] or 0)), template)
 
 
 def _compiled(template: str, other: str, row: Row):
