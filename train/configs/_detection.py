@@ -10,6 +10,7 @@ from dcn_jax.detection.box_head import BoxHead, DetectionSelection, RoISampling
 from dcn_jax.detection.mask_head import MaskHead
 from dcn_jax.detection.mimic import REDUCTIONS, REGIONS, Mimic
 from dcn_jax.detection.rpn import RPN
+from dcn_jax.modules.deform_conv import BORDERS
 from dcn_jax.modules.norm import NORMS
 from dcn_jax.necks import FPN, DilatedConv5
 from dcn_jax.networks import MASK_NETWORKS, NETWORKS, POOL_LAYERS
@@ -130,6 +131,7 @@ RULES: dict[str, Rule] = {
     "model.backbone.deform_blocks": Row((Integer(at_least=-1),) * 4),
     "model.backbone.offset_groups": COUNT,
     "model.backbone.max_offset": NONNEGATIVE,
+    "model.backbone.border": OneOf(BORDERS),
     "model.backbone.norm_epsilon": NONNEGATIVE,
     "model.backbone.output_stride": OneOf((16, 32)),
     "model.backbone.first_dilation": OneOf((1, 2)),

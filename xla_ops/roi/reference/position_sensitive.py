@@ -53,9 +53,7 @@ def pool_groups(
     """
     maps = operands.maps
     channels = maps[0].shape[-1]
-    settings = dict(
-        output_size=output_size, group_size=group_size, sampling=sampling
-    )
+    settings = dict(output_size=output_size, group_size=group_size, sampling=sampling)
     if samples:
         pool_box = partial(_pool_gather, samples=samples, **settings)
         cost = 4 * samples**2 * math.prod(output_size) * channels
