@@ -16,10 +16,12 @@ from xla_ops.arguments import (
     check_array,
     check_beside,
     check_integer,
+    check_map_sizes,
     check_pair,
     check_rank,
     check_shape,
     coordinate_dtype,
+    whole_size,
 )
 
 # The kernels refuse more, which is far beyond any use. Up to this side, float32 holds

@@ -95,7 +95,7 @@ def test_a_sample_that_is_moved_to_the_last_pixel_has_no_derivative(implementati
     # Of a 1x1 kernel at every pixel, all to the same place.
     place = jnp.asarray([2.25, 3.5])
     grid = jnp.stack(jnp.meshgrid(jnp.arange(3.0), jnp.arange(4.0), indexing="ij"), -1)
-    offset = (place - grid)[None, :, :, None, None]
+    offset = (place[None, None] - grid)[None, :, :, None, None]
 
     @jax.jit
     def run(x, offset):

@@ -30,7 +30,8 @@ ffi::Error forward(ffi::ThreadPool& pool, const ffi::RemainingArgs& args,
 }
 
 // The blocks that own the gradient maps, the largest maps first: enough for all threads.
-std::vector<RoiMapBlock> map_blocks(const RoiPoolOperands& op, int64_t threads) {
+std::vector<RoiMapBlock> map_blocks(const RoiPoolOperands& op, int64_t most_channels,
+                                    int64_t threads) {
   const int64_t groups = op.group_h * op.group_w, planes = op.N * op.L * groups;
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   int64_t all_rows = 0;
@@ -39,7 +40,7 @@ std::vector<RoiMapBlock> map_blocks(const RoiPoolOperands& op, int64_t threads) 
   // `threads` is 0 where XLA has no pool.
   const int64_t wanted = kBlocksOfThread * std::max<int64_t>(threads, 1);
   const int64_t most_bands = ceil_div(all_rows, op.L * kMinBlockRows);
-  int64_t width = kMaxBlockChannels;
+  int64_t width = std::max(most_channels, kMinBlockChannels);
   while (width > kMinBlockChannels && planes * ceil_div(op.C, width) * most_bands < wanted) {
     width /= 2;
   }
@@ -90,7 +91,7 @@ ffi::Error backward(ffi::ThreadPool& pool, const ffi::RemainingArgs& args,
     if (failed.failure()) return failed;
   }
   return for_each_block(
-      pool, op, map_blocks(op, pool.num_threads()),
+      pool, op, map_blocks(op, kernels.block_channels, pool.num_threads()),
       [&](int64_t pixels, int64_t channels) {
         return kernels.scratch_bytes(op, pixels, channels);
       },

@@ -328,7 +328,7 @@ int64_t scratch_bytes(const RoiPoolOperands& op, int64_t pixels, int64_t channel
 
 template <typename T>
 constexpr RoiPoolKernels kKernels = {scratch_bytes<T>, forward<T>, bin_gradient<T>,
-                                     map_gradient<T>};
+                                     map_gradient<T>, kBlockVectors * kLanes<Arithmetic<T>>};
 
 }  // namespace
 }  // namespace XLA_OPS_ISA

@@ -25,6 +25,8 @@ struct RoiPoolKernels {
   // depend on how the map is cut into blocks.
   void (*map_gradient)(const RoiPoolOperands& op, const void* g, const RoiMapBlock& block,
                        void* scratch);
+  // Channels of a block of map_gradient(), at most: what a pass over the taps keeps in registers.
+  int64_t block_channels;
 };
 const RoiPoolKernels& roi_pool_kernels(ElementType type);
 
