@@ -1,12 +1,16 @@
-// How the kernels of nms cut their work. No figure of a comparison is on record; what each
-// constant trades is said. Those of CUDA are not measured: no GPU has run them.
+// How the kernels of nms cut their work.
+//
+// Figures are times with another value over those with this one, by `python -m
+// scripts.benchmark.constants` on two cores of an AMD EPYC without AVX-512, November 2026.
+// Those of CUDA are not measured: no GPU has run them.
 #ifndef XLA_OPS_NMS_TUNING_H_
 #define XLA_OPS_NMS_TUNING_H_
 
 namespace xla_ops {
 
 // Vectors of selected boxes that are compared before it is asked whether one overlaps: few
-// branches against comparisons behind the one that decides.
+// branches against comparisons behind the one that decides. 2: 1.34 in one class, 1.08 in 80; 8:
+// 1.04 and 1.10.
 constexpr int kVectorsTogether = 4;
 
 namespace cuda {
