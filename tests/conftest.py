@@ -10,6 +10,7 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
     # Most of the time goes into compiling what runs once, for a moment. XLA cannot do
     # without optimisation for a GPU.
     _FLAGS["--xla_backend_optimization_level"] = 0
+    _FLAGS["--xla_llvm_disable_expensive_passes"] = "true"
     if importlib.metadata.version("jax").startswith("0.10."):
         # Newer XLA has no such option.
         _FLAGS["--xla_cpu_use_fusion_emitters"] = "false"

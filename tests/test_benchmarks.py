@@ -87,6 +87,7 @@ def test_ratios_are_medians_of_the_ratios_of_processes():
     }
 
 
+@pytest.mark.slow
 def test_scratch_memory_is_that_of_a_fresh_process():
     text = ops.memory_section({"tiny": (2, 16, 8, 8)}, Settings(rounds=1))
     (found,) = cells(text).values()
