@@ -56,21 +56,6 @@ for row, base in kernels[0].items():
 print(json.dumps(found))
 """
 
-# Leaves objects of other instruction sets as they are, once they exist.
-_LAUNCHER = """#!/bin/sh
-previous=
-for word in "$@"; do
-  if [ "$previous" = -o ]; then
-    case "$word" in
-      CMakeFiles/cpu_handlers* | CMakeFiles/cpu_{isa}*) ;;
-      CMakeFiles/cpu_*) [ -e "$word" ] && exec touch "$word" ;;
-    esac
-  fi
-  previous=$word
-done
-exec "$@"
-"""
-
 _LAYERS = r"deform_conv2d: (128ch|256ch|512ch)"
 _POOLING = "RoI pooling and NMS: (roi_align|deform_roi_pool|deform_ps)"
 
@@ -176,14 +161,12 @@ class Build:
             file.write_text(file.read_text().replace('"dcn_jax.', f'"{package}.'))
         (path / "xla_ops").rename(path / package)
         isa = importlib.import_module("xla_ops._cpu").instruction_set()
-        launcher = path / "launcher.sh"
-        launcher.write_text(_LAUNCHER.replace("{isa}", isa))
-        launcher.chmod(0o755)
+        launcher = ROOT / "scripts" / "one_isa.sh"
         _call(
             path,
             *("cmake", "-S", package, "-B", "build", "-G", "Ninja"),
             *("-DXLA_OPS_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}"),
-            f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}",
+            f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher};{isa}",
         )
 
     def make(self) -> None:

@@ -1,5 +1,6 @@
 """Plants a bug in a copy of the tree and runs a check on it."""
 
+import importlib
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ _LONGEST_S = 900
 _SANITIZERS = {"address": "address,undefined,float-cast-overflow", "thread": "thread"}
 _FUZZ = ("--cases=6000", "--seed=1")
 FOUND, QUIET = "found", "quiet"
+# Bugs are looked for in the kernels of this machine alone.
+_LAUNCHER = _ROOT / "scripts" / "one_isa.sh"
 
 
 class PlantingFailed(Exception):
@@ -117,6 +120,7 @@ class Copy:
                     f"-DPython_EXECUTABLE={sys.executable}",
                     *("-DXLA_OPS_FUZZ=ON", "-DXLA_OPS_CUDA=OFF"),
                     f"-DXLA_OPS_SANITIZE={sanitizers}",
+                    f"-DCMAKE_CXX_COMPILER_LAUNCHER={_LAUNCHER};{_isa()}",
                 ]
             )
             if done.returncode:
@@ -148,3 +152,7 @@ def _tail(done: subprocess.CompletedProcess) -> str:
     marks = ("FINDING", "FAILED", "ERROR:", "WARNING:", "runtime error", "error:")
     told = [line for line in lines if any(mark in line for mark in marks)]
     return (told or lines or [f"status {done.returncode}"])[0].strip()[:110]
+
+
+def _isa() -> str:
+    return importlib.import_module("xla_ops._cpu").instruction_set()

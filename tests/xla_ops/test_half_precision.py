@@ -254,3 +254,53 @@ def test_gradients_of_roi_offset_and_mask_sum_up(implementation, dtype, beside):
     assert abs(float(doffset[0, 0, 0, 0, 1]) / MANY - 1) < 1e-3
     # The bin reads the ramp at column 3.
     assert abs(float(dmask[0, 0, 0, 0]) / (1.5 * MANY) - 1) < 1e-3
+
+
+@HALF
+@BOTH
+@pytest.mark.parametrize("operator", ["deform_conv2d", "roi_align"])
+def test_results_are_rounded_to_the_nearest_and_halves_to_even(
+    operator, implementation, dtype
+):
+    """The mean of two pixels, many of them neighbours in that type, and its gradient."""
+    rng = np.random.default_rng(0)
+    channels = 77
+    dtype = jnp.dtype(dtype)
+    first = rng.uniform(1, 100, channels).astype(dtype)
+    second = rng.uniform(1, 100, channels).astype(dtype)
+    # The next number: their mean is exactly between the two.
+    ties = slice(0, 50)
+    second[ties] = (first[ties].view(np.uint16) + 1).view(dtype)
+    x = np.stack([first, second])[None, None]
+
+    if operator == "deform_conv2d":
+        offset = np.zeros((1, 1, 2, 1, 1, 2), np.float32)
+        offset[0, 0, 0, 0, 0, 1] = 0.5
+
+        def run(x):
+            kernel = jnp.eye(channels, dtype=dtype)[None, None]
+            return deform_conv2d(x, offset, kernel, implementation=implementation)
+
+    else:
+        rois = np.asarray([[[0.5, 0, 1.5, 1], [1, 0, 2, 1]]], np.float32)
+
+        def run(x):
+            return roi_align(
+                x,
+                rois,
+                output_size=1,
+                spatial_scale=1.0,
+                sampling_ratio=1,
+                implementation=implementation,
+            )[:, :, 0, 0][:, None]
+
+    cotangent = rng.uniform(1, 100, (1, 1, 2, channels)).astype(dtype)
+    y, (dx,) = pull_back(run, cotangent, x)
+
+    def rounded(values):
+        return np.asarray(values, np.float32).astype(dtype)
+
+    first, second = first.astype(np.float32), second.astype(np.float32)
+    np.testing.assert_array_equal(y[0, 0], rounded([(first + second) / 2, second]))
+    g, h = cotangent[0, 0].astype(np.float32)
+    np.testing.assert_array_equal(dx[0, 0], rounded([g / 2, g / 2 + h]))
