@@ -78,7 +78,7 @@ def test_it_starts_as_aligned_pooling():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_features": 0}, "`hidden_features` is 0"),
+        ({"hidden_features": -1}, "`hidden_features` is -1"),
         ({"output_size": 0}, "`output_size`"),
         ({"offset_scale": float("nan")}, "`offset_scale`"),
     ],
