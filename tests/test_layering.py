@@ -41,8 +41,11 @@ INNER = {
         "necks": {"modules", "padding"},
         "trunk": {"backbones", "necks", "padding"},
         "detection": {"boxes", "losses", "modules", "padding", "trunk"},
+        "segmentation": {"losses", "modules", "padding", "trunk"},
         "explain": {"modules"},
-        "networks": {"backbones", "detection", "modules", "necks", "trunk"},
+        "networks": {
+            *("backbones", "detection", "modules", "necks", "segmentation", "trunk"),
+        },
         "weights": {
             *("backbones", "boxes", "detection", "modules", "networks", "trunk"),
             *("quoting", "regular_file"),
