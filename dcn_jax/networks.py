@@ -123,7 +123,7 @@ def mask_rcnn_fpn(
       num_classes: Foreground classes.
       mask: Of `MaskHead`.
       mask_pool: Of the pooling layer of the mask head.
-      **stages: As in `faster_rcnn_fpn`.
+      **stages: See `BoxStages`; `neck` of `FPN`.
 
     Raises:
       TypeError: An argument is not of its kind; the message names it.
