@@ -83,6 +83,7 @@ def test_rows_are_what_their_names_say():
     assert config.data.name == "coco_instances" and config.batch_size == 8
     config = dcnv1.get_config("table1/deeplab_cityscapes/1")
     assert config.data.name == "cityscapes" and config.data.crop == (768, 1024)
+    assert multiplier(branch, config.optim) == 2
     assert multiplier("head.score.bias", config.optim) == 2
     assert multiplier("head.score.kernel", config.optim) == 1
 
