@@ -1,8 +1,8 @@
 """Lists the rows of the papers' tables: `python -m train.tables`.
 
-Each row of the second paper is an argument of train/configs/dcnv2.py. Beside the paper's AP stand its
-parameters and multiply-adds, what our networks have, and the AP of an evaluation that
-lies in runs/NAME, where a run of that row wrote one.
+Each row of the second paper is an argument of train/configs/dcnv2.py. Beside the
+paper's AP stand its parameters and multiply-adds, what our networks have, and the AP of
+an evaluation that lies in runs/NAME, where a run of that row wrote one.
 
 The paper does not say which network it counted: no network of its text has the figures
 of its regular rows. What a row adds to them is exact, so of each column one number, the
