@@ -50,6 +50,7 @@ class Bottleneck(nnx.Module):
         modulated: bool,
         offset_groups: int,
         max_offset: float,
+        border: str,
         mask_scale: int,
         dtype,
         param_dtype,
@@ -81,6 +82,7 @@ class Bottleneck(nnx.Module):
                 (3, 3),
                 offset_groups=offset_groups,
                 max_offset=max_offset,
+                border=border,
                 modulated=modulated,
                 mask_scale=mask_scale,
                 **three,
@@ -104,7 +106,11 @@ class Bottleneck(nnx.Module):
         out_sizes = None if sizes is None else map_sizes(sizes, self.strides)
         middle = out_sizes if self.stride_in_1x1 else sizes
         y = jax.nn.relu(self.norm1(self.conv1(x), middle))
-        y = self.conv2(clear_padding(y, middle))
+        y = clear_padding(y, middle)
+        if isinstance(self.conv2, DeformConv):
+            y = self.conv2(y, middle)
+        else:
+            y = self.conv2(y)
         y = jax.nn.relu(self.norm2(y, out_sizes))
         y = self.norm3(self.conv3(y), out_sizes)
         if self.has_downsample:
@@ -138,6 +144,7 @@ class ResNet(nnx.Module):
       offset_groups: Deformable groups.
       max_offset: Bound of the offsets in pixels of their map, see `DeformConv`; 0 has
         none.
+      border: "zeros", or "v1" for the first release's weights, see `DeformConv`.
       mask_scale: 1 (sigmoid) or 2 (twice the sigmoid, which starts at 1).
       output_stride: Of conv5: 32, or 16: no stride, and its 3x3 convolutions dilated
         (the papers' networks without a pyramid).
@@ -170,6 +177,7 @@ class ResNet(nnx.Module):
         modulated: bool = True,
         offset_groups: int = 1,
         max_offset: float = 0.0,
+        border: str = "zeros",
         mask_scale: int = 1,
         output_stride: int = 32,
         dilation: int = 2,
@@ -250,6 +258,7 @@ class ResNet(nnx.Module):
                         modulated=modulated,
                         offset_groups=offset_groups,
                         max_offset=max_offset,
+                        border=border,
                         mask_scale=mask_scale,
                         **types,
                     )

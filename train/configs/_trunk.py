@@ -1,5 +1,6 @@
 """What the fields of backbone, trunk and neck may hold, which every network has."""
 
+from dcn_jax.modules.deform_conv import BORDERS
 from dcn_jax.modules.norm import NORMS
 from train.rules import (
     COUNT,
@@ -21,6 +22,7 @@ RULES: dict[str, Rule] = {
     "model.backbone.deform_blocks": Row((Integer(at_least=-1),) * 4),
     "model.backbone.offset_groups": COUNT,
     "model.backbone.max_offset": NONNEGATIVE,
+    "model.backbone.border": OneOf(BORDERS),
     "model.backbone.norm_epsilon": NONNEGATIVE,
     "model.backbone.output_stride": OneOf((16, 32)),
     "model.backbone.dilation": COUNT,
