@@ -41,7 +41,7 @@ def test_the_gradient_agrees_with_finite_differences(x64):
 
 
 def test_it_learns_classes_from_the_reduced_conv5():
-    model = make_class_aware_rpn()
+    model = tiny_class_aware_rpn()
     assert model.trunk.neck.rpn_features == model.trunk.neck.roi_features == 8
     assert model.rpn.classifier.kernel.shape == (1, 1, 8, 4 * model.rpn.num_anchors)
     losses = jax.eval_shape(lambda m: m.losses(tiny_batch(), jax.random.key(0)), model)
@@ -98,7 +98,7 @@ def test_one_class_is_told_from_the_background():
 
 
 def test_other_strides_are_refused():
-    trunk = make_class_aware_rpn().trunk
+    trunk = tiny_class_aware_rpn().trunk
     rpn = RPN(8, (32,), num_classes=3, features=8, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"`rpn` has strides \(32,\); expected those"):
         OneStage(trunk, rpn)
