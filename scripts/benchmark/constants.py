@@ -1,14 +1,15 @@
 """What the constants of the kernels' tuning.h are worth: their halves and doubles.
 
-    python -m scripts.benchmark.constants [--only=REGEX] [--rounds=15] [--results=FILE]
+    python -m scripts.benchmark.constants [--only=REGEX] [--rounds=21] [--results=FILE]
 
-Builds the CPU library in a copy of the tree with one constant changed, and times the
-benchmark's rows that the constant has a say in beside the library as it is: processes
-take turns, and a time is the least of their medians. Prints a line for each constant
-and row: the time with the changed constant over the time without. Lines are kept in
+Builds the CPU library in a copy of the tree with one constant changed, under names of
+its own, and loads it beside the library as it is: in one process both take turns call
+by call over the benchmark's rows that the constant has a say in. Prints a line for each
+value and row: the median of the time with it over the time without. Lines are kept in
 `--results`, so that a sweep that was stopped goes on.
 
-Only kernels of this machine's instruction set are built anew.
+Only kernels of this machine's instruction set are built anew. The first line compares
+the library with a copy of itself: what is nearer to 1 than that says nothing.
 """
 
 import argparse
@@ -23,29 +24,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-CSRC = Path("xla_ops/csrc")
-_PROCESSES = 2
 
-# Times the kernels alone, of the rows that a regular expression finds.
-_TIMES = """
-import json, re, sys
-# An editable installation would come before this copy.
-sys.meta_path[:] = [finder for finder in sys.meta_path
-    if not type(finder).__module__.startswith("_editable")]
-import xla_ops
-from scripts.benchmark.ops import TABLES
-from scripts.benchmark.timing import Settings, measure
-rows, rounds, folder = sys.argv[1:]
-assert xla_ops.__file__.startswith(folder), xla_ops.__file__
+# Loads two trees, and times the kernels of the rows that a regular expression finds.
+_RATIOS = """
+import importlib, json, re, statistics, sys
+from scripts.benchmark.constants import clear_modules
+rows, rounds, *folders = sys.argv[1:]
+kernels = []
+for folder in folders:
+    clear_modules()
+    sys.path.insert(0, folder)
+    ops = importlib.import_module("scripts.benchmark.ops")
+    kernels.append({
+        f"{table.title}: {case.title}": case.make()["kernel"]
+        for table in ops.TABLES
+        for case in table.cases
+        if re.search(rows, f"{table.title}: {case.title}")
+    })
+    sys.path.remove(folder)
+timing = importlib.import_module("scripts.benchmark.timing")
 found = {}
-for table in TABLES:
-    for case in table.cases:
-        name = f"{table.title}: {case.title}"
-        if re.search(rows, name):
-            kernel = {"kernel": case.make()["kernel"]}
-            times, = measure([case._replace(make=lambda: kernel)], Settings(int(rounds)))
-            found |= {f"{name}, {key[7:]}": time for key, time in times.items()
-                      if key.startswith("kernel ")}
+for row, base in kernels[0].items():
+    both = base, kernels[1][row]
+    turns = [timing.make_turns("kernel", kernel, None) for kernel in both]
+    for part in turns[0]:
+        ratios = []
+        for _ in range(int(rounds)):
+            before, after, again = (turns[i][part]() for i in (0, 1, 0))
+            ratios.append(2 * after / (before + again))
+        found[f"{row}, {part.removeprefix('kernel ')}"] = statistics.median(ratios)
 print(json.dumps(found))
 """
 
@@ -131,6 +138,8 @@ CONSTANTS = (
     Constant("simd", "kMaxDepth", ("192",), _LAYERS),
     Constant("simd", "kStepsBesideVector", ("2", "8"), _LAYERS),
 )
+# A value that it has: how far the noise goes.
+_UNCHANGED = Constant("deform_conv", "kAhead", ("12",), f"{_LAYERS}|{_POOLING}")
 
 
 def changed(text: str, name: str, value: str) -> str:
@@ -147,85 +156,110 @@ def changed(text: str, name: str, value: str) -> str:
 
 
 class Build:
-    """A copy of the tree in which the CPU library is built."""
+    """A copy of the tree in which the CPU library is built.
 
-    def __init__(self, path: Path):
-        """Copies what the library and the benchmark need."""
-        self.path = path
+    Args:
+      path: Where to.
+      package: Name in the place of "xla_ops", also of its custom calls: a process keeps
+        one module of a name.
+    """
+
+    def __init__(self, path: Path, package: str):
+        self.path, self._package = path, package
         for folder in ("xla_ops", "dcn_jax", "scripts"):
             ignored = shutil.ignore_patterns("__pycache__", "*.so")
             shutil.copytree(ROOT / folder, path / folder, ignore=ignored)
-        self._build = path / "build"
+        for file in path.glob("**/*.py"):
+            text = re.sub(r"\bxla_ops\b", package, file.read_text())
+            file.write_text(text.replace('"dcn_jax.', f'"{package}.'))
+        for file in path.glob("xla_ops/**/*.cc"):
+            file.write_text(file.read_text().replace('"dcn_jax.', f'"{package}.'))
+        (path / "xla_ops").rename(path / package)
         isa = importlib.import_module("xla_ops._cpu").instruction_set()
         launcher = path / "launcher.sh"
         launcher.write_text(_LAUNCHER.replace("{isa}", isa))
         launcher.chmod(0o755)
-        self._call(
-            *("cmake", "-S", "xla_ops", "-B", "build", "-G", "Ninja"),
+        _call(
+            path,
+            *("cmake", "-S", package, "-B", "build", "-G", "Ninja"),
             *("-DXLA_OPS_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}"),
             f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}",
         )
 
     def make(self) -> None:
         """Builds the library beside the package."""
-        self._call("ninja", "-C", "build", "_cpu")
-        for library in self._build.glob("**/_cpu*.so"):
-            target = self.path / "xla_ops" / library.name
-            if library != target:
-                shutil.copy(library, target)
+        _call(self.path, "ninja", "-C", "build", "_cpu")
 
-    def times(self, rows: str, rounds: int) -> dict[str, float]:
-        """Median milliseconds of the kernel by "table: row, part", in one process."""
-        folder = str(self.path)
-        done = self._call(sys.executable, "-c", _TIMES, rows, str(rounds), folder)
-        return json.loads(done.stdout.splitlines()[-1])
+    def set(self, constant: Constant, value: str) -> None:
+        """Gives a constant another value."""
+        header = Path("csrc") / constant.family / "tuning.h"
+        text = (ROOT / "xla_ops" / header).read_text()
+        (self.path / self._package / header).write_text(
+            changed(text, constant.name, value)
+        )
 
-    def _call(self, *command: str) -> subprocess.CompletedProcess:
-        done = subprocess.run(command, cwd=self.path, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)[:200]}\n{done.stdout}{done.stderr}")
-        return done
+    def restore(self, constant: Constant) -> None:
+        """Gives all constants of its header their own values."""
+        header = Path("csrc") / constant.family / "tuning.h"
+        shutil.copy(ROOT / "xla_ops" / header, self.path / self._package / header)
 
 
 def compare(base: Build, other: Build, rows: str, rounds: int) -> dict[str, float]:
     """Time of the second over that of the first, by row."""
-    least: tuple[dict[str, float], dict[str, float]] = ({}, {})
-    for _ in range(_PROCESSES):
-        for build, best in zip((base, other), least, strict=True):
-            for row, time in build.times(rows, rounds).items():
-                best[row] = min(time, best.get(row, time))
-    return {row: least[1][row] / time for row, time in least[0].items()}
+    folders = str(base.path), str(other.path)
+    command = sys.executable, "-c", _RATIOS, rows, str(rounds), *folders
+    return json.loads(_call(base.path, *command).splitlines()[-1])
+
+
+def clear_modules() -> None:
+    """Forgets what is imported by the same names from both trees.
+
+    And where an editable installation has it.
+    """
+    sys.meta_path[:] = [
+        finder
+        for finder in sys.meta_path
+        if not type(finder).__module__.startswith("_editable")
+    ]
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("dcn_jax", "scripts"):
+            del sys.modules[name]
+
+
+def _call(folder: Path, *command: str) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)[:200]}\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def main() -> None:
     """Sweeps, and prints what it finds."""
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmark.constants")
     parser.add_argument("--only", default="", help="constants whose name it finds")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--results", type=Path, help="kept between calls")
     options = parser.parse_args()
     kept = options.results
     found = json.loads(kept.read_text()) if kept and kept.exists() else {}
     with tempfile.TemporaryDirectory() as work:
-        base, other = Build(Path(work) / "base"), Build(Path(work) / "other")
+        base = Build(Path(work) / "base", "base_ops")
+        other = Build(Path(work) / "other", "other_ops")
         base.make()
-        for constant in CONSTANTS:
+        for constant in (_UNCHANGED, *CONSTANTS):
             if not re.search(options.only, constant.name):
                 continue
-            header = CSRC / constant.family / "tuning.h"
-            text = (ROOT / header).read_text()
             for value in constant.values:
                 key = f"{constant.family}/{constant.name} = {value}"
                 if key not in found:
-                    new = changed(text, constant.name, value)
-                    (other.path / header).write_text(new)
+                    other.set(constant, value)
                     other.make()
                     found[key] = compare(base, other, constant.rows, options.rounds)
                     if kept:
                         kept.write_text(json.dumps(found, indent=2) + "\n")
                 for row, ratio in found[key].items():
                     print(f"{key}  {row}  {ratio:.3f}", flush=True)
-            (other.path / header).write_text(text)
+            other.restore(constant)
 
 
 if __name__ == "__main__":

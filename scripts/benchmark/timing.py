@@ -85,7 +85,7 @@ def _measure_case(
     turns: dict[str, Callable[[], float]] = {}
     slow = set()
     for name, candidate in case.make().items():
-        added = _turns(name, candidate, torch)
+        added = make_turns(name, candidate, torch)
         turns |= added
         slow |= {
             turn for turn in added if candidate.slow and turn.startswith(f"{name} ")
@@ -107,10 +107,13 @@ def _measure_case(
     return {name: statistics.median(t) * 1e3 for name, t in times.items()}
 
 
-def _turns(
+def make_turns(
     name: str, candidate: Candidate, torch: TorchWorker | None
 ) -> dict[str, Callable[[], float]]:
-    """The candidate and its peer, warmed up, after a check that they do the same."""
+    """Seconds of a call of the candidate and its peer, by "name part".
+
+    Both are warmed up, after a check that they do the same.
+    """
     function = candidate.function
     arguments = tuple(jax.numpy.asarray(array) for array in candidate.arguments)
     forward = functools.partial(jax.jit(function), *arguments)

@@ -297,9 +297,8 @@ def test_ninety_classes_of_ones_own_are_kept(tmp_path):
     write_any(tmp_path / "a.pth", tensors)
     detector = read_detector(tmp_path / "a.pth", coco_ids=False)
     assert detector.arguments["num_classes"] == 90
-    np.testing.assert_array_equal(
-        detector.variables["roi.classifier.bias"], tensors[bias]
-    )
+    found = detector.variables["roi.classifier.bias"]
+    np.testing.assert_array_equal(found, tensors[bias])
     # A detector of 90 classes says so itself.
     model = import_detector(tmp_path / "a.pth", coco_ids=False)
     report = init_from(model, tmp_path / "a.pth")

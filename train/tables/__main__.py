@@ -125,8 +125,8 @@ def main() -> None:
     print(
         "\n*: not what is printed, which no baseline makes agree: taken for a misprint"
     )
-    for table in ("table3", "table4"):
-        print(f"\n{table}\n{'row':38}{'AP':>11}{'run':>11}")
+    for table, images in (("table3", "val2017"), ("table4", "test-dev; runs val2017")):
+        print(f"\n{table}, AP on {images}\n{'row':38}{'AP':>11}{'run':>11}")
         for arg in PRINTED:
             if arg.startswith(table):
                 print(f"{arg:38}{_ap(arg):>11}{recorded(runs, arg):>11}")
