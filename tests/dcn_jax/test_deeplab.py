@@ -55,7 +55,7 @@ def test_upsampling_is_the_transposed_convolution(x64, factor):
 
 def test_the_loss_is_the_mean_over_pixels_that_are_judged(x64):
     batch = tiny_label_batch()
-    sizes = batch.sizes.at[1].set(jnp.asarray([30, 20]))
+    sizes = batch.sizes.at[1].set(jnp.asarray([30, 20], jnp.int32))
     rng = np.random.default_rng(2)
     logits = jnp.asarray(rng.normal(size=(*batch.labels.shape, 4)))
     judged = np.asarray(batch.labels) != 255

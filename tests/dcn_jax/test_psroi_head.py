@@ -200,7 +200,7 @@ def test_offset_classes_divide_the_result():
         PSRoIPool(4, 6, 2, spatial_scale=1.0, offset_classes=4, rngs=nnx.Rngs(0))
 
 
-def test_it_cannot_mimic(monkeypatch):
+def test_it_cannot_mimic(x64, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(TypeError, match="`head` is PSRoIHead, which has no represent"):
         Mimic(random_head(), rngs=nnx.Rngs(0))
