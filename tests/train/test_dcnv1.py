@@ -76,9 +76,8 @@ def test_rows_are_what_their_names_say():
     assert config.model.psroi.deformable and config.batch_size == 4
     assert config.optim.lr == 0.002 and config.epochs == 14
     assert multiplier("trunk.neck.reduction.kernel", config.optim) == 3
-    assert (
-        multiplier("trunk.backbone.layer4.0.conv2.offset_conv.bias", config.optim) == 1
-    )
+    branch = "trunk.backbone.layer4.0.conv2.offset_conv.bias"
+    assert multiplier(branch, config.optim) == 1
     config = dcnv1.get_config("table5/rfcn/plain")
     assert config.data.name == "coco_instances" and config.batch_size == 8
     config = dcnv1.get_config("table1/deeplab_cityscapes/1")
