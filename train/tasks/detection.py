@@ -230,6 +230,7 @@ def padded_boxes(
     boxes = transforms.clip_boxes(boxes, geometry.size)
     if geometry.flip:
         boxes = transforms.flip_boxes(boxes, geometry.size[1])
+    boxes = transforms.crop_boxes(boxes, geometry.corner, geometry.shown)
     # A box may be so small that it vanishes where it is scaled and moved.
     seen = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))[:max_boxes]
     rows = {
