@@ -1,10 +1,11 @@
-"""Detection: boxes with classes, and masks, found by a network, judged by COCO's AP.
+"""Detection: boxes with classes, and masks, found by a network, judged by their AP.
 
 Shape letters: M ground-truth boxes of an image (padded), D detections of an image.
 """
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,17 @@ from train.data.geometry import Geometry
 from train.data.source import Example, Source
 from train.evaluation.coco import AveragePrecision
 from train.evaluation.coco_results import coco_results, original_boxes
+from train.evaluation.voc import VocAveragePrecision
 from train.sections import construct, settings_of
 from train.skeleton import variables_of
 from train.task import Network, Start
 
+# What `Source.judged_by` may name.
+METRICS: dict[str, Callable[[Any], AveragePrecision]] = {
+    "coco": AveragePrecision,
+    "voc_11point": functools.partial(VocAveragePrecision, rule="11point"),
+    "voc_area": functools.partial(VocAveragePrecision, rule="area"),
+}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Sections of the model that weights depend on, though shapes may not tell ...
 _ARCHITECTURE = (
@@ -155,8 +163,8 @@ class Detection:
         return padded_boxes(example, geometry, data.max_boxes, data.mask_size)
 
     def metric(self, source: Source) -> AveragePrecision:
-        """Box AP as COCO's, and mask AP where masks are predicted."""
-        return AveragePrecision(source)
+        """COCO's AP of boxes, and of masks if predicted; on VOC, its mAP too."""
+        return METRICS[source.judged_by](source)
 
     def draw(
         self,
