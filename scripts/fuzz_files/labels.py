@@ -45,9 +45,11 @@ def read(path: Path) -> None:
         )
         assert labels.ndim == 2 and labels.nbytes <= _MAX_UNPACKED
     else:
-        for palette in (voc_palette(), None):
-            labels = label_maps.decode(data, name, _MAX_PIXELS, palette=palette)
-            assert labels.ndim == 2 and labels.dtype == np.uint8
+        try:
+            labels = label_maps.decode(data, name, _MAX_PIXELS, palette=voc_palette())
+        except ValueError:
+            labels = label_maps.decode(data, name, _MAX_PIXELS)
+        assert labels.ndim == 2 and labels.dtype == np.uint8
 
 
 def write(rng: np.random.Generator, path: Path) -> str:
