@@ -162,3 +162,33 @@ def check_pair(name: str, value: Any, minimum: int = 1) -> tuple[int, int]:
 
 def _one_of(names: tuple[str, ...]) -> str:
     return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
+def whole_size(x: jax.Array) -> jax.Array:
+    """Size of a map [N, H, W, C], [1, 2] int32."""
+    return jnp.asarray([x.shape[1:3]], jnp.int32)
+
+
+def check_map_sizes(name: str, sizes: Any, x: jax.Array) -> jax.Array:
+    """Size of the part of each image's map that counts.
+
+    Args:
+      name: In messages.
+      sizes: Should be [N, 2]; more than the map is the map, and NaN 0.
+      x: The map, [N, H, W, C].
+
+    Returns:
+      [N, 2] int32.
+
+    Raises:
+      TypeError, ValueError: It does not fit.
+    """
+    sizes = check_array(name, sizes, (*INTEGERS, *FLOATS), saturate=True)
+    check_shape(name, sizes, (x.shape[0], 2), "N, 2")
+    if sizes.dtype.itemsize < 4:
+        # A narrow type may not hold the size of the map.
+        whole_numbers = jnp.issubdtype(sizes.dtype, jnp.integer)
+        sizes = sizes.astype(jnp.int32 if whole_numbers else jnp.float32)
+    # NaN compares with nothing and becomes 0.
+    inside = jnp.minimum(sizes, whole_size(x).astype(sizes.dtype))
+    return jnp.where(sizes > 0, inside, 0).astype(jnp.int32)

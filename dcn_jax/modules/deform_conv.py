@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from dcn_jax.modules.arguments import (
     check_integer,
@@ -24,6 +24,7 @@ from dcn_jax.modules.arguments import (
 )
 from dcn_jax.modules.batch_split import conv_general_dilated, split_by_batch
 from xla_ops import deform_conv2d, sampling_positions
+from xla_ops.deform_conv.border import BORDERS
 
 _lecun_normal = nnx.initializers.lecun_normal()
 _zeros = nnx.initializers.zeros
@@ -63,6 +64,8 @@ class DeformConv(nnx.Module):
       max_offset: Bound of |dy| and |dx| in pixels of the input map, reached smoothly:
         max_offset * tanh(offset / max_offset), as in BasicVSR++ (Chan et al. 2022,
         arXiv:2104.13371, section 3.2); 0 has none.
+      border: What lies around the map, see `xla_ops.deform_conv2d`: "zeros", or "v1",
+        as in the first release's weights.
       mask_scale: 1, as in mmdetection, detectron2 and the text of the paper; or 2, as
         in the authors' example, which leaves the scale of a pretrained layer as it is.
       use_bias: Whether to add a bias.
@@ -101,6 +104,7 @@ class DeformConv(nnx.Module):
         offset_groups: int = 1,
         modulated: bool = True,
         max_offset: float = 0.0,
+        border: str = "zeros",
         mask_scale: int = 1,
         use_bias: bool = True,
         dtype: Any = None,
@@ -122,6 +126,7 @@ class DeformConv(nnx.Module):
             feature_group_count=feature_group_count,
             offset_groups=offset_groups,
             max_offset=max_offset,
+            border=border,
             mask_scale=mask_scale,
         )
         self.kernel_size = arguments.kernel_size
@@ -132,6 +137,7 @@ class DeformConv(nnx.Module):
         self.offset_groups = arguments.offset_groups
         self.modulated = modulated
         self.max_offset = arguments.max_offset
+        self.border = arguments.border
         self.mask_scale = arguments.mask_scale
         self.dtype = dtype
 
@@ -158,8 +164,16 @@ class DeformConv(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N P Q K"]:
-        """Applies the layer."""
+    def __call__(
+        self, x: Float[Array, "N H W C"], map_sizes: Num[Array, "N 2"] | None = None
+    ) -> Float[Array, "N P Q K"]:
+        """Applies the layer.
+
+        Args:
+          x: The map; its padding is zero.
+          map_sizes: (height, width) of what is no padding, where the border "v1" ends;
+            None: all of it.
+        """
         offset, mask = self.sampling(x)
         # Costs nothing unless somebody captures them.
         if any(type(v) is Samples for v in getattr(self, "__captures__", ())):
@@ -188,6 +202,8 @@ class DeformConv(nnx.Module):
             padding=self.padding,
             kernel_dilation=self.kernel_dilation,
             feature_group_count=self.feature_group_count,
+            border=self.border,
+            map_sizes=map_sizes if self.border == "v1" else None,
         )
 
     def sampling(
@@ -210,6 +226,7 @@ class Arguments(NamedTuple):
     feature_group_count: int
     offset_groups: int
     max_offset: float
+    border: str
     mask_scale: int
 
 
@@ -224,6 +241,7 @@ def check_arguments(
     feature_group_count: Any,
     offset_groups: Any,
     max_offset: Any,
+    border: Any,
     mask_scale: Any,
 ) -> Arguments:
     """Checks what the layer's arguments must satisfy.
@@ -250,6 +268,8 @@ def check_arguments(
             )
     if not isinstance(mask_scale, numbers.Real) or mask_scale not in (1, 2):
         raise ValueError(f"`mask_scale` is {mask_scale!r}; expected 1 or 2")
+    if border not in BORDERS:
+        raise ValueError(f"`border` is {border!r}; expected one of {BORDERS}")
     max_offset = check_number("max_offset", max_offset)
     if max_offset < 0:
         raise ValueError(f"`max_offset` is {max_offset}; expected at least 0")
@@ -259,6 +279,7 @@ def check_arguments(
         padding=check_padding(padding),
         kernel_dilation=check_pair("kernel_dilation", kernel_dilation),
         max_offset=max_offset,
+        border=border,
         mask_scale=1 if mask_scale == 1 else 2,
         **groups,
     )

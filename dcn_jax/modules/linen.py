@@ -35,6 +35,7 @@ class DeformConv(nn.Module):
     offset_groups: int = 1
     modulated: bool = True
     max_offset: float = 0.0
+    border: str = "zeros"
     mask_scale: int = 1
     use_bias: bool = True
     dtype: Any = None
@@ -43,7 +44,9 @@ class DeformConv(nn.Module):
     bias_init: nn.initializers.Initializer = _zeros
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N P Q K"]:
+    def __call__(
+        self, x: Float[Array, "N H W C"], map_sizes: Num[Array, "N 2"] | None = None
+    ) -> Float[Array, "N P Q K"]:
         """Applies the layer."""
         in_features = x.shape[-1]
         features = arguments.check_integer("features", self.features)
@@ -57,6 +60,7 @@ class DeformConv(nn.Module):
             feature_group_count=self.feature_group_count,
             offset_groups=self.offset_groups,
             max_offset=self.max_offset,
+            border=self.border,
             mask_scale=self.mask_scale,
         )
         kernel_size, groups = checked.kernel_size, checked.feature_group_count
@@ -89,7 +93,15 @@ class DeformConv(nn.Module):
         offset = deform_conv.bound(offset, checked.max_offset)
         x, kernel, bias = dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return deform_conv2d(
-            x, offset, kernel, mask, bias, feature_group_count=groups, **window
+            x,
+            offset,
+            kernel,
+            mask,
+            bias,
+            feature_group_count=groups,
+            border=checked.border,
+            map_sizes=map_sizes if checked.border == "v1" else None,
+            **window,
         )
 
 

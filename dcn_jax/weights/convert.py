@@ -45,19 +45,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("source", metavar="IN")
     parser.add_argument("target", metavar="OUT")
     parser.add_argument("--to", choices=(_OWN, *TARGETS), default=_OWN)
+    parser.add_argument(
+        "--no-coco-ids",
+        action="store_true",
+        help="91 rows of torchvision's are 90 classes, not COCO's ids",
+    )
     options = parser.parse_args(arguments)
     try:
-        return _convert(options.source, options.target, options.to)
+        return _convert(
+            options.source, options.target, options.to, not options.no_coco_ids
+        )
     except (OSError, ValueError) as error:
         print(f"error: {one_line(str(error), 1000)}", file=sys.stderr)
         return 1
 
 
-def _convert(source: str, target: str, to: str) -> int:
+def _convert(source: str, target: str, to: str, coco_ids: bool) -> int:
     if to == _OWN and not target.endswith(".safetensors"):
         raise ValueError(f"OUT is {quoted(target)}; expected .safetensors for {_OWN}")
     weights, file = read_weights(source), quoted(os.path.basename(source), 260)
-    detector = detector_in(weights, file)
+    detector = detector_in(weights, file, coco_ids)
     if detector is None:
         return _convert_backbone(weights, file, target, to)
     missing = missing_variables(detector)

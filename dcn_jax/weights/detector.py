@@ -15,12 +15,15 @@ from dcn_jax.quoting import one_line, quoted
 from dcn_jax.weights.detector_file import DetectorFile, read_detector
 
 
-def import_detector(path: str | os.PathLike, *, dtype: Any = None) -> TwoStage:
+def import_detector(
+    path: str | os.PathLike, *, coco_ids: bool = True, dtype: Any = None
+) -> TwoStage:
     """Builds the detector of a file, which does what its owner's does.
 
     Args:
       path: Of torchvision, mmdetection or detectron2, or written by
         `dcn_jax.weights.convert`; see `read_detector`.
+      coco_ids: As in `read_detector`.
       dtype: Of the computation; None takes that of the parameters, float32.
 
     Returns:
@@ -33,7 +36,7 @@ def import_detector(path: str | os.PathLike, *, dtype: Any = None) -> TwoStage:
         for which the network has no place; the message names the file.
     """
     file = quoted(os.path.basename(path), 260)
-    detector = read_detector(path)
+    detector = read_detector(path, coco_ids=coco_ids)
     if detector.unused:
         raise ValueError(
             f"{file} has {_listed(detector.unused)}, for which the network has no place"

@@ -28,7 +28,7 @@ class DetectorFile(NamedTuple):
     unused: tuple[str, ...]  # tensors with names that are not known
 
 
-def read_detector(path: str | os.PathLike) -> DetectorFile:
+def read_detector(path: str | os.PathLike, *, coco_ids: bool = True) -> DetectorFile:
     """Reads a detector of torchvision, mmdetection, detectron2, or our own form.
 
     Faster or Mask R-CNN with FPN, with ResNet or ResNeXt, deformable or not. The
@@ -39,6 +39,8 @@ def read_detector(path: str | os.PathLike) -> DetectorFile:
 
     Args:
       path: Any file that `read_state_dict` reads.
+      coco_ids: Whether the 91 rows of a torchvision detector are COCO's ids, of which
+        80 are classes; False for one that was trained on 90 classes.
 
     Raises:
       OSError: The file cannot be opened.
@@ -46,7 +48,7 @@ def read_detector(path: str | os.PathLike) -> DetectorFile:
         file.
     """
     weights, file = read_weights(path), quoted(os.path.basename(path), 260)
-    detector = detector_in(weights, file)
+    detector = detector_in(weights, file, coco_ids)
     if detector is None:
         first = next(iter(weights.tensors))
         raise ValueError(
@@ -56,12 +58,15 @@ def read_detector(path: str | os.PathLike) -> DetectorFile:
     return detector
 
 
-def detector_in(weights: WeightFile, file: str) -> DetectorFile | None:
+def detector_in(
+    weights: WeightFile, file: str, coco_ids: bool = True
+) -> DetectorFile | None:
     """The detector among these tensors, or None if there are no names of one.
 
     Args:
       weights: What a file holds.
       file: Its name, quoted.
+      coco_ids: As in `read_detector`.
 
     Raises:
       ValueError: It is of a kind that is not read.
@@ -73,12 +78,12 @@ def detector_in(weights: WeightFile, file: str) -> DetectorFile | None:
             names = {name: name for name in tensors}
             return DetectorFile("dcn_jax", network, arguments, tensors, names, (), ())
         owner = owner_of(weights.tensors)
-        return None if owner is None else _translated(owner, weights)
+        return None if owner is None else _translated(owner, weights, coco_ids)
     except ValueError as error:
         raise ValueError(f"{file}: {one_line(str(error), 500)}") from error
 
 
-def _translated(owner: str, weights: WeightFile) -> DetectorFile:
+def _translated(owner: str, weights: WeightFile, coco_ids: bool) -> DetectorFile:
     tensors, texts = weights
     description = OWNERS[owner]
     pixels = description.pixels(tensors, texts)
@@ -86,6 +91,7 @@ def _translated(owner: str, weights: WeightFile) -> DetectorFile:
         channels=_pooled_channels(description.table, tensors),
         background_first=description.background_first,
         bgr=pixels.bgr,
+        coco_ids=coco_ids,
     )
     variables, names, rest = translate(tensors, description.table, axes)
     network, arguments = detector_arguments(variables)

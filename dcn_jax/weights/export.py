@@ -49,7 +49,9 @@ def export_weights(
                 "'frozen_bn'"
             )
         if isinstance(module, DeformConv):
-            for name, only in (("mask_scale", 1), ("max_offset", 0)):
+            for name, only in (
+                *(("mask_scale", 1), ("max_offset", 0), ("border", "zeros")),
+            ):
                 if getattr(module, name) != only:
                     raise ValueError(
                         f"`model` has deformable layers with {name} "

@@ -13,6 +13,7 @@ from dcn_jax.backbones.resnet import ResNet
 from dcn_jax.quoting import one_line, quoted
 from dcn_jax.weights.detector import abstract_detector, dotted
 from dcn_jax.weights.detector_file import DetectorFile, detector_in
+from dcn_jax.weights.layouts import COCO_SLOTS
 from dcn_jax.weights.resnet_file import resnet_in
 from dcn_jax.weights.state_dict import WeightFile, read_weights
 
@@ -43,7 +44,8 @@ def init_from(module: nnx.Module, path: str | os.PathLike) -> InitReport:
     """Copies weights into a backbone or a detector, in place.
 
     A detector with a pyramid takes a whole detector, see `read_detector`: with another
-    number of classes the layers with rows for each class start anew. The module may
+    number of classes the layers with rows for each class start anew (91 rows of
+    torchvision's are COCO's 80 classes, unless the module has 90). The module may
     deform where the file's network does not, and have a mask head, deformable RoI
     pooling or mimicking; these keep their values.
 
@@ -85,15 +87,20 @@ def init_from(module: nnx.Module, path: str | os.PathLike) -> InitReport:
     weights, file = read_weights(path), quoted(os.path.basename(path), 260)
     variables = dict(nnx.to_flat_state(nnx.state(module)))
     if _PYRAMID in {dotted(p) for p in variables}:
-        detector = _detector_in(weights, file)
+        # As many rows as COCO has ids are ids, unless there are as many classes.
+        model: Any = module
+        coco_ids = model.roi.num_classes != COCO_SLOTS - 1
+        detector = _detector_in(weights, file, coco_ids)
         if detector is not None:
             return _init_detector(module, detector, weights, file)
     return _init_backbone(module, backbone, weights, file)
 
 
-def _detector_in(weights: WeightFile, file: str) -> DetectorFile | None:
+def _detector_in(
+    weights: WeightFile, file: str, coco_ids: bool = True
+) -> DetectorFile | None:
     """As `detector_in`; the arguments of our own form are tried."""
-    detector = detector_in(weights, file)
+    detector = detector_in(weights, file, coco_ids)
     if detector is not None and detector.owner == "dcn_jax":
         try:
             abstract_detector(detector)
@@ -149,7 +156,13 @@ def _init_detector(
     values, names = dict(detector.variables), dict(detector.names)
     restarted = []
     if detector.arguments["num_classes"] != model.roi.num_classes:
-        restarted = [p for p in shapes if p.startswith(_CLASS_LAYERS) and p in values]
+        # Boxes or masks that do not depend on the class have the same rows in both.
+        restarted = [
+            p
+            for p in shapes
+            if p.startswith(_CLASS_LAYERS) and p in values
+            if values[p].shape != shapes[p]
+        ]
     for path in (*restarted, *(p for p in values if _is_spare(p, shapes))):
         del values[path], names[path]
     for path in shapes:
@@ -197,7 +210,7 @@ def _stem(values, prefix: str, module: Any, detector: DetectorFile):
         return {}
     name = f"{prefix}conv1.kernel"
     scale = np.asarray(ours) / np.asarray(theirs)
-    return {name: values[name] * scale[:, None].astype(values[name].dtype)}
+    return {name: values[name].astype(np.float64) * scale[:, None]}
 
 
 def _differences(

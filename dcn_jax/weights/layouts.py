@@ -25,11 +25,14 @@ class Axes(NamedTuple):
         have rows for it which nobody reads (torchvision); else it is the last, and they
         have none (mmdetection, detectron2).
       bgr: Whether the network reads BGR.
+      coco_ids: Whether 91 rows, with the background first, are COCO's ids, of which 80
+        are classes.
     """
 
     channels: int
     background_first: bool
     bgr: bool
+    coco_ids: bool = True
 
 
 class Layout(NamedTuple):
@@ -111,7 +114,7 @@ def _read_classes(x, axes):
     """Rows of all classes, ours with the background first."""
     if not axes.background_first:
         return np.concatenate([x[-1:], x[:-1]])
-    if x.shape[0] == COCO_SLOTS:
+    if axes.coco_ids and x.shape[0] == COCO_SLOTS:
         return x[[0, *COCO_IDS]]
     return x
 
@@ -127,7 +130,7 @@ def _read_foreground(rows: int):
         if not axes.background_first:
             return x
         by_class = x.reshape(x.shape[0] // rows, rows, *x.shape[1:])
-        if by_class.shape[0] == COCO_SLOTS:
+        if axes.coco_ids and by_class.shape[0] == COCO_SLOTS:
             by_class = by_class[list(COCO_IDS)]
         else:
             by_class = by_class[1:]

@@ -35,7 +35,6 @@ def _pool(
     offset: tuple[int, ...] | None = None,
     mask: tuple[int, ...] | None = None,
     peer: dict | None = None,
-    same_gradients: bool = True,
     reference: bool = True,
     **settings,
 ) -> dict[str, Candidate]:
@@ -47,7 +46,6 @@ def _pool(
       offset: Shape of the offset behind [N, B], for operators that have one.
       mask: Shape of the mask alike.
       peer: Settings of torchvision's operator of the same name; None: it has none.
-      same_gradients: False where torchvision's are known to be others.
       reference: False where the plain form takes too long.
       settings: Of ours.
     """
@@ -82,7 +80,6 @@ def _pool(
             _bins_first,
             constants=(with_image,),
             settings={"output_size": 7, "spatial_scale": _SCALE, **peer},
-            same_gradients=same_gradients,
         )
     given = tuple(arguments)
     candidates = {"kernel": Candidate(function(None), given, peer=theirs)}
@@ -156,13 +153,8 @@ BOX_TABLE = Table(
             mask=(7, 7),
         ),
         _pool_case("ps_roi_align 1029ch", "ps_roi_align", 1029, peer=_SAMPLES),
-        _pool_case(
-            "ps_roi_pool 1029ch",
-            "ps_roi_pool",
-            1029,
-            peer={},
-            same_gradients=False,
-        ),
+        # torchvision's ps_roi_pool is another operator.
+        _pool_case("ps_roi_pool 1029ch", "ps_roi_pool", 1029),
         _pool_case(
             "deform_ps_roi_pool 1029ch",
             "deform_ps_roi_pool",

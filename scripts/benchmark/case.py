@@ -29,7 +29,6 @@ class Peer(NamedTuple):
       settings: Keyword arguments.
       precision: "float32"; "tf32", which a GPU may round products to; "autocast", a
         bfloat16 first argument in torch's mixed precision; or "autocast tf32".
-      same_gradients: False where only the outputs can be compared.
     """
 
     name: str
@@ -39,7 +38,6 @@ class Peer(NamedTuple):
     constants: tuple[np.ndarray, ...] = ()
     settings: dict[str, Any] | None = None
     precision: str = "float32"
-    same_gradients: bool = True
 
 
 class Candidate(NamedTuple):

@@ -1,15 +1,18 @@
 """What the constants of the kernels' tuning.h are worth: their halves and doubles.
 
-    python -m scripts.benchmark.constants [--only=REGEX] [--rounds=5] [--results=FILE]
+    python -m scripts.benchmark.constants [--only=REGEX] [--rounds=15] [--results=FILE]
 
 Builds the CPU library in a copy of the tree with one constant changed, and times the
 benchmark's rows that the constant has a say in beside the library as it is: processes
-take turns, and a time is the least of all rounds. Prints a line for each constant and
-row: the time with the changed constant over the time without. Lines are kept in
+take turns, and a time is the least of their medians. Prints a line for each constant
+and row: the time with the changed constant over the time without. Lines are kept in
 `--results`, so that a sweep that was stopped goes on.
+
+Only kernels of this machine's instruction set are built anew.
 """
 
 import argparse
+import importlib
 import json
 import re
 import shutil
@@ -21,10 +24,48 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = Path("xla_ops/csrc")
-_PROCESSES = 3
+_PROCESSES = 2
+
+# Times the kernels alone, of the rows that a regular expression finds.
+_TIMES = """
+import json, re, sys
+# An editable installation would come before this copy.
+sys.meta_path[:] = [finder for finder in sys.meta_path
+    if not type(finder).__module__.startswith("_editable")]
+import xla_ops
+from scripts.benchmark.ops import TABLES
+from scripts.benchmark.timing import Settings, measure
+rows, rounds, folder = sys.argv[1:]
+assert xla_ops.__file__.startswith(folder), xla_ops.__file__
+found = {}
+for table in TABLES:
+    for case in table.cases:
+        name = f"{table.title}: {case.title}"
+        if re.search(rows, name):
+            kernel = {"kernel": case.make()["kernel"]}
+            times, = measure([case._replace(make=lambda: kernel)], Settings(int(rounds)))
+            found |= {f"{name}, {key[7:]}": time for key, time in times.items()
+                      if key.startswith("kernel ")}
+print(json.dumps(found))
+"""
+
+# Leaves objects of other instruction sets as they are, once they exist.
+_LAUNCHER = """#!/bin/sh
+previous=
+for word in "$@"; do
+  if [ "$previous" = -o ]; then
+    case "$word" in
+      CMakeFiles/cpu_handlers* | CMakeFiles/cpu_{isa}*) ;;
+      CMakeFiles/cpu_*) [ -e "$word" ] && exec touch "$word" ;;
+    esac
+  fi
+  previous=$word
+done
+exec "$@"
+"""
 
 _LAYERS = r"deform_conv2d: (128ch|256ch|512ch)"
-_POOLING = "RoI pooling and NMS: (roi_align|deform_roi_pool|ps_roi_pool)"
+_POOLING = "RoI pooling and NMS: (roi_align|deform_roi_pool|deform_ps)"
 
 
 class Constant(NamedTuple):
@@ -115,9 +156,14 @@ class Build:
             ignored = shutil.ignore_patterns("__pycache__", "*.so")
             shutil.copytree(ROOT / folder, path / folder, ignore=ignored)
         self._build = path / "build"
+        isa = importlib.import_module("xla_ops._cpu").instruction_set()
+        launcher = path / "launcher.sh"
+        launcher.write_text(_LAUNCHER.replace("{isa}", isa))
+        launcher.chmod(0o755)
         self._call(
             *("cmake", "-S", "xla_ops", "-B", "build", "-G", "Ninja"),
             *("-DXLA_OPS_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}"),
+            f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}",
         )
 
     def make(self) -> None:
@@ -129,28 +175,9 @@ class Build:
                 shutil.copy(library, target)
 
     def times(self, rows: str, rounds: int) -> dict[str, float]:
-        """Least milliseconds of the kernel by "table: row part", in one process."""
-        code = (
-            "import json, re, sys\n"
-            # An editable installation would come before this copy.
-            "sys.meta_path[:] = [finder for finder in sys.meta_path\n"
-            "    if not type(finder).__module__.startswith('_editable')]\n"
-            "import xla_ops\n"
-            "assert xla_ops.__file__.startswith(sys.argv[3]), xla_ops.__file__\n"
-            "from scripts.benchmark.ops import TABLES\n"
-            "from scripts.benchmark.timing import Settings, measure\n"
-            "found = {}\n"
-            "for table in TABLES:\n"
-            "    for case in table.cases:\n"
-            "        name = f'{table.title}: {case.title}'\n"
-            "        if re.search(sys.argv[1], name):\n"
-            "            times, = measure([case], Settings(int(sys.argv[2])))\n"
-            "            for key, value in times.items():\n"
-            "                if key.startswith('kernel '):\n"
-            "                    found[f'{name}, {key[7:]}'] = value\n"
-            "print(json.dumps(found))\n"
-        )
-        done = self._call(sys.executable, "-c", code, rows, str(rounds), str(self.path))
+        """Median milliseconds of the kernel by "table: row, part", in one process."""
+        folder = str(self.path)
+        done = self._call(sys.executable, "-c", _TIMES, rows, str(rounds), folder)
         return json.loads(done.stdout.splitlines()[-1])
 
     def _call(self, *command: str) -> subprocess.CompletedProcess:
@@ -174,7 +201,7 @@ def main() -> None:
     """Sweeps, and prints what it finds."""
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmark.constants")
     parser.add_argument("--only", default="", help="constants whose name it finds")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--results", type=Path, help="kept between calls")
     options = parser.parse_args()
     kept = options.results

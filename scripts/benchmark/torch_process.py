@@ -40,7 +40,6 @@ OPERATORS = {
     "deform_conv2d": _deform_conv2d,
     "nms": torchvision.ops.nms,
     "ps_roi_align": torchvision.ops.ps_roi_align,
-    "ps_roi_pool": torchvision.ops.ps_roi_pool,
     "roi_align": torchvision.ops.roi_align,
     "roi_pool": torchvision.ops.roi_pool,
 }

@@ -13,6 +13,7 @@ from dcn_jax.modules import DeformRoIPoolByLevel, RoIAlign
 from dcn_jax.weights import (
     export_weights,
     import_detector,
+    init_from,
     read_detector,
     read_state_dict,
 )
@@ -287,6 +288,22 @@ def test_what_the_owners_do_and_no_tensor_tells():
     assert ours["pool"] == dict(
         output_size=7, hidden_features=1024, modulated=True, sampling_ratio=0
     )
+
+
+def test_ninety_classes_of_ones_own_are_kept(tmp_path):
+    tensors = tiny("torchvision", classes=90)
+    bias = "roi_heads.box_predictor.cls_score.bias"
+    tensors[bias] = np.arange(91, dtype=np.float32)
+    write_any(tmp_path / "a.pth", tensors)
+    detector = read_detector(tmp_path / "a.pth", coco_ids=False)
+    assert detector.arguments["num_classes"] == 90
+    np.testing.assert_array_equal(
+        detector.variables["roi.classifier.bias"], tensors[bias]
+    )
+    # A detector of 90 classes says so itself.
+    model = import_detector(tmp_path / "a.pth", coco_ids=False)
+    report = init_from(model, tmp_path / "a.pth")
+    assert not report.restarted and bias in report.loaded
 
 
 def test_blue_comes_first_in_some_networks(tmp_path):

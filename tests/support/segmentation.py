@@ -1,12 +1,11 @@
 """Semantic segmentation with a network that compiles in a second."""
 
-from typing import Any, NamedTuple
-
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
+from dcn_jax.segmentation.records import LabelMaps
 from train.config_dict import ConfigDict
 from train.configs import _base
 from train.data.label_maps import IGNORE
@@ -14,12 +13,6 @@ from train.rules import COUNT, check_config
 from train.sections import arguments_of, construct
 from train.task import Start
 from train.tasks.segmentation import Segmentation
-
-
-class LabelMaps(NamedTuple):
-    """What a network for segmentation predicts."""
-
-    labels: Any  # [N, H, W] int32
 
 
 class TwoConvolutions(nnx.Module):
@@ -51,7 +44,7 @@ class TwoConvolutions(nnx.Module):
 
     def predict(self, images, sizes):
         logits = self.head(self.features(images, sizes))
-        return LabelMaps(logits.argmax(-1).astype(jnp.int32))
+        return LabelMaps(logits.argmax(-1).astype(jnp.uint8))
 
 
 class SegmentationDouble(Segmentation):
@@ -96,7 +89,7 @@ class Oracle(nnx.Module):
     def predict(self, images, sizes):
         colours = jnp.array(self._colours, jnp.float32)[None, None, None]
         away = images.astype(jnp.float32)[..., None, :] - colours
-        return LabelMaps(jnp.square(away).sum(-1).argmin(-1).astype(jnp.int32))
+        return LabelMaps(jnp.square(away).sum(-1).argmin(-1).astype(jnp.uint8))
 
 
 def get_config() -> ConfigDict:

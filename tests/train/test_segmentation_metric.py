@@ -1,12 +1,12 @@
 """mIoU, against loops over pixels and scikit-learn's numbers."""
 
 import json
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, jaccard_score
 
+from dcn_jax.segmentation.records import LabelMaps
 from train.data import label_maps
 from train.data.geometry import Geometry
 from train.evaluation.segmentation import (
@@ -17,10 +17,6 @@ from train.evaluation.segmentation import (
 
 NAMES = ["background", "cat", "dog", "car", "tree"]
 SIZES = ((12, 20), (17, 9), (8, 8))
-
-
-class Predicted(NamedTuple):
-    labels: np.ndarray
 
 
 class Source:
@@ -42,10 +38,10 @@ class Source:
 def on_canvas(labels, size=None, canvas=(40, 40)):
     """A prediction that says `labels` of an image, and geometry; padding is noise."""
     geometry = Geometry.of(labels.shape, size or labels.shape, canvas)
-    found = np.random.default_rng(1).integers(0, 4, canvas).astype(np.int32)
+    found = np.random.default_rng(1).integers(0, 4, canvas).astype(np.uint8)
     height, width = geometry.size
     found[:height, :width] = label_maps.resize(labels, geometry.size)
-    return Predicted(found), geometry
+    return LabelMaps(found), geometry
 
 
 def noisy(source, seed=3):

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from dcn_jax.segmentation.records import IGNORED, LabelMaps
 from tests.support import cityscapes_folder, segmentation, voc_folder
 from train import inputs, loop, sharding
-from train.data import make_source
+from train.config_dict import ConfigDict
+from train.configs import _segmentation
+from train.data import label_maps, make_source
 from train.data.geometry import Geometry
 from train.data.sets.cityscapes_labels import CLASSES
 from train.data.sets.palettes import colours_of
@@ -21,6 +24,7 @@ from train.metrics import read_metrics
 from train.predict import predict_files
 from train.skeleton import Skeleton
 from train.task import Task
+from train.tasks import TASKS
 
 TASK: Task = segmentation.SegmentationDouble()
 
@@ -170,10 +174,11 @@ def test_padding_changes_no_score(tmp_path):
 
 
 def test_a_picture_and_records_in_pixels_of_the_image():
-    labels = np.zeros((16, 24), np.int32)
+    labels = np.full((16, 24), IGNORED, np.uint8)
+    labels[:10, :12] = 0
     labels[2:6, 4:8], labels[8:10, 2:10] = 1, 2
     geometry = Geometry.of((20, 24), (10, 12), (16, 24))
-    prediction = segmentation.LabelMaps(labels)
+    prediction = LabelMaps(labels)
     names = ["background", "cat", "dog"]
     categories = [{"id": 5 * k, "name": name} for k, name in enumerate(names)]
     found = TASK.records(prediction, geometry, categories, 0.5)
@@ -189,6 +194,51 @@ def test_a_picture_and_records_in_pixels_of_the_image():
     picture = TASK.draw(image, prediction, geometry, names, 0.5)
     assert (picture[expected == 1] == [117, 40, 40]).all()
     assert (picture[:4] == 100).all() and picture.shape == image.shape
+
+
+def test_deeplab_trains_and_is_evaluated(tmp_path):
+    config = _segmentation.get_config()
+    config.data.options = ConfigDict(
+        {"train_images": 16, "test_images": 8, "label_maps": True}
+    )
+    config.update_from_flattened_dict(
+        {
+            "steps": 10,
+            "batch_size": 8,
+            "data.name": "deformed_digits",
+            "data.data_dir": str(tmp_path / "data"),
+            "data.eval_split": "test",
+            "data.canvases": ((64, 80),),
+            "data.crop": (48, 64),
+            "data.short_sides": (48, 64),
+            "data.eval_short_side": 64,
+            "data.max_side": 64,
+            "model.backbone.depths": (1, 1, 1, 1),
+            "model.backbone.stem_features": 8,
+            "model.backbone.norm": "group_norm",
+            "model.neck.features": 16,
+            "optim.lr": 0.05,
+            "optim.warmup_steps": 0,
+            "log.every": 1,
+            "log.offset_health_every": 5,
+            "eval.batch_size": 8,
+            "eval.pictures": 1,
+        }
+    )
+    task = TASKS[config.task]
+    task.check(config)
+    loop.train(config, tmp_path / "run", task)
+    *steps, evaluation = read_metrics(tmp_path / "run/metrics.jsonl")
+    losses = [r["loss/class"] for r in steps if "loss/class" in r]
+    assert len(losses) == 10 and losses[-1] < 0.8 * losses[0]
+    assert steps[-1]["skipped"] == 0
+    # The ground is most of an image.
+    assert 0.05 < evaluation["eval/pixels/mIoU"] < 1
+    assert (tmp_path / "run/pictures/grid.png").exists()
+
+
+def test_labels_that_are_ignored_are_the_same():
+    assert label_maps.IGNORE == IGNORED
 
 
 def test_digits_have_label_maps_beside_what_they_had(tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from dcn_jax.segmentation.records import LabelMaps
 from train.data import label_maps
 from train.data.geometry import Geometry
 
@@ -30,8 +31,8 @@ class MeanIoU:
         self._original = np.zeros(shape, np.int64)
         self._resized = np.zeros(shape, np.int64)
 
-    def update(self, prediction: Any, image_id: int, geometry: Geometry) -> None:
-        """Takes note of an image; `prediction.labels` is [H, W], of the canvas."""
+    def update(self, prediction: LabelMaps, image_id: int, geometry: Geometry) -> None:
+        """Takes note of the labels of an image's canvas."""
         truth = self._source.label_map(image_id)
         found = label_maps.on_original(prediction.labels, geometry)
         self._original += confusion(truth, found, len(self._names))

@@ -1,37 +1,31 @@
 """Semantic segmentation: a category for each pixel, judged by mIoU."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
+from dcn_jax.segmentation.records import Batch, LabelMaps
 from train import draw
 from train.config_dict import ConfigDict
+from train.configs import _segmentation
 from train.data import label_maps, report
 from train.data.geometry import Geometry
 from train.data.sets.palettes import colours_of
 from train.data.source import Example, Source
 from train.evaluation.coco_results import run_lengths
 from train.evaluation.segmentation import MeanIoU
+from train.tasks.composed import Composed
 
 
-class Batch(NamedTuple):
-    """Images with a label for each pixel."""
+class Segmentation(Composed):
+    """See `train.task.Task`, which explains the methods and their arguments.
 
-    images: jax.Array  # [N, H, W, 3] uint8 RGB, padded at the right and bottom
-    sizes: jax.Array  # [N, 2] int32 (height, width) of what is image
-    labels: jax.Array  # [N, H, W] uint8, from 0; 255 is not learned, as the padding
-
-
-class Segmentation:
-    """What `train.task.Task` asks that does not depend on the network.
-
-    A network predicts a NamedTuple with `labels`, [N, H, W] integers from 0: places
-    among the categories of the data set.
+    Labels are places among the categories of the data set, from 0.
     """
 
     Batch = Batch
+    fields = _segmentation
 
     def usable(self, source: Source) -> np.ndarray:
         """Images with a labelled pixel."""
@@ -57,7 +51,7 @@ class Segmentation:
     def draw(
         self,
         image: np.ndarray,
-        prediction: Any,
+        prediction: LabelMaps,
         geometry: Geometry,
         names: Sequence[str],
         score: float,
@@ -70,7 +64,7 @@ class Segmentation:
 
     def records(
         self,
-        prediction: Any,
+        prediction: LabelMaps,
         geometry: Geometry,
         categories: Sequence[Mapping[str, Any]],
         score: float,

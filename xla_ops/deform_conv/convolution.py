@@ -6,7 +6,6 @@ R S kernel taps, G offset groups.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,12 @@ import jax.numpy as jnp
 from xla_ops._jax import align, resolve_implementation
 from xla_ops.arguments import coordinate_dtype
 from xla_ops.deform_conv.arguments import check_arguments
+from xla_ops.deform_conv.border import check_border, replicating_offset
 from xla_ops.deform_conv.primitives import Settings, convolve
 from xla_ops.deform_conv.window import windows_of_any_size
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Num
 
 
 def deform_conv2d(
@@ -34,6 +34,8 @@ def deform_conv2d(
     padding: str | int | Sequence[Any] = "SAME",
     kernel_dilation: int | Sequence[int] = 1,
     feature_group_count: int = 1,
+    border: str = "zeros",
+    map_sizes: Num[Array, "N 2"] | None = None,
     precision: Any = None,
     implementation: str | None = None,
 ) -> Float[Array, "N P Q K"]:
@@ -77,6 +79,12 @@ def deform_conv2d(
         ((top, bottom), (left, right)).
       kernel_dilation: Integer or (vertical, horizontal) pair.
       feature_group_count: Groups of channels that are convolved apart.
+      border: What lies around the map: "zeros", or the rule of DCNv1's first release,
+        "v1", for weights that were trained by it: a sample at a negative position or
+        behind the map is 0, one between the last pixel and the end of the map, less
+        than a pixel away, is that pixel.
+      map_sizes: [N, 2], only for "v1": (height, width) of the part of each image's map
+        that is no padding, where that rule's map ends. None: whole maps.
       precision: Of the products, as in `jax.lax.dot_general`; the CPU kernel computes
         in full float32 (float64) always.
       implementation: None takes the kernel where the platform has one, else the plain
@@ -94,7 +102,8 @@ def deform_conv2d(
       RuntimeError: The CPU kernels are not built.
 
     Source: Dai et al. 2017 (arXiv:1703.06211) eq. 2 and 3; Zhu et al. 2019
-    (arXiv:1811.11168) eq. 1; border rule as in `torchvision.ops.deform_conv2d`.
+    (arXiv:1811.11168) eq. 1; zeros around the map as in
+    `torchvision.ops.deform_conv2d`.
     """
     implementation = resolve_implementation(implementation)
     operands, window, groups = check_arguments(
@@ -110,18 +119,23 @@ def deform_conv2d(
         precision=precision,
     )
     x, offset, kernel, mask, bias = operands
+    sizes = check_border(border, map_sizes, x)
     kernel_size = kernel.shape[0], kernel.shape[1]
     if bias is not None:
         bias = bias[None, None, None]
-    x, offset, kernel, mask, bias = align(
-        x, offset, kernel[None], mask, bias, shared=(2, 4)
+    x, offset, kernel, mask, bias, sizes = align(
+        *(x, offset, kernel[None], mask, bias, sizes), shared=(2, 4)
     )
 
     def branch(window):
         settings = Settings(**window._asdict(), groups=groups, precision=precision)
-        return functools.partial(
-            convolve, implementation=implementation, settings=settings
-        )
+
+        def run(x, offset, kernel, mask):
+            if sizes is not None:
+                offset = replicating_offset(offset, sizes, kernel_size, window)
+            return convolve(x, offset, kernel, mask, implementation, settings)
+
+        return run
 
     windows, place = windows_of_any_size(window, kernel_size)
     branches = [branch(window) for window in windows]

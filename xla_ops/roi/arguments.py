@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from xla_ops.arguments import (
-    FLOATS,
     INTEGERS,
     check_array,
     check_beside,
@@ -76,10 +75,10 @@ def check_maps(features, spatial_scale, levels, map_sizes):
     if min(scales) <= 0:
         raise ValueError(f"`spatial_scale` is {spatial_scale}; expected more than 0")
     if map_sizes is None:
-        sizes = [jnp.broadcast_to(_whole_size(x), (x.shape[0], 2)) for x in maps]
+        sizes = [jnp.broadcast_to(whole_size(x), (x.shape[0], 2)) for x in maps]
     else:
         sizes = [
-            _counted_size(name, size, x)
+            check_map_sizes(name, size, x)
             for name, size, x in zip(size_names, map_sizes, maps, strict=True)
         ]
     return maps, scales, jnp.stack(sizes, axis=1)
@@ -104,23 +103,6 @@ def _check_map(name, x, first_name, first):
         raise ValueError(
             f"`{name}` has shape {x.shape}; expected H and W of at most {_MAX_SIDE}"
         )
-
-
-def _whole_size(x):
-    return jnp.asarray([x.shape[1:3]], jnp.int32)
-
-
-def _counted_size(name, size, x):
-    """Size of the part of a map [N, H, W, C] that counts, [N, 2] int32."""
-    size = check_array(name, size, (*INTEGERS, *FLOATS), saturate=True)
-    check_shape(name, size, (x.shape[0], 2), "N, 2")
-    if size.dtype.itemsize < 4:
-        # A narrow type may not hold the size of the map.
-        whole_numbers = jnp.issubdtype(size.dtype, jnp.integer)
-        size = size.astype(jnp.int32 if whole_numbers else jnp.float32)
-    # NaN compares with nothing and becomes 0.
-    inside = jnp.minimum(size, _whole_size(x).astype(size.dtype))
-    return jnp.where(size > 0, inside, 0).astype(jnp.int32)
 
 
 def _one_each(name, values, features):

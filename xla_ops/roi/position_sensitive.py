@@ -109,18 +109,21 @@ def ps_roi_pool(
     *,
     output_size: int | Sequence[int],
     spatial_scale: float | Sequence[float],
+    group_size: int | None = None,
     levels: Int[Array, "N B"] | None = None,
     map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "N B h w D"]:
     """Position-sensitive RoI pooling of R-FCN: the mean of whole pixels in each bin.
 
-    A RoI's corners on the map are rounded (half away from zero), it is at least one
-    pixel large, and a bin reads every pixel that it touches, in its own channels:
-    channel d of bin (i, j) is read from channel (d * h + i) * w + j of the map. A bin
-    without pixels is 0. As in torchvision, the last row and column of the map are never
-    read; the gradient is that of this result, where torchvision's gradient belongs to a
-    map with one more row and column.
+    The RoI spans round(x1) to round(x2) + 1 in image pixels (halves are rounded away
+    from zero), and at least 0.1 pixels of the map. A bin reads every pixel that it
+    touches: channel d of bin (i, j) is the mean over channel
+    (d * group_h + i * group_h // h) * group_w + j * group_w // w of the map, with
+    D = C / (group_h * group_w). A bin without pixels is 0.
+
+    This is the operator of R-FCN's authors. torchvision's of the same name rounds on
+    the map in place of the image, and never reads the last row and column.
 
     What `roi_align` says on derivatives, partitioning and numbers that are not finite
     holds here. The maps are copied into another order of channels, which is kept for
@@ -132,6 +135,8 @@ def ps_roi_pool(
       rois: [N, B, 4] as x1 y1 x2 y2, in pixels of the input image.
       output_size: Bins (h, w), or one number for both.
       spatial_scale: Map pixels per image pixel; for a pyramid, one for each level.
+      group_size: Channel groups along each axis. None: (group_h, group_w) is the output
+        size.
       levels: [N, B], only for a pyramid: the level that each RoI reads. RoIs with any
         other number than 0 to L - 1 are not pooled: zeros.
       map_sizes: [N, 2] as (height, width) in pixels of the map: the part of each
@@ -147,18 +152,22 @@ def ps_roi_pool(
     Raises:
       TypeError, ValueError, NotImplementedError, RuntimeError: As in `ps_roi_align`.
 
-    Source: Dai et al. 2016 (arXiv:1605.06409) eq. 1; `torchvision.ops.ps_roi_pool`.
+    Source: Dai et al. 2016 (arXiv:1605.06409) eq. 1; MSRA's `PSROIPooling`.
     """
     implementation = resolve_implementation(implementation)
     maps, scales, sizes = check_maps(features, spatial_scale, levels, map_sizes)
     rois, levels = check_rois(rois, levels, maps)
     output_size = check_output_size(output_size, 1, rois, maps)
-    corners = _round(rois * scales_of_rois(rois, levels, scales))
+    groups, name = output_size, "output_size"
+    if group_size is not None:
+        groups = (check_integer("group_size", group_size),) * 2
+        name = "group_size"
+    corners = _of_whole_pixels(rois) * scales_of_rois(rois, levels, scales)
     return _pool(
-        RoIOperands(maps, boxes_of_corners(corners, minimum=1), levels, sizes),
+        RoIOperands(maps, boxes_of_corners(corners, minimum=0.1), levels, sizes),
         output_size=output_size,
-        group_size=output_size,
-        group_name="output_size",
+        group_size=groups,
+        group_name=name,
         sampling="pixels",
         samples=0,
         implementation=implementation,
@@ -249,8 +258,7 @@ def deform_ps_roi_pool(
             f"along an axis with `part_size` {part_size!r}"
         )
 
-    last = jnp.asarray([0, 0, 1, 1], rois.dtype)
-    corners = (_round(rois) + last[None, None]) * scales_of_rois(rois, levels, scales)
+    corners = _of_whole_pixels(rois) * scales_of_rois(rois, levels, scales)
     boxes = boxes_of_corners(corners - 0.5, minimum=0.1)
     shift = None
     if offset is not None:
@@ -319,9 +327,13 @@ def _group_channels(maps, group_size, name):
     return channels // groups
 
 
-def _round(x):
-    """To whole numbers, half away from zero."""
-    return jax.lax.round(x, jax.lax.RoundingMethod.AWAY_FROM_ZERO)
+def _of_whole_pixels(rois):
+    """RoIs [N, B, 4] from the first of their pixels to the end of the last one.
+
+    Corners are rounded half away from zero, as C does.
+    """
+    last = jnp.asarray([0, 0, 1, 1], rois.dtype)[None, None]
+    return jax.lax.round(rois, jax.lax.RoundingMethod.AWAY_FROM_ZERO) + last
 
 
 def _of_bins(offset, output_size):

@@ -49,8 +49,9 @@ def test_align_is_roi_align_of_each_bins_channels():
 def test_pool_is_the_mean_of_pixels(implementation):
     """By hand: a RoI of 5 x 4 pixels in 2 x 2 bins, rows shared between bins."""
     x = np.arange(6 * 7 * 4, dtype=np.float32).reshape(1, 6, 7, 4)
-    # Half a pixel rounds away from zero: rows 0 to 5, columns 1 to 5.
-    rois = jnp.asarray([[[0.5, -0.4, 4.5, 4.5], [2.4, 5.0, 2.4, 5.0]]])
+    # Half a pixel rounds away from zero: rows 0 to 5, columns 1 to 5. The second RoI is
+    # the last pixel of the map.
+    rois = jnp.asarray([[[0.5, -0.4, 4.4, 3.5], [5.6, 4.9, 6.4, 5.4]]])
     y = ps_roi_pool(
         x, rois, output_size=2, spatial_scale=1.0, implementation=implementation
     )
@@ -59,8 +60,59 @@ def test_pool_is_the_mean_of_pixels(implementation):
         for j, (left, right) in enumerate(columns):
             want = x[0, top:bottom, left:right, 2 * i + j].mean()
             np.testing.assert_allclose(y[0, 0, i, j], [want], rtol=1e-6)
-    # The last row is never read.
-    assert not np.any(y[0, 1])
+    np.testing.assert_array_equal(y[0, 1].ravel(), x[0, 5, 6])
+
+
+def mean_of_bins(x, roi, bins, group_size, scale):
+    """Of one map [H, W, C] and RoI, pixel by pixel, as R-FCN has it; [h, w, D]."""
+    height, width, channels = x.shape
+    ends = np.copysign(np.floor(np.abs(roi) + 0.5), roi) + np.asarray([0, 0, 1, 1])
+    left, top, right, bottom = ends * scale
+    tall, wide = max(bottom - top, 0.1), max(right - left, 0.1)
+    depth = channels // (group_size[0] * group_size[1])
+    y = np.zeros((*bins, depth))
+    for i, j, d in np.ndindex(y.shape):
+        rows = [
+            row
+            for row in range(height)
+            if np.floor(top + i * tall / bins[0]) <= row
+            and row < np.ceil(top + (i + 1) * tall / bins[0])
+        ]
+        columns = [
+            column
+            for column in range(width)
+            if np.floor(left + j * wide / bins[1]) <= column
+            and column < np.ceil(left + (j + 1) * wide / bins[1])
+        ]
+        group = i * group_size[0] // bins[0], j * group_size[1] // bins[1]
+        channel = (d * group_size[0] + group[0]) * group_size[1] + group[1]
+        pixels = [x[row, column, channel] for row in rows for column in columns]
+        y[i, j, d] = np.mean(pixels) if pixels else 0
+    return y
+
+
+@BOTH
+@pytest.mark.parametrize("bins, group_size", [((3, 4), None), ((6, 4), 2), (7, 3)])
+def test_pool_reads_every_pixel_that_a_bin_touches(implementation, bins, group_size):
+    """Among them RoIs that end at the map's border, lie outside, or have no size."""
+    rng = np.random.default_rng(0)
+    scale = 0.25
+    size = np.broadcast_to(bins, 2)
+    groups = tuple(size) if group_size is None else (group_size, group_size)
+    x = rng.standard_normal((1, 9, 11, 2 * groups[0] * groups[1])).astype(np.float32)
+    rois = rng.uniform(-12, 50, (20, 4)).astype(np.float32)
+    rois[:, 2:] = rois[:, :2] + rng.uniform(0, 40, (20, 2))
+    rois[0], rois[1], rois[2] = [0, 0, 43, 35], [43, 35, 43, 35], [60, 2, 80, 9]
+    y = ps_roi_pool(
+        x,
+        rois[None],
+        output_size=bins,
+        group_size=group_size,
+        spatial_scale=scale,
+        implementation=implementation,
+    )
+    want = [mean_of_bins(x[0], roi, tuple(size), groups, scale) for roi in rois]
+    np.testing.assert_allclose(y[0], want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("bins, parts", [(7, 3), (3, 7), (4, 4), (5, 1)])

@@ -294,9 +294,9 @@ def test_bins_of_whole_pixels_have_their_mean_and_maximum(bins, size, depth, see
     rois = np.concatenate([[left, top], end]).astype(np.float32)[None, None]
     options = dict(output_size=bins, spatial_scale=1.0)
     copies = np.repeat(x, h * w, axis=-1)
-    same(compiled(ps_roi_pool, **options)(copies, rois)[0, 0], part.mean((1, 3)))
-    # Here a RoI has its last pixels as corners.
+    # A RoI has its last pixels as corners.
     last = rois - np.asarray([0, 0, 1, 1], np.float32)
+    same(compiled(ps_roi_pool, **options)(copies, last)[0, 0], part.mean((1, 3)))
     y = compiled(roi_pool, **options)(x, last)
     np.testing.assert_array_equal(y[0, 0], part.max((1, 3)))
 

@@ -143,12 +143,12 @@ XLA_OPS_INLINE int64_t part_taps(A start, A extent, int64_t samples, int64_t siz
   return count;
 }
 
-// Taps of bin `index` of ps_roi_pool: the mean of the bin_pixels(). Returns at most
-// `size`. As in torchvision, no bin reads the last pixel of the axis.
+// Taps of bin `index` of ps_roi_pool: the mean of the touched_pixels(). Returns at most
+// `size`.
 template <typename A, typename Taps>
 XLA_OPS_INLINE int64_t pixel_taps(A start, A extent, int64_t bins, int64_t index, int64_t size,
                                   Taps&& taps) {
-  const PixelRange range = bin_pixels(start, extent, index, bins, size > 0 ? size - 1 : 0);
+  const PixelRange range = touched_pixels(start, extent, index, bins, size);
   const A share = A(1) / static_cast<A>(range.end - range.begin);
   int64_t count = 0;
   for (int64_t pixel = range.begin; pixel < range.end; ++pixel) {

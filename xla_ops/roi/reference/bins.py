@@ -221,8 +221,13 @@ def bin_pixels(start, extent, bins, size):
     index = jnp.arange(bins, dtype=extent.dtype)
     begin = start + jnp.floor(index * step)
     end = start + jnp.ceil((index + 1) * step)
+    return cut_pixels(begin, end, size)
+
+
+def cut_pixels(begin, end, size):
+    """The pixels [begin, end) that lie on an axis of `size` pixels."""
     return tuple(
-        jnp.clip(edge, 0, size.astype(extent.dtype)).astype(jnp.int32)
+        jnp.clip(edge, 0, size.astype(edge.dtype)).astype(jnp.int32)
         for edge in (begin, end)
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 from xla_ops.roi.operands import RoIOperands
 from xla_ops.roi.reference.bins import (
     adaptive_weights,
-    bin_pixels,
+    cut_pixels,
     defined,
     finish,
     gather,
@@ -43,22 +43,19 @@ def pool_groups(
       output_size: (h, w).
       group_size: (group_h, group_w), whose product is G.
       sampling: "grid": the mean of a grid of bilinear samples, as in `roi_align`;
-        "parts": those of deform_ps_roi_pool; "pixels": the mean of whole pixels, for
-        boxes of whole numbers.
+        "parts": those of deform_ps_roi_pool; "pixels": the mean of the whole pixels
+        that a bin touches.
       samples: Of a bin along each axis; 0 with "grid" is adaptive. "pixels" has none.
 
     Returns:
       [N, B, h, w, C] in the maps' dtype; computed in the dtype of `boxes`. The adaptive
-      grid and "pixels" need maps that are finite everywhere and group_size equal to
-      output_size.
+      grid and "pixels" need maps that are finite everywhere.
     """
     maps = operands.maps
     channels = maps[0].shape[-1]
-    settings = dict(output_size=output_size, sampling=sampling)
+    settings = dict(output_size=output_size, group_size=group_size, sampling=sampling)
     if samples:
-        pool_box = partial(
-            _pool_gather, group_size=group_size, samples=samples, **settings
-        )
+        pool_box = partial(_pool_gather, samples=samples, **settings)
         cost = 4 * samples**2 * math.prod(output_size) * channels
     else:
         pool_box = partial(_pool_dense, **settings)
@@ -70,11 +67,7 @@ def _pool_gather(operands, *, output_size, group_size, sampling, samples):
     """One box, `samples` samples per bin and axis: reads their corners."""
     maps, box, level, map_sizes, shift, mask = operands
     taps_of = _part_taps if sampling == "parts" else grid_taps
-    row, column = (
-        np.arange(bins, dtype=np.int32) * groups // bins
-        for bins, groups in zip(output_size, group_size, strict=True)
-    )
-    group = jnp.asarray(row[:, None] * group_size[1] + column[None])
+    group = jnp.asarray(_group_of_bins(output_size, group_size))
     known, _ = known_level(level, len(maps))
 
     def pool_class(maps, shift):
@@ -98,6 +91,15 @@ def _pool_gather(operands, *, output_size, group_size, sampling, samples):
     split = [x.reshape(*x.shape[:-1], shift.shape[2], -1) for x in maps]
     pooled = jax.vmap(pool_class, in_axes=(3, 2), out_axes=2)(split, shift)
     return pooled.reshape(*output_size, -1)
+
+
+def _group_of_bins(output_size, group_size):
+    """Which group each bin reads, [h, w] int32."""
+    row, column = (
+        np.arange(bins, dtype=np.int32) * groups // bins
+        for bins, groups in zip(output_size, group_size, strict=True)
+    )
+    return row[:, None] * group_size[1] + column[None]
 
 
 def _part_taps(box, shift, axis, output_size, samples, size):
@@ -135,11 +137,12 @@ def _part_taps(box, shift, axis, output_size, samples, size):
     return index, weight, jnp.concatenate([inside, inside], axis=-1)
 
 
-def _pool_dense(operands, *, output_size, sampling):
+def _pool_dense(operands, *, output_size, group_size, sampling):
     """One box that is not shifted: weighs all rows and columns of each bin's group."""
     maps, box, level, map_sizes, _, mask = operands
     box, _, undefined = defined(box, None)
     pooled = jnp.zeros((*output_size, maps[0].shape[-1]), box.dtype)
+    group = _group_of_bins(output_size, group_size)
     for index, feature in enumerate(maps):
         weights, valid = [], []
         for axis in (0, 1):
@@ -156,7 +159,7 @@ def _pool_dense(operands, *, output_size, sampling):
         pooled += jnp.einsum(
             "iy,ijyxc,jx->ijc",
             weights[0],
-            value.reshape(*output_size, *feature.shape[1:]),
+            value[group],
             weights[1],
             precision=jax.lax.Precision.HIGHEST,
         )
@@ -164,12 +167,11 @@ def _pool_dense(operands, *, output_size, sampling):
 
 
 def _pixel_weights(box, axis, bins, length, size):
-    """Weights of an axis' whole pixels in each bin, [bins, length].
-
-    As in torchvision, no bin reads the last pixel of the axis.
-    """
-    last = jnp.maximum(size - 1, 0)
-    begin, end = bin_pixels(box[axis], box[2 + axis], bins, last)
+    """Weights of the whole pixels that each bin touches, [bins, length]."""
+    # Divided last, as the kernel does.
+    share = jnp.arange(bins + 1, dtype=box.dtype) * box[2 + axis]
+    edge = box[axis] + quotient(share, bins)
+    begin, end = cut_pixels(jnp.floor(edge[:-1]), jnp.ceil(edge[1:]), size)
     pixel = jnp.arange(length, dtype=jnp.int32)[None]
     inside = (pixel >= begin[:, None]) & (pixel < end[:, None])
     count = jnp.maximum(end - begin, 1).astype(box.dtype)
