@@ -12,8 +12,7 @@ from pycocotools import mask as coco_mask
 from dcn_jax.segmentation.records import IGNORED, LabelMaps
 from tests.support import cityscapes_folder, segmentation, voc_folder
 from train import inputs, loop, sharding
-from train.config_dict import ConfigDict
-from train.configs import _segmentation
+from train.configs import dcnv1
 from train.data import label_maps, make_source
 from train.data.geometry import Geometry
 from train.data.sets.cityscapes_labels import CLASSES
@@ -196,31 +195,30 @@ def test_a_picture_and_records_in_pixels_of_the_image():
     assert (picture[:4] == 100).all() and picture.shape == image.shape
 
 
-def test_deeplab_trains_and_is_evaluated(tmp_path):
-    config = _segmentation.get_config()
-    config.data.options = ConfigDict(
-        {"train_images": 16, "test_images": 8, "label_maps": True}
-    )
+@pytest.mark.parametrize("name", ["voc_segmentation", "cityscapes"])
+def test_a_row_of_the_paper_trains_and_is_evaluated(name, tmp_path):
+    """DeepLab, with a small backbone, on the data sets that its rows name."""
+    row = {"voc_segmentation": "deeplab_voc", "cityscapes": "deeplab_cityscapes"}[name]
+    config = dcnv1.get_config(f"table1/{row}/3")
+    small = with_data(tmp_path, name).data
+    assert config.data.name == small.name
+    assert config.data.options.keys() == small.options.keys()
+    assert config.data.train_split == small.train_split
+    assert config.data.eval_split == small.eval_split
+    config.data = small
     config.update_from_flattened_dict(
         {
-            "steps": 10,
+            "steps": 6,
             "batch_size": 8,
-            "data.name": "deformed_digits",
-            "data.data_dir": str(tmp_path / "data"),
-            "data.eval_split": "test",
-            "data.canvases": ((64, 80),),
-            "data.crop": (48, 64),
-            "data.short_sides": (48, 64),
-            "data.eval_short_side": 64,
-            "data.max_side": 64,
             "model.backbone.depths": (1, 1, 1, 1),
+            "model.backbone.deform_blocks": (0, 0, 0, 1),
             "model.backbone.stem_features": 8,
             "model.backbone.norm": "group_norm",
             "model.neck.features": 16,
-            "optim.lr": 0.05,
+            "optim.lr": 0.02,
             "optim.warmup_steps": 0,
             "log.every": 1,
-            "log.offset_health_every": 5,
+            "log.offset_health_every": 3,
             "eval.batch_size": 8,
             "eval.pictures": 1,
         }
@@ -230,10 +228,9 @@ def test_deeplab_trains_and_is_evaluated(tmp_path):
     loop.train(config, tmp_path / "run", task)
     *steps, evaluation = read_metrics(tmp_path / "run/metrics.jsonl")
     losses = [r["loss/class"] for r in steps if "loss/class" in r]
-    assert len(losses) == 10 and losses[-1] < 0.8 * losses[0]
+    assert len(losses) == 6 and losses[-1] < losses[0]
     assert steps[-1]["skipped"] == 0
-    # The ground is most of an image.
-    assert 0.05 < evaluation["eval/pixels/mIoU"] < 1
+    assert 0 <= evaluation["eval/pixels/mIoU"] < 1
     assert (tmp_path / "run/pictures/grid.png").exists()
 
 

@@ -29,8 +29,9 @@ class Geometry(NamedTuple):
         corner: Iterable[int] = (0, 0),
     ) -> "Geometry":
         """Returns the record of any pairs, arrays too."""
-        pairs = map(_pair, (original, size, canvas))
-        return cls(*pairs, bool(flip), _pair(corner))
+        return cls(
+            _pair(original), _pair(size), _pair(canvas), bool(flip), _pair(corner)
+        )
 
     @property
     def scale(self) -> tuple[float, float]:

@@ -9,7 +9,7 @@ Shape letters: H W, h w height and width in pixels.
 import struct
 import zlib
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -128,12 +128,15 @@ def on_canvas(
     )
 
 
-def on_original(
-    label_map: Int[np.ndarray, "H W"], geometry: Geometry
-) -> Int[np.ndarray, "H0 W0"]:
-    """Takes a canvas's labels back to the image, which was neither mirrored nor cut."""
+def on_original(labels: Any, geometry: Geometry) -> Int[np.ndarray, "H0 W0"]:
+    """Takes a canvas's labels back to the image, which was neither mirrored nor cut.
+
+    Args:
+      labels: [H, W] integers, of NumPy or JAX.
+      geometry: Of the image.
+    """
     height, width = geometry.shown
-    return resize(np.asarray(label_map)[:height, :width], geometry.original)
+    return resize(np.asarray(labels)[:height, :width], geometry.original)
 
 
 class _Gray(NamedTuple):
