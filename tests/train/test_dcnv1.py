@@ -10,8 +10,7 @@ from dcn_jax.modules import DeformRoIPoolByLevel
 from train.configs import _detection, _segmentation, dcnv1
 from train.optim import multiplier
 from train.tables.first_paper import PRINTED
-from train.tasks.composed import Composed
-from train.tasks.detection import Detection
+from train.tasks import TASKS
 
 ROWS = [
     f"{table}/{system}/{row}"
@@ -21,15 +20,9 @@ ROWS = [
 ]
 
 
-class Segmentation(Composed):
-    """What of a task builds DeepLab."""
-
-    fields = _segmentation
-
-
 def build(arg, num_classes):
     config = dcnv1.get_config(arg)
-    task = Segmentation() if config.task == "segmentation" else Detection()
+    task = TASKS[config.task]
     return nnx.eval_shape(lambda: task.build(config, num_classes, nnx.Rngs(0)))
 
 

@@ -1,9 +1,10 @@
-"""Detection: boxes with classes, and masks, found by a network, judged by COCO's AP.
+"""Detection: boxes with classes, and masks, found by a network, judged by their AP.
 
 Shape letters: M ground-truth boxes of an image (padded), D detections of an image.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +21,16 @@ from train.data.geometry import Geometry
 from train.data.source import Example, Source
 from train.evaluation.coco import AveragePrecision
 from train.evaluation.coco_results import coco_results, original_boxes
+from train.evaluation.voc import VocAveragePrecision
 from train.sections import settings_of
 from train.tasks.composed import Composed
+
+# What `Source.judged_by` may name.
+METRICS: dict[str, Callable[[Any], AveragePrecision]] = {
+    "coco": AveragePrecision,
+    "voc_11point": functools.partial(VocAveragePrecision, rule="11point"),
+    "voc_area": functools.partial(VocAveragePrecision, rule="area"),
+}
 
 
 class Detection(Composed):
@@ -73,8 +82,8 @@ class Detection(Composed):
         return padded_boxes(example, geometry, data.max_boxes, data.mask_size)
 
     def metric(self, source: Source) -> AveragePrecision:
-        """Box AP as COCO's, and mask AP where masks are predicted."""
-        return AveragePrecision(source)
+        """COCO's AP of boxes, and of masks if predicted; on VOC, its mAP too."""
+        return METRICS[source.judged_by](source)
 
     def draw(
         self,
@@ -136,6 +145,7 @@ def padded_boxes(
     boxes = transforms.clip_boxes(boxes, geometry.size)
     if geometry.flip:
         boxes = transforms.flip_boxes(boxes, geometry.size[1])
+    boxes = transforms.crop_boxes(boxes, geometry.corner, geometry.shown)
     # A box may be so small that it vanishes where it is scaled and moved.
     seen = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))[:max_boxes]
     rows = {
