@@ -11,7 +11,7 @@ from dcn_jax.backbones import ResNet, resnet50, resnet101
 from dcn_jax.modules import DeformConv
 from dcn_jax.modules.norm import FrozenStat
 from dcn_jax.weights import init_from
-from tests.support.tiny_detector import filled, tiny_backbone
+from tests.support.tiny_detector import filled, make_backbone, tiny_backbone
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "resnet_bottleneck_1111.npz"
 
