@@ -2,11 +2,12 @@
 
 A stage's arguments come as a mapping, `Settings`, of those that its constructor
 documents, without what the composition itself wires: channels, strides, types, `rngs`.
+What several networks take stands once, in `Stages` and the classes after it.
 """
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Required, TypedDict, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,141 +16,106 @@ from dcn_jax.backbones import ResNet
 from dcn_jax.detection.box_head import BoxHead, DetectionSelection, RoISampling
 from dcn_jax.detection.mask_head import MaskHead
 from dcn_jax.detection.mimic import Mimic
+from dcn_jax.detection.one_stage import OneStage
+from dcn_jax.detection.psroi_head import PSRoIHead
 from dcn_jax.detection.rpn import RPN
 from dcn_jax.detection.two_stage import TwoStage
 from dcn_jax.modules import DeformRoIPool, DeformRoIPoolByLevel, RoIAlign, RoIPool
 from dcn_jax.necks import FPN, DilatedConv5, Neck
+from dcn_jax.segmentation.deeplab import DeepLab
+from dcn_jax.segmentation.pixel_head import PixelHead
 from dcn_jax.trunk import Trunk
 
 Settings = Mapping[str, Any]
 
 
-def faster_rcnn(
-    num_classes: int,
-    *,
-    backbone: Settings,
-    neck: Settings,
-    rpn: Settings,
-    pool: Settings,
-    box: Settings,
-    pool_layer: Any = DeformRoIPool,
-    trunk: Settings | None = None,
-    mimic: Settings | None = None,
-    sampling: RoISampling = RoISampling(),
-    selection: DetectionSelection = DetectionSelection(),
-    dtype: Any = None,
-    param_dtype: Any = jnp.float32,
-    rngs: nnx.Rngs,
-) -> TwoStage:
+class Stages(TypedDict, total=False):
+    """What every network takes, by keyword.
+
+    Attributes:
+      backbone: Of `ResNet`; required.
+      neck: Of the network's neck; required.
+      trunk: Of `Trunk`; None takes its defaults.
+      dtype: Of the computation; None takes the parameters'.
+      param_dtype: Of the parameters; float32.
+      rngs: Initialisation; required.
+    """
+
+    backbone: Required[Settings]
+    neck: Required[Settings]
+    trunk: Settings | None
+    dtype: Any
+    param_dtype: Any
+    rngs: Required[nnx.Rngs]
+
+
+class TwoStages(Stages, total=False):
+    """What a network takes that proposes, then classifies: `Stages`, and these.
+
+    Attributes:
+      rpn: Of `RPN`; required.
+      sampling: Which RoIs the heads are trained on.
+      selection: Which boxes are detections.
+    """
+
+    rpn: Required[Settings]
+    sampling: RoISampling
+    selection: DetectionSelection
+
+
+class BoxStages(TwoStages, total=False):
+    """What a network with a box head takes: `TwoStages`, and these.
+
+    Attributes:
+      pool: Of `pool_layer`; required.
+      box: Of `BoxHead`; required.
+      pool_layer: RoI pooling, for all heads: `RoIPool`, `RoIAlign`, `DeformRoIPool`,
+        which is the default, or another class called like them; one that learns takes
+        `in_features`, types and `rngs` too.
+      mimic: Of `Mimic`, for the box head; None does not mimic.
+    """
+
+    pool: Required[Settings]
+    box: Required[Settings]
+    pool_layer: Any
+    mimic: Settings | None
+
+
+def faster_rcnn(num_classes: int, **stages: Unpack[BoxStages]) -> TwoStage:
     """Faster R-CNN of both papers, on one level of stride 16.
 
     Args:
       num_classes: Foreground classes.
-      backbone: Of `ResNet`, with `output_stride=16`.
-      neck: Of `DilatedConv5`.
-      rpn: Of `RPN`.
-      pool: Of `pool_layer`.
-      box: Of `BoxHead`.
-      pool_layer: RoI pooling: `RoIPool`, `RoIAlign`, `DeformRoIPool`, or another class
-        called like them; one that learns takes `in_features`, types and `rngs` too.
-      trunk: Of `Trunk`; None takes its defaults.
-      mimic: Of `Mimic`; None does not mimic.
-      sampling: Which RoIs the head is trained on.
-      selection: Which boxes are detections.
-      dtype: Of the computation; None takes the parameters'.
-      param_dtype: Of the parameters.
-      rngs: Initialisation.
+      **stages: See `BoxStages`; `backbone` with `output_stride=16`, `neck` of
+        `DilatedConv5`.
 
     Raises:
       TypeError: An argument is not of its kind; the message names it.
       ValueError: An argument is out of its range.
     """
-    types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-    body = ResNet(**backbone, **types)
-    levels = DilatedConv5(body.channels, body.strides, **neck, **types)
-    proposals = RPN(levels.rpn_features, levels.rpn_strides, **rpn, **types)
-    head = BoxHead(
-        _pool(pool_layer, pool, levels, types),
-        **_of_levels(levels, num_classes),
-        **box,
-        **types,
-    )
-    return TwoStage(
-        Trunk(body, levels, **(trunk or {})),
-        proposals,
-        head,
-        mimic=None if mimic is None else Mimic(head, **mimic, **types),
-        sampling=sampling,
-        selection=selection,
-    )
+    return _with_boxes(DilatedConv5, num_classes, **stages)
 
 
-def faster_rcnn_fpn(
-    num_classes: int,
-    *,
-    backbone: Settings,
-    neck: Settings,
-    rpn: Settings,
-    pool: Settings,
-    box: Settings,
-    pool_layer: Any = DeformRoIPool,
-    mask: Settings | None = None,
-    mask_pool: Settings | None = None,
-    trunk: Settings | None = None,
-    mimic: Settings | None = None,
-    sampling: RoISampling = RoISampling(),
-    selection: DetectionSelection = DetectionSelection(),
-    dtype: Any = None,
-    param_dtype: Any = jnp.float32,
-    rngs: nnx.Rngs,
-) -> TwoStage:
-    """Faster R-CNN on a feature pyramid; with a mask head it is `mask_rcnn_fpn`.
+def faster_rcnn_fpn(num_classes: int, **stages: Unpack[BoxStages]) -> TwoStage:
+    """Faster R-CNN on a feature pyramid.
 
     Args:
       num_classes: Foreground classes.
-      backbone: Of `ResNet`.
-      neck: Of `FPN`.
-      rpn: Of `RPN`.
-      pool: Of `pool_layer`.
-      box: Of `BoxHead`.
-      pool_layer: As in `faster_rcnn`, for both heads.
-      mask: Of `MaskHead`; None is without masks.
-      mask_pool: Of `pool_layer`, for the mask head.
-      trunk: Of `Trunk`; None takes its defaults.
-      mimic: Of `Mimic`, for the box head; None does not mimic.
-      sampling: Which RoIs the heads are trained on.
-      selection: Which boxes are detections.
-      dtype: Of the computation; None takes the parameters'.
-      param_dtype: Of the parameters.
-      rngs: Initialisation.
+      **stages: See `BoxStages`; `neck` of `FPN`.
 
     Raises:
       TypeError: An argument is not of its kind; the message names it.
       ValueError: An argument is out of its range.
     """
-    types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-    body = ResNet(**backbone, **types)
-    levels = FPN(body.channels, body.strides, **neck, **types)
-    proposals = RPN(levels.rpn_features, levels.rpn_strides, **rpn, **types)
-    of_levels = _of_levels(levels, num_classes)
-    head = BoxHead(_pool(pool_layer, pool, levels, types), **of_levels, **box, **types)
-    masks = None
-    if mask is not None:
-        masks_of = _pool(pool_layer, mask_pool or {}, levels, types)
-        masks = MaskHead(masks_of, **of_levels, **mask, **types)
-    return TwoStage(
-        Trunk(body, levels, **(trunk or {})),
-        proposals,
-        head,
-        mask=masks,
-        mimic=None if mimic is None else Mimic(head, **mimic, **types),
-        sampling=sampling,
-        selection=selection,
-    )
+    return _with_boxes(FPN, num_classes, **stages)
 
 
 def mask_rcnn_fpn(
-    num_classes: int, *, mask: Settings, mask_pool: Settings, **stages: Any
+    num_classes: int,
+    *,
+    mask: Settings,
+    mask_pool: Settings,
+    **stages: Unpack[BoxStages],
 ) -> TwoStage:
     """Mask R-CNN on a feature pyramid.
 
@@ -157,13 +123,152 @@ def mask_rcnn_fpn(
       num_classes: Foreground classes.
       mask: Of `MaskHead`.
       mask_pool: Of the pooling layer of the mask head.
-      **stages: As in `faster_rcnn_fpn`.
+      **stages: See `BoxStages`; `neck` of `FPN`.
 
     Raises:
       TypeError: An argument is not of its kind; the message names it.
       ValueError: An argument is out of its range.
     """
-    return faster_rcnn_fpn(num_classes, mask=mask, mask_pool=mask_pool, **stages)
+    return _with_boxes(FPN, num_classes, (mask, mask_pool), **stages)
+
+
+def r_fcn(
+    num_classes: int, *, psroi: Settings, **stages: Unpack[TwoStages]
+) -> TwoStage:
+    """R-FCN of the first paper, on one level of stride 16.
+
+    Args:
+      num_classes: Foreground classes.
+      psroi: Of `PSRoIHead`.
+      **stages: See `TwoStages`; `backbone` with `output_stride=16`, `neck` of
+        `DilatedConv5`.
+
+    Raises:
+      TypeError: An argument is not of its kind; the message names it.
+      ValueError: An argument is out of its range.
+    """
+
+    def heads(levels: Neck, types: dict[str, Any]) -> dict[str, Any]:
+        return dict(roi=PSRoIHead(**_of_levels(levels, num_classes), **psroi, **types))
+
+    return _two_stages(DilatedConv5, heads, **stages)
+
+
+def class_aware_rpn(
+    num_classes: int,
+    *,
+    rpn: Settings,
+    selection: DetectionSelection = DetectionSelection(),
+    **stages: Unpack[Stages],
+) -> OneStage:
+    """The class-aware RPN of the first paper: a detector of one stage.
+
+    Args:
+      num_classes: Foreground classes.
+      rpn: Of `RPN`.
+      selection: Which boxes are detections.
+      **stages: See `Stages`; `backbone` with `output_stride=16`, `neck` of
+        `DilatedConv5`, in the paper with `rpn_on_conv5`.
+
+    Raises:
+      TypeError: An argument is not of its kind; the message names it.
+      ValueError: An argument is out of its range.
+    """
+    trunk, types = _trunk(DilatedConv5, **stages)
+    return OneStage(
+        trunk, _rpn(trunk, rpn, types, num_classes=num_classes), selection=selection
+    )
+
+
+def deeplab(num_classes: int, **stages: Unpack[Stages]) -> DeepLab:
+    """DeepLab of the first paper.
+
+    Args:
+      num_classes: Labels of a pixel, the background among them where there is one.
+      **stages: See `Stages`; `backbone` with `output_stride=16`, `neck` of
+        `DilatedConv5`.
+
+    Raises:
+      TypeError: An argument is not of its kind; the message names it.
+      ValueError: An argument is out of its range.
+    """
+    trunk, types = _trunk(DilatedConv5, **stages)
+    return DeepLab(trunk, PixelHead(**_of_levels(trunk.neck, num_classes), **types))
+
+
+def _with_boxes(
+    make_neck: Callable[..., Neck],
+    num_classes: int,
+    masks: tuple[Settings, Settings] | None = None,
+    *,
+    pool: Settings,
+    box: Settings,
+    pool_layer: Any = DeformRoIPool,
+    mimic: Settings | None = None,
+    **stages: Any,
+) -> TwoStage:
+    """A network with a box head, and a mask head of `masks`: its own and its pool's."""
+
+    def heads(levels: Neck, types: dict[str, Any]) -> dict[str, Any]:
+        of_levels = _of_levels(levels, num_classes)
+        pooled = _pool(pool_layer, pool, levels, types)
+        made: dict[str, Any] = dict(roi=BoxHead(pooled, **of_levels, **box, **types))
+        if masks is not None:
+            mask, mask_pool = masks
+            pooled = _pool(pool_layer, mask_pool, levels, types)
+            made["mask"] = MaskHead(pooled, **of_levels, **mask, **types)
+        if mimic is not None:
+            made["mimic"] = Mimic(made["roi"], **mimic, **types)
+        return made
+
+    return _two_stages(make_neck, heads, **stages)
+
+
+def _two_stages(
+    make_neck: Callable[..., Neck],
+    heads: Callable[[Neck, dict[str, Any]], dict[str, Any]],
+    *,
+    rpn: Settings,
+    sampling: RoISampling = RoISampling(),
+    selection: DetectionSelection = DetectionSelection(),
+    **stages: Any,
+) -> TwoStage:
+    """A network with the heads that `heads(neck, types)` makes for its neck."""
+    trunk, types = _trunk(make_neck, **stages)
+    proposals = _rpn(trunk, rpn, types)
+    return TwoStage(
+        trunk,
+        proposals,
+        **heads(trunk.neck, types),
+        sampling=sampling,
+        selection=selection,
+    )
+
+
+def _trunk(
+    make_neck: Callable[..., Neck],
+    *,
+    backbone: Settings,
+    neck: Settings,
+    trunk: Settings | None = None,
+    **types: Any,
+) -> tuple[Trunk, dict[str, Any]]:
+    """The trunk, and the types and `rngs` of what is put on it."""
+    types = _types(**types)
+    body = ResNet(**backbone, **types)
+    levels = make_neck(body.channels, body.strides, **neck, **types)
+    return Trunk(body, levels, **(trunk or {})), types
+
+
+def _types(
+    *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+) -> dict[str, Any]:
+    return dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+
+def _rpn(trunk: Trunk, rpn: Settings, types: dict[str, Any], **wired: Any) -> RPN:
+    levels = trunk.neck
+    return RPN(levels.rpn_features, levels.rpn_strides, **wired, **rpn, **types)
 
 
 def _of_levels(neck: Neck, num_classes: int) -> dict[str, Any]:
@@ -188,6 +293,9 @@ NETWORKS = {
     "faster_rcnn": faster_rcnn,
     "faster_rcnn_fpn": faster_rcnn_fpn,
     "mask_rcnn_fpn": mask_rcnn_fpn,
+    "r_fcn": r_fcn,
+    "class_aware_rpn": class_aware_rpn,
+    "deeplab": deeplab,
 }
 # Those of them that learn and predict masks.
 MASK_NETWORKS = frozenset({"mask_rcnn_fpn"})

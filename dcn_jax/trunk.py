@@ -4,7 +4,7 @@ Shape letters: N images, H W canvas, C channels.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -65,6 +65,11 @@ class Trunk(nnx.Module):
         self.pixel_std = tuple(map(float, pixel_std))
         self.clear_padding = clear_padding
 
+    @property
+    def frozen_paths(self) -> tuple[str, ...]:
+        """Beginnings of the paths of what is not trained, in a network's `trunk`."""
+        return tuple(f"trunk.backbone.{name}." for name in self.backbone.frozen_names)
+
     def __call__(
         self, images: Num[Array, "N H W 3"], sizes: Int[Array, "N 2"]
     ) -> Features:
@@ -107,3 +112,21 @@ class Trunk(nnx.Module):
             for values in (self.pixel_mean, self.pixel_std)
         )
         return clear_padding((images.astype(dtype) - mean) / std, sizes)
+
+
+def check_strides(name: str, stage: Any, strides: Sequence[int]) -> None:
+    """Refuses a stage for other levels than the neck's.
+
+    Args:
+      name: Of the argument.
+      stage: Has `strides`.
+      strides: Of the levels of the neck that it reads.
+
+    Raises:
+      ValueError: They differ.
+    """
+    if tuple(stage.strides) != tuple(strides):
+        raise ValueError(
+            f"`{name}` has strides {tuple(stage.strides)}; expected those of the neck, "
+            f"{tuple(strides)}"
+        )

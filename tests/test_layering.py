@@ -41,8 +41,11 @@ INNER = {
         "necks": {"modules", "padding"},
         "trunk": {"backbones", "necks", "padding"},
         "detection": {"boxes", "losses", "modules", "padding", "trunk"},
+        "segmentation": {"losses", "modules", "padding", "trunk"},
         "explain": {"modules"},
-        "networks": {"backbones", "detection", "modules", "necks", "trunk"},
+        "networks": {
+            *("backbones", "detection", "modules", "necks", "segmentation", "trunk"),
+        },
         "weights": {
             *("backbones", "boxes", "detection", "modules", "networks", "trunk"),
             *("quoting", "regular_file"),
@@ -54,7 +57,10 @@ INNER = {
 KNOWING = {"cli.py", "tables", "tasks", "evaluation", "configs"}
 # All that they may take from `dcn_jax`, none of which is a detector's.
 NEUTRAL = ("dcn_jax.quoting", "dcn_jax.regular_file", "dcn_jax.explain")
-TASKS = ("train.tasks", "train.evaluation", "train.configs._detection")
+TASKS = (
+    *("train.tasks", "train.evaluation"),
+    *("train.configs._detection", "train.configs._segmentation"),
+)
 # jax's interfaces that still move, and where they may be touched.
 MOVING = ("jax.extend", "jax.interpreters", "jax.ffi")
 MOVING_ROOMS, MOVING_FOLDER = ("xla_ops", "dcn_jax", "train"), "xla_ops/_jax"

@@ -6,7 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from train.whole_file import write_whole
 
@@ -15,6 +15,8 @@ from train.whole_file import write_whole
 _SHORT_SIDE, _LONG_SIDE = 512, 2048
 # How much of a mask's colour covers the image.
 _TINT = 0.4
+# The same where all pixels have one; many of their colours are dark.
+_MAP_TINT = 0.6
 # Curves of each group of an evaluation.
 _DRAWN = 3
 # Colours of the labels, repeated (Tableau's ten).
@@ -50,6 +52,24 @@ def draw_mask(
         mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
     )
     return cv2.drawContours(picture, outlines, -1, colour, _line_width(image))
+
+
+def draw_label_map(
+    image: UInt8[np.ndarray, "H W 3"],
+    labels: Int[np.ndarray, "H W"],
+    colours: UInt8[np.ndarray, "C 3"],
+    shown: Bool[np.ndarray, " C"],
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the image with each pixel tinted in the colour of its label.
+
+    Args:
+      image: RGB.
+      labels: From 0.
+      colours: Of the labels.
+      shown: Which labels are tinted.
+    """
+    tinted = cv2.addWeighted(image, 1 - _MAP_TINT, colours[labels], _MAP_TINT, 0)
+    return np.where(shown[labels][..., None], tinted, image)
 
 
 def draw_boxes(

@@ -121,6 +121,7 @@ def open_train_loader(config: ConfigDict, task: Task, source: Source) -> BatchIt
         canvases=data.canvases,
         short_sides=data.short_sides,
         max_side=data.max_side,
+        crop=tuple(data.crop) or None,
         flip=data.flip,
         seed=config.seed,
         workers=data.workers,

@@ -5,7 +5,9 @@ newest checkpoint of a run; a folder stands for the JPEG and PNG files in it. DI
 every image with its prediction drawn, and predictions.json: a list of what was found,
 of a detector {"file_name", "label", "category_id", "bbox", "score"} with boxes as x, y,
 width, height in pixels of the image as it is shown (upright), and where it predicts
-masks "segmentation", run-length encoded as COCO's.
+masks "segmentation", run-length encoded as COCO's. Of a label map it lists the pixels
+of each category but the background, {"file_name", "label", "category_id", "area",
+"segmentation"}.
 
 An image that cannot be read is told and left out. The program then ends with status 1,
 when it has done the rest.

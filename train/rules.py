@@ -97,6 +97,22 @@ class ZeroOr:
 
 
 @dataclass(frozen=True)
+class EmptyOr:
+    """The tuple (), which switches something off, and what another rule accepts."""
+
+    other: Rule
+
+    def accepts(self, value: Any) -> bool:
+        """See `Rule`."""
+        if isinstance(value, tuple | list) and not value:
+            return True
+        return self.other.accepts(value)
+
+    def __str__(self) -> str:
+        return f"{self.other}, or ()"
+
+
+@dataclass(frozen=True)
 class Boolean:
     """True and False."""
 

@@ -146,9 +146,10 @@ class ResNet(nnx.Module):
         none.
       border: "zeros", or "v1" for the first release's weights, see `DeformConv`.
       mask_scale: 1 (sigmoid) or 2 (twice the sigmoid, which starts at 1).
-      output_stride: Of conv5: 32, or 16: no stride, and dilation 2 in its 3x3
-        convolutions (the papers' Faster R-CNN).
-      first_dilation: Of the first block of a dilated conv5: 2, or 1 as in torchvision.
+      output_stride: Of conv5: 32, or 16: no stride, and its 3x3 convolutions dilated
+        (the papers' networks without a pyramid).
+      dilation: Of these 3x3 convolutions. DCNv1's Table 3 has 2, 4, 6 and 8.
+      first_dilation: That of the first block of a dilated conv5; 1 in torchvision.
       frozen_stages: How many stages, counted from conv1, get no gradient, and for
         which no backward pass is computed; 2 freezes conv1 and conv2.
       dtype: Of the computation; None takes the parameters'.
@@ -179,6 +180,7 @@ class ResNet(nnx.Module):
         border: str = "zeros",
         mask_scale: int = 1,
         output_stride: int = 32,
+        dilation: int = 2,
         first_dilation: int = 2,
         frozen_stages: int = 0,
         dtype=None,
@@ -201,8 +203,8 @@ class ResNet(nnx.Module):
             raise ValueError(f"`norm` is {norm!r}; expected one of {tuple(NORMS)}")
         if output_stride not in (16, 32):
             raise ValueError(f"`output_stride` is {output_stride!r}; expected 16 or 32")
-        if first_dilation not in (1, 2):
-            raise ValueError(f"`first_dilation` is {first_dilation!r}; expected 1 or 2")
+        dilation = check_integer("dilation", dilation)
+        first_dilation = check_integer("first_dilation", first_dilation)
         norm_epsilon = check_number("norm_epsilon", norm_epsilon)
         if norm_epsilon < 0:
             raise ValueError(f"`norm_epsilon` is {norm_epsilon}; expected at least 0")
@@ -238,16 +240,16 @@ class ResNet(nnx.Module):
             planes = stem_features * 2**i
             blocks = []
             for j in range(depths[i]):
-                dilation = 1
+                block_dilation = 1
                 if dilated:
-                    dilation = first_dilation if j == 0 else 2
+                    block_dilation = first_dilation if j == 0 else dilation
                 blocks.append(
                     Bottleneck(
                         in_features,
                         planes,
                         max(1, planes * width_per_group // 64) * groups,
                         strides=first_stride if j == 0 else 1,
-                        kernel_dilation=dilation,
+                        kernel_dilation=block_dilation,
                         stride_in_1x1=stride_in_1x1,
                         groups=groups,
                         norm=norm,

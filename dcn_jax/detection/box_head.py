@@ -55,12 +55,18 @@ class RoISampling:
       positive_fraction: Largest share of positives among them.
       positive_iou: RoIs are positive from this overlap on.
       negative_iou: RoIs are background below.
+      least_iou: RoIs that overlap every box less than this are not used; 0.1 in the
+        first releases, which take such as are hard for background.
+      hardest: How many of an image's samples are learned from, those with the largest
+        losses (OHEM); 0 is for all.
     """
 
     samples: int = 512
     positive_fraction: float = 0.25
     positive_iou: float = 0.5
     negative_iou: float = 0.5
+    least_iou: float = 0.0
+    hardest: int = 0
 
 
 @dataclass(frozen=True)
@@ -209,14 +215,18 @@ def box_targets(
 
     def of_image(key, proposals, proposals_valid, boxes, labels, valid):
         candidates = jnp.concatenate([proposals, boxes])
+        iou = box_iou(boxes, candidates)
         matches = match_boxes(
-            box_iou(boxes, candidates),
+            iou,
             valid,
             low=sampling.negative_iou,
             high=sampling.positive_iou,
             allow_low_quality=False,
         )
         usable = jnp.concatenate([proposals_valid, valid])
+        if sampling.least_iou > 0:
+            best = jnp.max(jnp.where(valid[:, None], iou, 0), axis=0)
+            usable &= best >= sampling.least_iou
         chosen = sample_balanced(
             key,
             jnp.where(usable, matches.label, -1),
@@ -245,6 +255,7 @@ def box_losses(
     targets: BoxTargets,
     *,
     beta: float = 1.0,
+    hardest: int = 0,
 ) -> dict[str, Float[Array, ""]]:
     """Class and box loss of the sampled RoIs of all images together.
 
@@ -253,24 +264,34 @@ def box_losses(
       deltas: From the head; with one box for each RoI all classes share it.
       targets: What they should be.
       beta: Of the smooth L1 loss, on deltas that carry the weights of the code.
+      hardest: See `RoISampling`. Shrivastava et al. 2016 (arXiv:1604.03540), without
+        their suppression of RoIs that overlap, as in MSRA's code.
 
     Returns:
-      "class": mean cross entropy over the RoIs. "box": smooth L1 summed over the
-      positives' four deltas, over the number of RoIs.
+      "class": mean cross entropy over the RoIs that are learned from. "box": smooth L1
+      summed over the four deltas of the positives among them, over the number of all.
     """
     dtype = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
     logits, deltas = logits.astype(dtype), deltas.astype(dtype)
-    count = jnp.sum(targets.valid, dtype=dtype)
-    positive = targets.valid & (targets.labels > 0)
     entropy = optax.losses.softmax_cross_entropy_with_integer_labels(
         logits, targets.labels
     )
     column = jnp.clip(targets.labels - 1, 0, deltas.shape[2] - 1)
     own = jax.vmap(gather_rows)(deltas, column[..., None])[:, :, 0]
     distance = smooth_l1(own, targets.deltas.astype(dtype), beta=beta)
+    distance = jnp.sum(distance, axis=-1)
+    valid, positive = targets.valid, targets.valid & (targets.labels > 0)
+    if hardest:
+        loss = jax.lax.stop_gradient(entropy + jnp.where(positive, distance, 0))
+        loss = jnp.where(valid, loss, -jnp.inf)
+        _, index = top_k(loss, min(hardest, loss.shape[1]))
+        entropy, distance, valid, positive = (
+            gather_rows(rows, index) for rows in (entropy, distance, valid, positive)
+        )
+    count = jnp.sum(valid, dtype=dtype)
     return {
-        "class": masked_mean(entropy, targets.valid, count),
-        "box": masked_mean(jnp.sum(distance, axis=-1), positive, count),
+        "class": masked_mean(entropy, valid, count),
+        "box": masked_mean(distance, positive, count),
     }
 
 

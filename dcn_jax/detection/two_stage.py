@@ -1,4 +1,4 @@
-"""Two-stage detectors: Faster and Mask R-CNN, and what else proposes, then classifies.
+"""Two-stage detectors: Faster and Mask R-CNN, R-FCN: what proposes, then classifies.
 
 This file only wires; each stage stands in its own module. `dcn_jax.networks` has the
 papers' networks.
@@ -27,7 +27,7 @@ from dcn_jax.detection.mimic import Mimic, MimicTargets
 from dcn_jax.detection.records import Batch, Detections
 from dcn_jax.detection.roi_head import RepresentingHead, RoIHead
 from dcn_jax.detection.rpn import RPN, RPNOutput, RPNTargets
-from dcn_jax.trunk import Features, Trunk
+from dcn_jax.trunk import Features, Trunk, check_strides
 
 
 class Targets(NamedTuple):
@@ -72,18 +72,10 @@ class TwoStage(nnx.Module):
                 f"`rpn` has {rpn.num_classes} classes; expected 1, as its boxes are "
                 "proposals"
             )
-        stages = [
-            ("rpn", rpn, trunk.neck.rpn_strides),
-            ("roi", roi, trunk.neck.roi_strides),
-        ]
+        check_strides("rpn", rpn, trunk.neck.rpn_strides)
+        check_strides("roi", roi, trunk.neck.roi_strides)
         if mask is not None:
-            stages.append(("mask", mask, trunk.neck.roi_strides))
-        for name, stage, strides in stages:
-            if tuple(stage.strides) != tuple(strides):
-                raise ValueError(
-                    f"`{name}` has strides {tuple(stage.strides)}; expected those of "
-                    f"the neck, {tuple(strides)}"
-                )
+            check_strides("mask", mask, trunk.neck.roi_strides)
         self.trunk, self.rpn, self.roi = trunk, rpn, roi
         self.mask: MaskHead | None = nnx.data(mask)
         self.mimic: Mimic | None = nnx.data(mimic)
@@ -92,8 +84,7 @@ class TwoStage(nnx.Module):
     @property
     def frozen_paths(self) -> tuple[str, ...]:
         """Beginnings of the paths of parameters that are not trained."""
-        names = self.trunk.backbone.frozen_names
-        return tuple(f"trunk.backbone.{name}." for name in names)
+        return self.trunk.frozen_paths
 
     def losses(
         self, batch: Batch, key: Key[Array, ""], targets: Targets | None = None
@@ -125,7 +116,11 @@ class TwoStage(nnx.Module):
         losses = self.rpn.losses(proposed, targets.rpn)
         seen = self.roi(features, targets.box.rois)
         losses |= box_losses(
-            seen.logits, seen.deltas, targets.box, beta=self.roi.loss_beta
+            seen.logits,
+            seen.deltas,
+            targets.box,
+            beta=self.roi.loss_beta,
+            hardest=self.sampling.hardest,
         )
         if self.mask is not None and targets.mask is not None:
             masks = self.mask(features, targets.mask.rois)

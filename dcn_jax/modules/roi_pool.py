@@ -153,7 +153,60 @@ class RoIAlign(nnx.Module):
         )
 
 
-class DeformRoIPool(nnx.Module):
+class DeformRoIPooling(nnx.Module):
+    """What layers whose bins move have in common: RoIs are pooled twice.
+
+    A layer has a `branch`, which reads what was pooled at bins in their places and
+    tells where to pool again. Arguments are those of `DeformRoIPool`.
+    """
+
+    def __init__(
+        self,
+        output_size: int | Sequence[int],
+        *,
+        spatial_scale: float | Sequence[float],
+        modulated: bool,
+        sampling_ratio: int,
+        offset_scale: float,
+        dtype: Any,
+    ):
+        self.output_size = check_pair("output_size", output_size)
+        self.spatial_scale = check_scales(spatial_scale)
+        self.modulated = modulated
+        self.sampling_ratio = check_integer("sampling_ratio", sampling_ratio, 0)
+        self.offset_scale = check_number("offset_scale", offset_scale)
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
+        rois: Float[Array, "N B 4"],
+        map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
+        levels: Int[Array, "N B"] | None = None,
+    ) -> Float[Array, "N B h w C"]:
+        """Pools each RoI, see `RoIPooling`."""
+        features, rois = promote(features, rois, self.dtype)
+        pool: dict[str, Any] = dict(
+            output_size=self.output_size,
+            spatial_scale=self.spatial_scale,
+            levels=levels,
+            map_sizes=map_sizes,
+            sampling_ratio=self.sampling_ratio,
+            offset_scale=self.offset_scale,
+        )
+        offset, mask = self.branch(deform_roi_pool(features, rois, **pool), levels)
+        return deform_roi_pool(features, rois, offset, mask, **pool)
+
+    def branch(
+        self,
+        pooled: Float[Array, "N B h w C"],
+        levels: Int[Array, "N B"] | None = None,
+    ) -> tuple[Float[Array, "N B h w 2"], Float[Array, "N B h w"] | None]:
+        """Normalised offsets (dy, dx) and factors of the bins (None in v1)."""
+        raise NotImplementedError
+
+
+class DeformRoIPool(DeformRoIPooling):
     """RoI pooling whose bins move to where a branch of its own says.
 
     Each RoI is pooled without offsets; the branch reads the result and gives each bin
@@ -209,13 +262,14 @@ class DeformRoIPool(nnx.Module):
         check_rngs(rngs)
         in_features = check_integer("in_features", in_features)
         hidden_features = check_integer("hidden_features", hidden_features)
-        self.output_size = check_pair("output_size", output_size)
-        self.spatial_scale = check_scales(spatial_scale)
-        self.modulated = modulated
-        self.sampling_ratio = check_integer("sampling_ratio", sampling_ratio, 0)
-        self.offset_scale = check_number("offset_scale", offset_scale)
-        self.dtype = dtype
-
+        super().__init__(
+            output_size,
+            spatial_scale=spatial_scale,
+            modulated=modulated,
+            sampling_ratio=sampling_ratio,
+            offset_scale=offset_scale,
+            dtype=dtype,
+        )
         bins = self.output_size[0] * self.output_size[1]
         features = bins * in_features
         if modulated:
@@ -240,38 +294,13 @@ class DeformRoIPool(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(
-        self,
-        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
-        rois: Float[Array, "N B 4"],
-        map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
-        levels: Int[Array, "N B"] | None = None,
-    ) -> Float[Array, "N B h w C"]:
-        """Pools each RoI.
-
-        Args:
-          features: A map, or the levels of a pyramid.
-          rois: x1 y1 x2 y2 in pixels of the image.
-          map_sizes: (height, width) of the part of each image's map that is not
-            padding, for each level of a pyramid; None means all of it.
-          levels: Level that each RoI reads, for a pyramid.
-        """
-        features, rois = promote(features, rois, self.dtype)
-        pool: dict[str, Any] = dict(
-            output_size=self.output_size,
-            spatial_scale=self.spatial_scale,
-            levels=levels,
-            map_sizes=map_sizes,
-            sampling_ratio=self.sampling_ratio,
-            offset_scale=self.offset_scale,
-        )
-        offset, mask = self.branch(deform_roi_pool(features, rois, **pool))
-        return deform_roi_pool(features, rois, offset, mask, **pool)
-
     def branch(
-        self, pooled: Float[Array, "N B h w C"]
+        self,
+        pooled: Float[Array, "N B h w C"],
+        levels: Int[Array, "N B"] | None = None,
     ) -> tuple[Float[Array, "N B h w 2"], Float[Array, "N B h w"] | None]:
         """Normalised offsets (dy, dx) and factors of the bins (None in v1)."""
+        del levels  # All share the branch.
         y = flatten(pooled)
         if self.modulated:
             y = jax.nn.relu(self.fc1(y))

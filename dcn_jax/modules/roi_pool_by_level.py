@@ -1,4 +1,4 @@
-"""Deformable RoI pooling with a branch for each pyramid level, as in mmdetection.
+"""Deformable RoI pooling with a branch for each pyramid level.
 
 Shape letters: N batch, H W feature map, C channels, B RoIs of an image, h w bins.
 """
@@ -9,18 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int
 
-from dcn_jax.modules.arguments import (
-    check_integer,
-    check_number,
-    check_pair,
-    check_rngs,
-    check_scales,
-)
+from dcn_jax.modules.arguments import check_integer, check_rngs
 from dcn_jax.modules.deform_conv import branch_dtype
-from dcn_jax.modules.roi_pool import flatten, promote
-from xla_ops import deform_roi_pool
+from dcn_jax.modules.roi_pool import DeformRoIPooling, flatten
 
 _zeros = nnx.initializers.zeros
 
@@ -30,7 +23,8 @@ class LevelBranch(nnx.Module):
 
     Attributes:
       offset_fc1, offset_fc2, offset_fc3: Layers with a ReLU between; the last one's
-        outputs are offsets [h, w, (dy, dx)] and start at zero.
+        outputs are offsets [h, w, (dy, dx)] and start at zero. It is the only one where
+        `hidden_features` is 0.
       mask_fc1, mask_fc2: Likewise, for factors [h, w]; only when modulated.
     """
 
@@ -53,28 +47,34 @@ class LevelBranch(nnx.Module):
             bias_init=_zeros,
             **(types | dict(dtype=branch_dtype(dtype, param_dtype))),
         )
-        self.offset_fc1 = nnx.Linear(bins * in_features, hidden_features, **types)
-        self.offset_fc2 = nnx.Linear(hidden_features, hidden_features, **types)
-        self.offset_fc3 = nnx.Linear(hidden_features, 2 * bins, **last)
+        features = bins * in_features
+        self.has_hidden = hidden_features > 0
+        if self.has_hidden:
+            self.offset_fc1 = nnx.Linear(features, hidden_features, **types)
+            self.offset_fc2 = nnx.Linear(hidden_features, hidden_features, **types)
+        self.offset_fc3 = nnx.Linear(hidden_features or features, 2 * bins, **last)
         if modulated:
-            self.mask_fc1 = nnx.Linear(bins * in_features, hidden_features, **types)
-            self.mask_fc2 = nnx.Linear(hidden_features, bins, **last)
+            if self.has_hidden:
+                self.mask_fc1 = nnx.Linear(features, hidden_features, **types)
+            self.mask_fc2 = nnx.Linear(hidden_features or features, bins, **last)
 
     def __call__(
         self, x: Float[Array, "N B hwC"]
     ) -> tuple[Float[Array, "N B h w 2"], Float[Array, "N B h w"] | None]:
         """Normalised offsets (dy, dx) and factors of the bins (None in v1)."""
-        y = jax.nn.relu(self.offset_fc1(x))
-        y = self.offset_fc3(jax.nn.relu(self.offset_fc2(y)))
+        y = x
+        if self.has_hidden:
+            y = jax.nn.relu(self.offset_fc2(jax.nn.relu(self.offset_fc1(x))))
+        y = self.offset_fc3(y)
         offset = y.reshape(*y.shape[:2], *self.output_size, 2)
         if not self.modulated:
             return offset, None
-        y = self.mask_fc2(jax.nn.relu(self.mask_fc1(x)))
+        y = self.mask_fc2(jax.nn.relu(self.mask_fc1(x)) if self.has_hidden else x)
         return offset, jax.nn.sigmoid(y).reshape(*y.shape[:2], *self.output_size)
 
 
-class DeformRoIPoolByLevel(nnx.Module):
-    """`DeformRoIPool` as mmdetection has it: a branch of its own for each level.
+class DeformRoIPoolByLevel(DeformRoIPooling):
+    """`DeformRoIPool` with a branch for each level: mmdetection's, MSRA's with FPN.
 
     Four times the parameters; every RoI goes through all branches, of which its level
     chooses one.
@@ -83,7 +83,7 @@ class DeformRoIPoolByLevel(nnx.Module):
       in_features: C.
       output_size: (h, w), or one integer for both.
       spatial_scale: Size of each level's map over size of the image.
-      hidden_features: Width of the branches' hidden layers.
+      hidden_features: Width of the branches' hidden layers; 0 has none, as MSRA's.
       modulated: Whether each bin gets a factor too.
       sampling_ratio: Samples of a bin along each axis; 0 takes as many as the size of
         the RoI wants.
@@ -100,7 +100,8 @@ class DeformRoIPoolByLevel(nnx.Module):
       TypeError: An argument is not of its kind; the message names it.
       ValueError: An argument is out of its range.
 
-    Source: `DeformRoIPoolPack` and `ModulatedDeformRoIPoolPack` of mmcv.
+    Source: `DeformRoIPoolPack` and `ModulatedDeformRoIPoolPack` of mmcv; without hidden
+    layers the FPN of Dai et al. 2017's released code.
     """
 
     def __init__(
@@ -119,13 +120,15 @@ class DeformRoIPoolByLevel(nnx.Module):
     ):
         check_rngs(rngs)
         in_features = check_integer("in_features", in_features)
-        hidden_features = check_integer("hidden_features", hidden_features)
-        self.output_size = check_pair("output_size", output_size)
-        self.spatial_scale = check_scales(spatial_scale)
-        self.modulated = modulated
-        self.sampling_ratio = check_integer("sampling_ratio", sampling_ratio, 0)
-        self.offset_scale = check_number("offset_scale", offset_scale)
-        self.dtype = dtype
+        hidden_features = check_integer("hidden_features", hidden_features, 0)
+        super().__init__(
+            output_size,
+            spatial_scale=spatial_scale,
+            modulated=modulated,
+            sampling_ratio=sampling_ratio,
+            offset_scale=offset_scale,
+            dtype=dtype,
+        )
         levels = 1
         if isinstance(self.spatial_scale, tuple):
             levels = len(self.spatial_scale)
@@ -142,27 +145,12 @@ class DeformRoIPoolByLevel(nnx.Module):
             for _ in range(levels)
         )
 
-    def __call__(
+    def branch(
         self,
-        features: Float[Array, "N H W C"] | Sequence[Float[Array, "N _ _ C"]],
-        rois: Float[Array, "N B 4"],
-        map_sizes: Num[Array, "N 2"] | Sequence[Num[Array, "N 2"]] | None = None,
+        pooled: Float[Array, "N B h w C"],
         levels: Int[Array, "N B"] | None = None,
-    ) -> Float[Array, "N B h w C"]:
-        """Pools each RoI, see `RoIPooling`."""
-        features, rois = promote(features, rois, self.dtype)
-        pool: dict[str, Any] = dict(
-            output_size=self.output_size,
-            spatial_scale=self.spatial_scale,
-            levels=levels,
-            map_sizes=map_sizes,
-            sampling_ratio=self.sampling_ratio,
-            offset_scale=self.offset_scale,
-        )
-        offset, mask = self._branch(deform_roi_pool(features, rois, **pool), levels)
-        return deform_roi_pool(features, rois, offset, mask, **pool)
-
-    def _branch(self, pooled, levels):
+    ) -> tuple[Float[Array, "N B h w 2"], Float[Array, "N B h w"] | None]:
+        """What the branch of each RoI's level says, see `DeformRoIPooling`."""
         x = flatten(pooled)
         offset, mask = self.branches[0](x)
         for level, branch in enumerate(self.branches[1:], start=1):

@@ -25,12 +25,14 @@ class FPN(nnx.Module):
     """P2 to P6 for proposals, P2 to P5 for RoIs, all of the same channels.
 
     A 1x1 convolution of each map, the coarser level added to it, enlarged, then a 3x3
-    convolution. P6 is every other pixel of P5.
+    convolution.
 
     Args:
       channels: Channels of the backbone's maps.
       strides: Their strides, each twice the one before.
       features: Channels of every level.
+      convolved_p6: Whether P6 is a 3x3 convolution of c5 at stride 2, as MSRA's, in
+        place of every other pixel of P5.
       dtype: Of the computation; None takes the parameters'.
       param_dtype: Of the parameters.
       rngs: Initialisation.
@@ -39,6 +41,7 @@ class FPN(nnx.Module):
       rpn_strides, rpn_features, roi_strides, roi_features: See `Neck`.
       lateral: 1x1 convolutions of c2 to c5.
       output: 3x3 convolutions that make P2 to P5.
+      p6: That of P6; only when it is convolved.
 
     Raises:
       TypeError: `features` is no integer, or `rngs` no `nnx.Rngs`.
@@ -54,6 +57,7 @@ class FPN(nnx.Module):
         strides: Mapping[str, int],
         *,
         features: int = 256,
+        convolved_p6: bool = False,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -85,6 +89,11 @@ class FPN(nnx.Module):
         self.output = nnx.List(
             nnx.Conv(features, features, (3, 3), padding=1, **types) for _ in _MAPS
         )
+        self.convolved_p6 = convolved_p6
+        if convolved_p6:
+            self.p6 = nnx.Conv(
+                channels["c5"], features, (3, 3), strides=2, padding=1, **types
+            )
 
     def __call__(
         self,
@@ -106,7 +115,11 @@ class FPN(nnx.Module):
             x = self.output[i](clear_padding(x, valid[i]))
             levels.append(clear_padding(x, valid[i]))
         levels = tuple(reversed(levels))
-        return Levels((*levels, levels[-1][:, ::2, ::2]), levels)
+        p6 = levels[-1][:, ::2, ::2]
+        if self.convolved_p6:
+            last = None if sizes is None else map_sizes(sizes, self.rpn_strides[-1])
+            p6 = clear_padding(self.p6(maps["c5"]), last)
+        return Levels((*levels, p6), levels)
 
 
 def _enlarge(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C"]:

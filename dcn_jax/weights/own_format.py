@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from dcn_jax.backbones import ResNet
-from dcn_jax.detection.box_head import BoxHead
+from dcn_jax.detection.box_head import BoxHead, DetectionSelection, RoISampling
 from dcn_jax.detection.mask_head import MaskHead
 from dcn_jax.detection.mimic import Mimic
+from dcn_jax.detection.psroi_head import PSRoIHead
 from dcn_jax.detection.rpn import RPN
-from dcn_jax.networks import NETWORKS, POOL_LAYERS, faster_rcnn_fpn
+from dcn_jax.networks import NETWORKS, POOL_LAYERS
 from dcn_jax.quoting import one_line, quoted
 from dcn_jax.trunk import Trunk
 from dcn_jax.weights.safetensors_file import write_safetensors
@@ -34,8 +35,14 @@ _CONSTRUCTORS: Mapping[str, Any] = {
     "trunk": Trunk,
     "rpn": RPN,
     "box": BoxHead,
+    "psroi": PSRoIHead,
     "mask": MaskHead,
     "mimic": Mimic,
+}
+# Arguments of a network that are dataclasses themselves.
+_RECORDS: Mapping[str, Any] = {
+    "sampling": RoISampling,
+    "selection": DetectionSelection,
 }
 
 
@@ -131,19 +138,19 @@ def _tupled(value: Any) -> Any:
 def _revived(name: str, value: Any) -> Any:
     """An argument, or those of a stage, with the dataclasses that they were."""
     if name in _CONSTRUCTORS and isinstance(value, dict):
+        parameters = inspect.signature(_CONSTRUCTORS[name].__init__).parameters
+        defaults = {key: parameter.default for key, parameter in parameters.items()}
         return {
-            key: _dataclass_of(_CONSTRUCTORS[name].__init__, key, item)
+            key: _dataclass_of(type(defaults.get(key)), key, item)
             for key, item in value.items()
         }
-    return _dataclass_of(faster_rcnn_fpn, name, value)
+    return _dataclass_of(_RECORDS.get(name), name, value)
 
 
-def _dataclass_of(function: Any, name: str, value: Any) -> Any:
-    parameter = inspect.signature(function).parameters.get(name)
-    default = parameter.default if parameter is not None else None
-    if not dataclasses.is_dataclass(default) or not isinstance(value, dict):
+def _dataclass_of(type_: Any, name: str, value: Any) -> Any:
+    if not dataclasses.is_dataclass(type_) or not isinstance(value, dict):
         return value
     try:
-        return type(default)(**value)
+        return type_(**value)
     except TypeError as error:
         raise ValueError(f"its {name}: {one_line(str(error), 200)}") from None

@@ -27,7 +27,7 @@ from scripts.fuzz_files.bounded import Outcome, run_case
 #   write(rng, path) -> str: writes the file of a case and says what it is;
 #   read(path): reads it as the product does, or raises one of REFUSALS;
 #   bounds(size) -> Bounds: for a file of so many bytes.
-KINDS = ("annotations", "images", "weights")
+KINDS = ("annotations", "images", "labels", "weights")
 
 
 def main() -> int:

@@ -13,8 +13,8 @@ CHANNELS = {"c2": 3, "c3": 4, "c4": 5, "c5": 6}
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 
 
-def make_fpn():
-    return FPN(CHANNELS, STRIDES, features=4, rngs=nnx.Rngs(0))
+def make_fpn(**options):
+    return FPN(CHANNELS, STRIDES, features=4, **options, rngs=nnx.Rngs(0))
 
 
 def maps_of(height, width, seed=0):
@@ -71,9 +71,24 @@ def test_it_says_what_it_gives():
     assert neck.rpn_features == neck.roi_features == 4
 
 
-def test_padding_does_not_change_a_level():
-    neck, small = filled(make_fpn), maps_of(50, 75)
-    for conv in (*neck.lateral, *neck.output):
+def test_p6_may_be_a_convolution_of_c5():
+    neck, maps = filled(lambda: make_fpn(convolved_p6=True)), maps_of(75, 101)
+    p6 = jax.jit(neck)(maps).rpn[-1]
+    assert p6.shape == (2, 2, 2, 4)
+    # The first pixel's window begins on the padding.
+    window = np.asarray(maps["c5"])[0, :2, :2]
+    kernel = np.asarray(neck.p6.kernel[...])[1:, 1:]
+    np.testing.assert_allclose(
+        p6[0, 0, 0], np.einsum("ijc,ijck->k", window, kernel), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("convolved_p6", [False, True])
+def test_padding_does_not_change_a_level(convolved_p6):
+    neck = filled(lambda: make_fpn(convolved_p6=convolved_p6))
+    small = maps_of(50, 75)
+    last = [neck.p6] if convolved_p6 else []
+    for conv in (*neck.lateral, *neck.output, *last):
         conv.bias[...] = jnp.ones(conv.bias.shape)
     padded = {
         name: jnp.pad(x, ((0, 0), (0, 5), (0, 7), (0, 0))) for name, x in small.items()

@@ -11,7 +11,7 @@ from dcn_jax.backbones import ResNet, resnet50, resnet101
 from dcn_jax.modules import DeformConv
 from dcn_jax.modules.norm import FrozenStat
 from dcn_jax.weights import init_from
-from tests.support.tiny_detector import filled, tiny_backbone
+from tests.support.tiny_detector import filled, make_backbone, tiny_backbone
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "resnet_bottleneck_1111.npz"
 
@@ -166,7 +166,8 @@ def test_reduced_precision_keeps_parameters():
             "`deform_blocks` is -2; expected at",
         ),
         ({"output_stride": 8}, "`output_stride` is 8; expected 16 or 32"),
-        ({"first_dilation": 3}, "`first_dilation` is 3; expected 1 or 2"),
+        ({"dilation": 0}, "`dilation` is 0; expected at least 1"),
+        ({"first_dilation": 0}, "`first_dilation` is 0; expected at least 1"),
         ({"norm_epsilon": -1e-5}, "`norm_epsilon` is -1e-05; expected at least 0"),
         ({"norm": "batch"}, "`norm` is 'batch'; expected one of"),
         ({"frozen_stages": 6}, "`frozen_stages` is 6; expected 0 to 5"),
@@ -176,3 +177,16 @@ def test_wrong_arguments_are_named(argument, message):
     with pytest.raises(ValueError) as error:
         ResNet(**({"depths": (1, 1, 1, 1), "rngs": nnx.Rngs(0)} | argument))
     assert str(error.value).startswith(message)
+
+
+def test_dilation_of_conv5():
+    """One for the first block, as torchvision's, and one for the others."""
+
+    def dilations(**options):
+        body = nnx.eval_shape(lambda: make_backbone(depths=(1, 1, 1, 3), **options))
+        return [block.conv2.kernel_dilation for block in body.layer4]
+
+    assert dilations() == [2, 2, 2]
+    assert dilations(dilation=6, first_dilation=6) == [6, 6, 6]
+    assert dilations(dilation=4, first_dilation=1) == [1, 4, 4]
+    assert dilations(dilation=4, output_stride=32) == [1, 1, 1]

@@ -10,12 +10,12 @@ from dcn_jax.modules import DeformRoIPoolByLevel
 from xla_ops import deform_roi_pool
 
 
-def filled(modulated):
+def filled(modulated, hidden_features=8):
     layer = DeformRoIPoolByLevel(
         4,
         3,
         spatial_scale=(1 / 4, 1 / 8),
-        hidden_features=8,
+        hidden_features=hidden_features,
         modulated=modulated,
         sampling_ratio=2,
         rngs=nnx.Rngs(0),
@@ -40,9 +40,10 @@ def inputs():
     return features, rois, levels
 
 
-@pytest.mark.parametrize("modulated", [False, True])
-def test_each_roi_takes_the_branch_of_its_level(modulated):
-    layer = filled(modulated)
+@pytest.mark.parametrize(("modulated", "hidden"), [(False, 8), (True, 8), (False, 0)])
+def test_each_roi_takes_the_branch_of_its_level(modulated, hidden):
+    layer = filled(modulated, hidden)
+    assert hasattr(layer.branches[0], "offset_fc1") == (hidden > 0)
     features, rois, levels = inputs()
     assert 0 < levels.sum() < levels.size
     pooled = layer(features, rois, None, levels)
@@ -78,7 +79,7 @@ def test_it_starts_as_aligned_pooling():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_features": 0}, "`hidden_features` is 0"),
+        ({"hidden_features": -1}, "`hidden_features` is -1"),
         ({"output_size": 0}, "`output_size`"),
         ({"offset_scale": float("nan")}, "`offset_scale`"),
     ],

@@ -9,7 +9,8 @@ from dcn_jax.detection.box_head import DetectionSelection, RoISampling
 from dcn_jax.detection.records import Batch
 from dcn_jax.detection.rpn import AnchorSampling, Selection
 from dcn_jax.modules import DeformRoIPool
-from dcn_jax.networks import faster_rcnn, mask_rcnn_fpn
+from dcn_jax.networks import class_aware_rpn, deeplab, faster_rcnn, mask_rcnn_fpn, r_fcn
+from dcn_jax.segmentation import records
 
 _BACKBONE = dict(
     depths=(1, 1, 1, 1), stem_features=8, output_stride=16, norm="group_norm"
@@ -82,9 +83,71 @@ def make_mask_rcnn(
     )
 
 
+def make_r_fcn(backbone=None, *, psroi=None, **rest):
+    """R-FCN, which learns from its hardest RoIs, likewise."""
+    return r_fcn(
+        3,
+        backbone=_BACKBONE | dict(modulated=False) | (backbone or {}),
+        neck=dict(features=8),
+        rpn=dict(
+            features=8,
+            anchor_sizes=(16, 32),
+            sampling=AnchorSampling(samples=16),
+            train=Selection(60, 20),
+            test=Selection(60, 20),
+        ),
+        psroi=dict(bins=3, samples_per_part=2) | (psroi or {}),
+        sampling=RoISampling(samples=24, positive_fraction=1.0, hardest=12),
+        selection=DetectionSelection(max_detections=10),
+        rngs=nnx.Rngs(1),
+        **rest,
+    )
+
+
+def make_class_aware_rpn(backbone=None, *, num_classes=3, **rest):
+    """A class-aware RPN, likewise."""
+    return class_aware_rpn(
+        num_classes,
+        backbone=_BACKBONE | dict(modulated=False) | (backbone or {}),
+        neck=dict(features=8, rpn_on_conv5=True),
+        rpn=dict(
+            features=8, anchor_sizes=(16, 32), sampling=AnchorSampling(samples=16)
+        ),
+        selection=DetectionSelection(max_detections=10),
+        rngs=nnx.Rngs(1),
+        **rest,
+    )
+
+
+def make_deeplab(backbone=None, *, num_classes=4, **rest):
+    """DeepLab, likewise."""
+    return deeplab(
+        num_classes,
+        backbone=_BACKBONE | dict(modulated=False) | (backbone or {}),
+        neck=dict(features=8),
+        rngs=nnx.Rngs(1),
+        **rest,
+    )
+
+
 def tiny_mask_rcnn(backbone=None, **kwargs):
     """`make_mask_rcnn` with values."""
     return filled(lambda: make_mask_rcnn(backbone, **kwargs))
+
+
+def tiny_r_fcn(backbone=None, **kwargs):
+    """`make_r_fcn` with values."""
+    return filled(lambda: make_r_fcn(backbone, **kwargs))
+
+
+def tiny_class_aware_rpn(backbone=None, **kwargs):
+    """`make_class_aware_rpn` with values."""
+    return filled(lambda: make_class_aware_rpn(backbone, **kwargs))
+
+
+def tiny_deeplab(backbone=None, **kwargs):
+    """`make_deeplab` with values."""
+    return filled(lambda: make_deeplab(backbone, **kwargs))
 
 
 def with_masks(batch, side=15):
@@ -143,4 +206,16 @@ def tiny_batch(images=2, height=64, width=64, seed=0):
         boxes=jnp.asarray(boxes),
         labels=jnp.asarray(labels),
         valid=jnp.asarray(labels > 0),
+    )
+
+
+def tiny_label_batch(images=2, height=40, width=56, seed=0):
+    """Noise with labels of blocks, of which some are not judged."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.choice([0, 1, 2, 3, 255], (images, 5, 7))
+    labels = blocks.repeat(8, 1).repeat(8, 2)[:, :height, :width]
+    return records.Batch(
+        images=jnp.asarray(rng.integers(0, 255, (images, height, width, 3), np.uint8)),
+        sizes=jnp.asarray(np.tile(np.int32([height, width]), (images, 1))),
+        labels=jnp.asarray(labels, jnp.uint8),
     )

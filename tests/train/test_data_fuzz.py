@@ -1,4 +1,4 @@
-"""Drawn annotation files and images are read, or refused in one line, within bounds."""
+"""Drawn files of a data set are read, or refused in one line, within bounds."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from tests.support import launch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["annotations", "images"])
+@pytest.mark.parametrize("kind", ["annotations", "images", "labels"])
 def test_fuzzed_files(kind, tmp_path):
     result = subprocess.run(
         [

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from train.data import transforms
+from train.data.geometry import Geometry
 
 
 def _encode(extension: str, pixels: np.ndarray) -> bytes:
@@ -182,7 +183,7 @@ def test_fit_image(pixels):
         pixels, canvases=[(40, 40), (24, 48)], short_side=24, max_side=100
     )
     assert canvas.shape == (24, 48, 3)
-    assert geometry == ((12, 20), (24, 40), (24, 48), False)
+    assert geometry == Geometry((12, 20), (24, 40), (24, 48), flip=False)
     assert geometry.scale == (2, 2)
     assert (canvas[:, 40:] == 0).all()
     np.testing.assert_array_equal(

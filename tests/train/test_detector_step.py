@@ -1,7 +1,6 @@
 """The real detector's training step on eight devices, against one."""
 
 import math
-import re
 
 import cv2
 import jax
@@ -9,16 +8,13 @@ import numpy as np
 import pytest
 
 from tests.support import double
+from tests.support.collectives import moves
 from train import inputs, sharding
 from train.configs import digits
 from train.optim import learning_rate, make_optimizer, trainable
 from train.skeleton import build_skeleton
 from train.step import init_state, make_train_step
 from train.tasks.detection import Detection
-
-MOVES = re.compile(
-    r" (all-gather|all-to-all|collective-permute|collective-broadcast)(-start)?\("
-)
 
 
 def tiny_config():
@@ -105,7 +101,7 @@ def setup():
 def test_only_sums_cross_devices(setup):
     _, _, _, (text, _) = setup
     assert " all-reduce" in text
-    assert not [line for line in text.splitlines() if MOVES.search(line)]
+    assert not moves(text)
 
 
 def test_eight_devices_take_the_step_of_one(setup):

@@ -56,7 +56,7 @@ def coco_config(folder):
         ),
         ({"model.pool_layer": "max"}, "`model.pool_layer` is 'max'; expected"),
         ({"data.mask_size": 112}, "mask_size` is 112, and `network` is .*; expected 0"),
-        ({"data.name": "voc"}, "`name` is 'voc'; expected one of"),
+        ({"data.name": "vok"}, "`name` is 'vok'; expected one of"),
         ({"data.options.foldr": "x"}, "did you mean `data.options.folder`"),
         ({"data.options.images": 3}, "`data.options.images` is 3; expected a string"),
     ],

@@ -6,7 +6,6 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from dcn_jax.networks import NETWORKS
 from tests.support import launch
 from train.configs import _detection, coco_faster_rcnn, digits
 
@@ -21,12 +20,17 @@ def paths(section, prefix=""):
 
 # The network with the most fields.
 NETWORK = "mask_rcnn_fpn"
-FIELDS = tuple(paths(_detection.get_config(NETWORK).to_dict()))
+# Every field, and a network that has it: if it can be, that one.
+FIELDS = {
+    path: network
+    for network in (*_detection.NETWORKS, NETWORK)
+    for path in paths(_detection.get_config(network).to_dict())
+}
 
 
 def changed(path, value):
     """The defaults with another value, past the type checks of ml_collections."""
-    config = _detection.get_config(NETWORK)
+    config = _detection.get_config(FIELDS.get(path, NETWORK))
     *sections, name = path.split(".")
     section = config
     for key in sections:
@@ -48,7 +52,7 @@ def fault(config):
 @pytest.mark.parametrize(
     "config",
     [
-        *map(_detection.get_config, NETWORKS),
+        *map(_detection.get_config, _detection.NETWORKS),
         digits.get_config(),
         digits.get_config("regular"),
         *(coco_faster_rcnn.get_config(row) for row in ("", "dcnv1", "regular,800")),
@@ -87,6 +91,10 @@ def test_every_rule_is_of_a_field(path):
         ("data.canvases", ((64, 0),)),
         ("data.canvases", ((10**6, 10**6),)),
         ("data.short_sides", (48, -1)),
+        ("data.crop", 64),
+        ("data.crop", (64,)),
+        ("data.crop", (0, 64)),
+        ("data.crop", (64, 64, 3)),
         ("data.flip", 1),
         ("data.max_boxes", -1),
         ("data.max_boxes", 10**9),
@@ -103,7 +111,10 @@ def test_every_rule_is_of_a_field(path):
         ("model.rpn.anchor_sizes", (32.0, 0.0)),
         ("model.rpn.train.pre_nms_top_n", (100, 100)),
         ("model.rpn.train.pre_nms_top_n", 0),
+        ("model.backbone.dilation", 0),
         ("model.sampling.positive_fraction", 1.5),
+        ("model.sampling.hardest", -1),
+        ("model.psroi.bins", 0),
         ("model.selection.nms_iou", -0.1),
         ("optim.name", "lion"),
         ("optim.lr", -1.0),
@@ -132,6 +143,8 @@ def test_ranges_and_shapes(path, value):
         ("steps", 2**31 - 1),
         ("epochs", 12),
         ("data.canvases", [[64, 64], [64, 96]]),
+        ("data.crop", ()),
+        ("data.crop", [64, 96]),
         ("model.rpn.anchor_sizes", (32, 64.0)),
         ("model.pool.sampling_ratio", 0),
         ("optim.lr", 0.0),

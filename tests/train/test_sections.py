@@ -9,7 +9,7 @@ from flax import nnx
 
 from dcn_jax.backbones import ResNet
 from dcn_jax.networks import MASK_NETWORKS, NETWORKS, POOL_LAYERS
-from train.configs import _base, _detection, digits
+from train.configs import _base, _detection, _segmentation, digits
 from train.sections import arguments_of, construct
 
 
@@ -96,16 +96,32 @@ def test_a_section_is_locked_as_any_other():
         config.model.backbone.depthss = (1, 1, 1, 1)
 
 
+# Arguments that a network wires, or that nothing of it reads.
+LEFT_OUT = {
+    "rpn": {"num_classes"},
+    ("class_aware_rpn", "rpn"): {"num_classes", "train", "test"},
+    ("deeplab", "neck"): {"rpn_on_conv5"},
+}
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_section_of_a_network_has_its_constructor(network):
-    config = _detection.get_config(network)
+    tasks = [task for task in (_detection, _segmentation) if network in task.NETWORKS]
+    (fields,) = tasks
+    config, made = fields.get_config(network), fields.constructors(network)
     assert set(config) - set(_base.get_config()) == {"network", "model"}
-    made = {name for name, value in config.model.items() if not isinstance(value, bool)}
-    pools = {"pool", "mask_pool"} if network in MASK_NETWORKS else {"pool"}
-    assert made == {*_detection.constructors(network), "pool_layer", *pools}
-    for name, make in _detection.constructors(network).items():
+    given = {
+        name for name, value in config.model.items() if not isinstance(value, bool)
+    }
+    pools = {"pool_layer", "pool"} if "box" in made else set()
+    pools |= {"mask_pool"} if network in MASK_NETWORKS else set()
+    assert given == {*made, *pools}
+    for name, make in made.items():
         # Only changes and required arguments are written beside it.
-        assert set(config.model[name]) >= set(arguments_of(make)) - {"num_classes"}
+        left_out = LEFT_OUT.get((network, name), LEFT_OUT.get(name, set()))
+        assert set(config.model[name]) >= set(arguments_of(make)) - left_out
+        assert not set(config.model[name]) & left_out
+    fields.check(config)
 
 
 def constructors(make):
@@ -131,7 +147,12 @@ def test_records_are_constructors_too():
 
 
 CONSTRUCTORS = [
-    *(make for name in NETWORKS for make in _detection.constructors(name).values()),
+    *(
+        make
+        for fields in (_detection, _segmentation)
+        for name in fields.NETWORKS
+        for make in fields.constructors(name).values()
+    ),
     *POOL_LAYERS.values(),
 ]
 

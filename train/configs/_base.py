@@ -8,6 +8,7 @@ from train.rules import (
     SHARE,
     SIDE,
     WHOLE,
+    EmptyOr,
     Integer,
     Number,
     OneOf,
@@ -58,6 +59,10 @@ def get_config() -> ConfigDict:
     data.eval_short_side = 800
     # Cap of the long side.
     data.max_side = 1333
+    # (height, width) of the window, at a random place of each resized image, that
+    # training shows in its place, padded where the image is smaller; `canvases` are of
+    # evaluation alone then. (): whole images.
+    data.crop = ()
     # Mirror every other training image, by chance.
     data.flip = True
     # Leave images without usable ground truth out of training.
@@ -141,6 +146,7 @@ RULES: dict[str, Rule] = {
     "data.eval_short_side": SIDE,
     "eval.sweep": Several(SIDE, empty=True, rising=True),
     "data.max_side": SIDE,
+    "data.crop": EmptyOr(Row((SIDE, SIDE))),
     "data.max_pixels": COUNT,
     "data.workers": Integer(0, 256),
     "optim.name": OneOf(("sgd", "adamw")),

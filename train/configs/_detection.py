@@ -9,14 +9,13 @@ from dcn_jax.backbones import ResNet
 from dcn_jax.detection.box_head import BoxHead, DetectionSelection, RoISampling
 from dcn_jax.detection.mask_head import MaskHead
 from dcn_jax.detection.mimic import REDUCTIONS, REGIONS, Mimic
+from dcn_jax.detection.psroi_head import PSRoIHead
 from dcn_jax.detection.rpn import RPN
-from dcn_jax.modules.deform_conv import BORDERS
-from dcn_jax.modules.norm import NORMS
 from dcn_jax.necks import FPN, DilatedConv5
-from dcn_jax.networks import MASK_NETWORKS, NETWORKS, POOL_LAYERS
+from dcn_jax.networks import MASK_NETWORKS, POOL_LAYERS
 from dcn_jax.trunk import Trunk
 from train.config_dict import ConfigDict
-from train.configs import _base
+from train.configs import _base, _trunk
 from train.rules import (
     COUNT,
     NONNEGATIVE,
@@ -26,7 +25,6 @@ from train.rules import (
     SIDE,
     WHOLE,
     Integer,
-    Number,
     OneOf,
     Row,
     Rule,
@@ -36,37 +34,46 @@ from train.rules import (
 )
 from train.sections import arguments_of
 
-# Section of `model` -> what is made of it, beside `neck`, which the network decides,
-# and the sections `pool` and `mask_pool`, whose layer `pool_layer` names.
-_CONSTRUCTORS = {
+# Sections of `model` -> what is made of them, beside the sections `pool` and
+# `mask_pool`, whose layer `pool_layer` names.
+_TWO_STAGES = {
     "backbone": ResNet,
     "trunk": Trunk,
     "rpn": RPN,
-    "box": BoxHead,
-    "mimic": Mimic,
     "sampling": RoISampling,
     "selection": DetectionSelection,
 }
-_NECKS = {
-    "faster_rcnn": DilatedConv5,
-    "faster_rcnn_fpn": FPN,
-    "mask_rcnn_fpn": FPN,
+_BOXES = {**_TWO_STAGES, "box": BoxHead, "mimic": Mimic}
+# Those of every detector among dcn_jax.networks.NETWORKS.
+_CONSTRUCTORS: dict[str, dict[str, Any]] = {
+    "faster_rcnn": {**_BOXES, "neck": DilatedConv5},
+    "faster_rcnn_fpn": {**_BOXES, "neck": FPN},
+    "mask_rcnn_fpn": {**_BOXES, "neck": FPN, "mask": MaskHead},
+    "r_fcn": {**_TWO_STAGES, "neck": DilatedConv5, "psroi": PSRoIHead},
+    "class_aware_rpn": {
+        "backbone": ResNet,
+        "trunk": Trunk,
+        "neck": DilatedConv5,
+        "rpn": RPN,
+        "selection": DetectionSelection,
+    },
 }
+NETWORKS = tuple(_CONSTRUCTORS)
 
 
 def constructors(network: str) -> dict[str, Any]:
-    """Returns section of `model` -> what is made of it, for a key of NETWORKS."""
-    stages = {**_CONSTRUCTORS, "neck": _NECKS[network]}
-    return {**stages, "mask": MaskHead} if network in MASK_NETWORKS else stages
+    """Returns section of `model` -> what is made of it, for one of NETWORKS."""
+    return dict(_CONSTRUCTORS[network])
 
 
 def get_config(network: str = "faster_rcnn") -> ConfigDict:
     """Returns the defaults: ResNet-50 with DCNv2, and the paper's recipe.
 
     Args:
-      network: A key of dcn_jax.networks.NETWORKS.
+      network: One of NETWORKS.
     """
-    pyramid = _NECKS[network] is FPN
+    stages = constructors(network)
+    pyramid = stages["neck"] is FPN
     config = _base.get_config()
     config.task = "detection"
     # Ground truth is padded to this many boxes an image; of an image with more objects,
@@ -76,34 +83,34 @@ def get_config(network: str = "faster_rcnn") -> ConfigDict:
     # for a network that predicts masks, 0 (none) for the others. The mask of an object
     # without a usable one is not learned; its box is.
     config.data.mask_size = 112 if network in MASK_NETWORKS else 0
-    # The network: a key of dcn_jax.networks.NETWORKS.
+    # The network: a detector among dcn_jax.networks.NETWORKS.
     config.network = network
     config.model = model = ConfigDict()
-    model.backbone = arguments_of(
-        ResNet,
-        depths=(3, 4, 6, 3),
-        deform_blocks=(0, -1, -1, -1),
-        output_stride=32 if pyramid else 16,
-    )
-    model.trunk = arguments_of(Trunk)
-    model.neck = arguments_of(_NECKS[network])
-    model.rpn = arguments_of(RPN)
+    changes: dict[str, dict[str, Any]] = {
+        "backbone": {
+            "depths": (3, 4, 6, 3),
+            "deform_blocks": (0, -1, -1, -1),
+            "output_stride": 32 if pyramid else 16,
+        }
+    }
+    for name, make in stages.items():
+        model[name] = arguments_of(make, **changes.get(name, {}))
     if pyramid:
         # One size a level, 32 to 512 pixels; as many boxes of each level (Detectron).
         model.rpn.update({"features": 256, "anchor_sizes": (32,)})
         model.rpn.train.pre_nms_top_n = 2000
         model.rpn.test.pre_nms_top_n = 1000
-    # Proposals are of one class.
+    # Proposals are of one class, and what has classes proposes nothing.
     del model.rpn["num_classes"]
-    if network in MASK_NETWORKS:
-        model.mask = arguments_of(MaskHead)
-    set_pool_layer(config, "DeformRoIPool")
-    model.box = arguments_of(BoxHead)
-    model.sampling = arguments_of(RoISampling)
-    model.selection = arguments_of(DetectionSelection)
-    # Whether features are mimicked, as the section `mimic` says.
-    model.mimicking = True
-    model.mimic = arguments_of(Mimic)
+    if network == "class_aware_rpn":
+        del model.rpn["train"], model.rpn["test"]
+        model.neck.rpn_on_conv5 = True
+    if network in ("class_aware_rpn", "r_fcn"):
+        model.neck.features = 1024
+    if "box" in model:
+        set_pool_layer(config, "DeformRoIPool")
+        # Whether features are mimicked, as the section `mimic` says.
+        model.mimicking = True
     return config
 
 
@@ -119,25 +126,11 @@ def set_pool_layer(config: ConfigDict, name: str) -> None:
 # says it.
 RULES: dict[str, Rule] = {
     **_base.RULES,
+    **_trunk.RULES,
     "data.max_boxes": ROWS,
     # Two of the pixels are a frame.
     "data.mask_size": ZeroOr(Integer(8, 512)),
-    "network": OneOf(tuple(NETWORKS)),
-    "model.backbone.depths": Row((COUNT,) * 4),
-    "model.backbone.groups": COUNT,
-    "model.backbone.width_per_group": COUNT,
-    "model.backbone.stem_features": COUNT,
-    "model.backbone.norm": OneOf(tuple(NORMS)),
-    "model.backbone.deform_blocks": Row((Integer(at_least=-1),) * 4),
-    "model.backbone.offset_groups": COUNT,
-    "model.backbone.max_offset": NONNEGATIVE,
-    "model.backbone.border": OneOf(BORDERS),
-    "model.backbone.norm_epsilon": NONNEGATIVE,
-    "model.backbone.output_stride": OneOf((16, 32)),
-    "model.backbone.first_dilation": OneOf((1, 2)),
-    "model.trunk.pixel_mean": Row((Number(),) * 3),
-    "model.trunk.pixel_std": Row((POSITIVE,) * 3),
-    "model.neck.features": COUNT,
+    "network": OneOf(NETWORKS),
     "model.rpn.features": COUNT,
     "model.rpn.anchor_sizes": Several(POSITIVE),
     "model.rpn.aspect_ratios": Several(POSITIVE),
@@ -164,9 +157,14 @@ RULES: dict[str, Rule] = {
             ("output_size", COUNT),
             # 0: as many as the size of the RoI asks for.
             ("sampling_ratio", WHOLE),
-            ("hidden_features", COUNT),
+            # 0, none, is for DeformRoIPoolByLevel alone, which says so.
+            ("hidden_features", WHOLE),
         )
     },
+    "model.psroi.bins": COUNT,
+    "model.psroi.samples_per_part": COUNT,
+    "model.psroi.loss_beta": NONNEGATIVE,
+    "model.psroi.code.weights": Row((POSITIVE,) * 4),
     "model.box.features": COUNT,
     "model.box.loss_beta": NONNEGATIVE,
     "model.box.canonical_size": POSITIVE,
@@ -179,6 +177,8 @@ RULES: dict[str, Rule] = {
     "model.sampling.positive_fraction": SHARE,
     "model.sampling.positive_iou": SHARE,
     "model.sampling.negative_iou": SHARE,
+    "model.sampling.least_iou": SHARE,
+    "model.sampling.hardest": ZeroOr(ROWS),
     "model.selection.score_threshold": SHARE,
     "model.selection.nms_iou": SHARE,
     "model.selection.max_detections": ROWS,
@@ -193,6 +193,7 @@ RULES: dict[str, Rule] = {
 ORDERED = (
     ("model.rpn.sampling.negative_iou", "model.rpn.sampling.positive_iou"),
     ("model.sampling.negative_iou", "model.sampling.positive_iou"),
+    ("model.sampling.least_iou", "model.sampling.negative_iou"),
 )
 
 
@@ -210,7 +211,8 @@ def check(config: ConfigDict) -> None:
     model = config.get("model")
     model = model if isinstance(model, ConfigDict) else ConfigDict()
     layer, found = model.get("pool_layer"), model.get("pool")
-    if isinstance(layer, str) and layer in POOL_LAYERS:
+    pools = "pool_layer" in defaults.model
+    if pools and isinstance(layer, str) and layer in POOL_LAYERS:
         set_pool_layer(defaults, layer)
         fields = defaults.model.pool
         # `mask_pool` has those of the same layer, which `check_config` compares.
@@ -220,7 +222,8 @@ def check(config: ConfigDict) -> None:
                 f"another layer; expected {', '.join(fields)}, as `set_pool_layer` of "
                 f"train.configs._detection puts there."
             )
-    check_config(config, defaults, RULES, ORDERED)
+    ordered = [pair for pair in ORDERED if pair[0].split(".")[1] in defaults.model]
+    check_config(config, defaults, RULES, ordered)
     _check_masks(config)
 
 

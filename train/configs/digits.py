@@ -8,7 +8,9 @@ foreground mimicking) with a thin ResNet trained from scratch.
 
 ":regular" is the same recipe, mimicking included, with regular convolutions and aligned
 RoI pooling. ":fpn" and ":mask" are Faster R-CNN and Mask R-CNN on a feature pyramid,
-deformable as the demo. docs/demo.md has what the first two reach.
+deformable as the demo. ":rfcn" and ":rpn" are R-FCN and the class-aware RPN of the
+first paper, with deformable convolutions in conv5. docs/demo.md has what the first two
+reach.
 """
 
 from train.config_dict import ConfigDict
@@ -19,7 +21,10 @@ _NETWORKS = {
     "regular": "faster_rcnn",
     "fpn": "faster_rcnn_fpn",
     "mask": "mask_rcnn_fpn",
+    "rfcn": "r_fcn",
+    "rpn": "class_aware_rpn",
 }
+_FIRST_PAPER = ("r_fcn", "class_aware_rpn")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -53,23 +58,27 @@ def get_config(arg: str = "") -> ConfigDict:
     model.rpn.features = 128
     model.rpn.anchor_sizes = (24.0, 40.0, 72.0, 144.0)
     model.rpn.aspect_ratios = (1.0, 1.6)
-    if network != "faster_rcnn":
+    if network.endswith("_fpn"):
         model.rpn.features = 64
         model.rpn.anchor_sizes = (16.0,)
     model.rpn.sampling.samples = 64
-    model.rpn.train.update({"pre_nms_top_n": 512, "post_nms_top_n": 128})
-    model.rpn.test.update({"pre_nms_top_n": 512, "post_nms_top_n": 64})
-    model.pool.hidden_features = 128
-    model.box.features = 256
-    model.sampling.samples = 32
-    model.sampling.positive_fraction = 0.5
     model.selection.max_detections = 20
+    if network != "class_aware_rpn":
+        model.rpn.train.update({"pre_nms_top_n": 512, "post_nms_top_n": 128})
+        model.rpn.test.update({"pre_nms_top_n": 512, "post_nms_top_n": 64})
+        model.sampling.samples = 32
+        model.sampling.positive_fraction = 0.5
+    if network in _FIRST_PAPER:
+        model.backbone.deform_blocks, model.backbone.modulated = (0, 0, 0, -1), False
+    else:
+        model.pool.hidden_features = 128
+        model.box.features = 256
+        model.mimic.count = 4
+        model.mimic.crop_size = 64
     if network == "mask_rcnn_fpn":
         data.mask_size = 56
         model.mask.features = 64
         model.mask_pool.hidden_features = 128
-    model.mimic.count = 4
-    model.mimic.crop_size = 64
 
     optim = config.optim
     # In so few steps from random weights SGD with momentum hardly starts to learn.

@@ -1,8 +1,9 @@
 """The one record format that every data set of this project is stored in.
 
-A record keeps the encoded image and the COCO annotations of one image. What the
-loader must know of every image before it reads any (size, whether it has usable
-ground truth) stands in the data set's metadata, in record order.
+A record keeps the encoded image and the COCO annotations of one image, and its label
+map where the data set has those. What the loader must know of every image before it
+reads any (size, whether it has usable ground truth) stands in the data set's metadata,
+in record order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,22 +12,29 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import tensorflow_datasets as tfds
 
+from train.data.label_maps import IGNORE
+
 # Shorter sides, in pixels, vanish among the digits of a coordinate.
 MIN_SIDE = 0.01
 
 
-def features() -> tfds.features.FeaturesDict:
-    """Features of a record; `annotations` is the JSON text of a list of COCO dicts."""
-    return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "image_id": np.int64,
-            "height": np.int64,
-            "width": np.int64,
-            "file_name": tfds.features.Text(),
-            "annotations": tfds.features.Text(),
-        }
-    )
+def features(*, label_maps: bool = False) -> tfds.features.FeaturesDict:
+    """Features of a record; `annotations` is the JSON text of a list of COCO dicts.
+
+    Args:
+      label_maps: Whether there is a `label_map`, see `train.data.label_maps`.
+    """
+    fields: dict[str, Any] = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "image_id": np.int64,
+        "height": np.int64,
+        "width": np.int64,
+        "file_name": tfds.features.Text(),
+        "annotations": tfds.features.Text(),
+    }
+    if label_maps:
+        fields["label_map"] = tfds.features.Image(shape=(None, None, 1))
+    return tfds.features.FeaturesDict(fields)
 
 
 def metadata(categories: Sequence[Mapping[str, Any]]) -> tfds.core.MetadataDict:
@@ -37,16 +45,24 @@ def metadata(categories: Sequence[Mapping[str, Any]]) -> tfds.core.MetadataDict:
 
     Returns:
       `{"categories": [...], "index": {}}`; `index[split]` will hold the lists `height`,
-      `width` (pixels) and `num_boxes` (usable boxes), in record order. Where something
-      is not used, `note` adds how much.
+      `width` (pixels) and `num_boxes` (usable boxes), in record order, and with label
+      maps `image_id` and `labelled` (pixels of a category). Where something is not
+      used, `note` adds how much.
     """
     kept = [{"id": int(c["id"]), "name": str(c["name"])} for c in categories]
     return tfds.core.MetadataDict(categories=kept, index={}, notes={})
 
 
-def start_index(info: tfds.core.DatasetInfo, split: str) -> dict[str, list[int]]:
-    """Adds an empty index of `split` to the metadata; fill it by `index_image`."""
+def start_index(
+    info: tfds.core.DatasetInfo, split: str, *, label_maps: bool = False
+) -> dict[str, list[int]]:
+    """Adds an empty index of `split` to the metadata.
+
+    Fill it by `index_image`, and with label maps by `index_label_map` too.
+    """
     index = {"height": [], "width": [], "num_boxes": []}
+    if label_maps:
+        index |= {"image_id": [], "labelled": []}
     cast(tfds.core.MetadataDict, info.metadata)["index"][split] = index
     return index
 
@@ -87,6 +103,14 @@ def index_image(
     index["num_boxes"].append(num_boxes)
 
 
+def index_label_map(
+    index: dict[str, list[int]], image_id: int, label_map: np.ndarray
+) -> None:
+    """Appends the label map of an image, [H, W] uint8, to an index."""
+    index["image_id"].append(image_id)
+    index["labelled"].append(int((label_map != IGNORE).sum()))
+
+
 class Objects(NamedTuple):
     """What training can use of an image's annotations, M of them."""
 
@@ -119,12 +143,14 @@ def why_left_out(annotation: Mapping[str, Any], height: int, width: int) -> str 
     """Says why training cannot use an annotation, or None where it can.
 
     Source: Detectron's filter (no crowd, area > 0, a box that is not empty once
-    clipped); `ignore` as mmdetection reads it.
+    clipped); `ignore` as mmdetection reads it, `difficult` as VOC means it.
     """
     if annotation["iscrowd"]:
         return "crowds"
     if annotation.get("ignore"):
         return "marked `ignore`"
+    if annotation.get("difficult"):
+        return "marked `difficult`"
     x1, y1, x2, y2 = _clipped(annotation["bbox"], height, width)
     if min(annotation["bbox"][2:]) < MIN_SIDE:
         return "boxes without width or height"

@@ -7,14 +7,16 @@ from typing import NamedTuple
 class Geometry(NamedTuple):
     """How an image came onto its canvas; every size is (height, width) in pixels.
 
-    It was resized from `original` to `size`, mirrored where `flip` says so, and put
-    into the top left corner.
+    It was resized from `original` to `size`, and mirrored where `flip` says so. What
+    begins at its pixel `corner`, (top, left), was put into the top left corner of the
+    canvas, as far as that reaches.
     """
 
     original: tuple[int, int]
     size: tuple[int, int]
     canvas: tuple[int, int]
     flip: bool = False
+    corner: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(
@@ -24,9 +26,12 @@ class Geometry(NamedTuple):
         canvas: Iterable[int],
         *,
         flip: bool = False,
+        corner: Iterable[int] = (0, 0),
     ) -> "Geometry":
-        """Returns the record of any three pairs, arrays too."""
-        return cls(_pair(original), _pair(size), _pair(canvas), bool(flip))
+        """Returns the record of any pairs, arrays too."""
+        return cls(
+            _pair(original), _pair(size), _pair(canvas), bool(flip), _pair(corner)
+        )
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -34,8 +39,19 @@ class Geometry(NamedTuple):
         (old_height, old_width), (height, width) = self.original, self.size
         return height / old_height, width / old_width
 
+    @property
+    def shown(self) -> tuple[int, int]:
+        """What of the canvas is image."""
+        height, width = (
+            min(side - start, most)
+            for side, start, most in zip(
+                self.size, self.corner, self.canvas, strict=True
+            )
+        )
+        return height, width
 
-def _pair(size: Iterable[int]) -> tuple[int, int]:
-    height, width = size
+
+def _pair(values: Iterable[int]) -> tuple[int, int]:
+    vertical, horizontal = values
     # Arithmetic of arrays with NumPy's integers would take 64 bits.
-    return int(height), int(width)
+    return int(vertical), int(horizontal)

@@ -2,10 +2,11 @@
 
 N images of a global batch, n of them in this process, H W canvas.
 
-Which images make up batch i, at which size and mirrored or not, is a pure function of
-the seed and of i. So an iterator's state is one number, every process plans alike and
-takes its own rows, and a run that is resumed reads the same batches. What is made of an
-example, given how its image lies on the canvas, is the task's affair.
+Which images make up batch i, at which size, mirrored or not and cropped where, is a
+pure function of the seed and of i. So an iterator's state is one number, every process
+plans alike and takes its own rows, and a run that is resumed reads the same batches.
+What is made of an example, given how its image lies on the canvas, is the task's
+affair.
 """
 
 import sys
@@ -34,6 +35,7 @@ class Plan(NamedTuple):
     canvas: np.ndarray  # [B] int64, indices into the canvases
     size: np.ndarray  # [B, N, 2] int64, (height, width) to resize to
     flip: np.ndarray  # [B, N] bool
+    corner: np.ndarray  # [B, N, 2] int64, (top, left) of what is shown
     filler: np.ndarray  # [B, N] bool, repeated to complete a batch
 
 
@@ -43,6 +45,7 @@ def plan_batches(
     size: np.ndarray,
     flip: np.ndarray,
     batch_size: int,
+    corner: np.ndarray | None = None,
 ) -> Plan:
     """Groups images, in the given order, into batches of one canvas each.
 
@@ -55,7 +58,10 @@ def plan_batches(
       size: [n, 2] size of each.
       flip: [n] whether each is mirrored.
       batch_size: Images in a batch.
+      corner: [n, 2] where what is shown of each begins; None: at (0, 0).
     """
+    if corner is None:
+        corner = np.zeros_like(size)
     rows, fillers = [np.zeros((0, batch_size), np.int64)], []
     for number in np.unique(canvas):
         members = np.flatnonzero(canvas == number)
@@ -64,7 +70,9 @@ def plan_batches(
         fillers.append((np.arange(count) >= len(members)).reshape(-1, batch_size))
     row = np.concatenate(rows)
     filler = np.concatenate([np.zeros((0, batch_size), bool), *fillers])
-    return Plan(index[row], canvas[row[:, 0]], size[row], flip[row], filler)
+    return Plan(
+        index[row], canvas[row[:, 0]], size[row], flip[row], corner[row], filler
+    )
 
 
 class _TrainBatches(grain.sources.RandomAccessDataSource):
@@ -81,6 +89,7 @@ class _TrainBatches(grain.sources.RandomAccessDataSource):
         canvases,
         short_sides,
         max_side,
+        crop,
         flip,
         seed,
         num_epochs,
@@ -90,9 +99,10 @@ class _TrainBatches(grain.sources.RandomAccessDataSource):
         self._index = index
         self._batch_size = batch_size
         self._rows = rows
-        self._canvases = canvases
+        self._canvases = [crop] if crop else canvases
         self._short_sides = np.asarray(short_sides)
         self._max_side = max_side
+        self._crop = crop
         self._flip = flip
         self._seed = seed
         self._num_epochs = num_epochs
@@ -128,7 +138,7 @@ class _TrainBatches(grain.sources.RandomAccessDataSource):
         return self._load(plan, batch)
 
     def _plan(self, epoch: int) -> Plan:
-        """Plans an epoch: order, sizes, mirroring. The lock must be held."""
+        """Plans an epoch: order, sizes, mirroring, crops. The lock must be held."""
         rng = np.random.default_rng([self._seed, epoch])
         index = rng.permutation(self._index)
         short_sides = rng.choice(self._short_sides, len(index))
@@ -136,8 +146,13 @@ class _TrainBatches(grain.sources.RandomAccessDataSource):
         size = transforms.resized_sizes(
             self._source.sizes[index], short_sides, self._max_side
         )
-        canvas, size = transforms.fit_canvases(size, self._canvases)
-        plan = plan_batches(index, canvas, size, flip, self._batch_size)
+        if self._crop:
+            canvas = np.zeros(len(index), np.int64)
+            corner = rng.integers(np.maximum(size - self._crop, 0) + 1)
+        else:
+            canvas, size = transforms.fit_canvases(size, self._canvases)
+            corner = None
+        plan = plan_batches(index, canvas, size, flip, self._batch_size, corner)
         order = rng.permutation(len(plan.index))
         plan = Plan(*(field[order] for field in plan))
         if epoch == len(self._ends):
@@ -151,11 +166,12 @@ class _TrainBatches(grain.sources.RandomAccessDataSource):
         canvas = self._canvases[plan.canvas[batch]]
         examples = [self._source[i] for i in plan.index[batch, self._rows]]
         geometries = [
-            Geometry.of(example.image.shape[:2], size, canvas, flip=flip)
-            for example, size, flip in zip(
+            Geometry.of(example.image.shape[:2], size, canvas, flip=flip, corner=corner)
+            for example, size, flip, corner in zip(
                 examples,
                 plan.size[batch, self._rows],
                 plan.flip[batch, self._rows],
+                plan.corner[batch, self._rows],
                 strict=True,
             )
         ]
@@ -168,7 +184,8 @@ class _TrainBatches(grain.sources.RandomAccessDataSource):
             raise ValueError(f"`targets` has {sorted(taken)}, which the loader makes")
         images = map(_placed, (example.image for example in examples), geometries)
         arrays["images"] = np.stack(list(images))
-        return arrays | {"sizes": plan.size[batch, self._rows].astype(np.int32)}
+        sizes = [geometry.shown for geometry in geometries]
+        return arrays | {"sizes": np.array(sizes, np.int32)}
 
 
 def _placed(image: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -176,7 +193,7 @@ def _placed(image: np.ndarray, geometry: Geometry) -> np.ndarray:
     image = transforms.resize(image, geometry.size)
     if geometry.flip:
         image = transforms.flip_image(image)
-    return transforms.place(image, geometry.canvas)
+    return transforms.place(image, geometry.canvas, corner=geometry.corner)
 
 
 class _EvalBatches(grain.sources.RandomAccessDataSource):
@@ -223,6 +240,7 @@ def train_loader(
     canvases: Canvases,
     short_sides: Sequence[int],
     max_side: int,
+    crop: tuple[int, int] | None = None,
     flip: bool,
     seed: int,
     num_epochs: int | None = None,
@@ -244,8 +262,10 @@ def train_loader(
         it, or is shrunk to the one that shrinks it least.
       short_sides: The short side of each image is drawn from these.
       max_side: Cap of the long side.
+      crop: (height, width) of the window, at a random place of each resized image, that
+        is shown in its place, and of all arrays then; None: whole images.
       flip: Whether half of the images are mirrored left to right.
-      seed: Fixes order, sizes and mirroring.
+      seed: Fixes order, sizes, mirroring and crops.
       num_epochs: Passes over the images; None is without end.
       workers: Processes that read; 0: threads of this one. Batches are the same.
       process_index: Which rows to read; by default this process's of `jax`.
@@ -272,6 +292,7 @@ def train_loader(
         canvases=[tuple(canvas) for canvas in canvases],
         short_sides=short_sides,
         max_side=max_side,
+        crop=crop,
         flip=flip,
         seed=seed,
         num_epochs=num_epochs,

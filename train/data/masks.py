@@ -56,6 +56,8 @@ def draw_mask(
       of its box. None if no cell is inside.
     """
     x1, y1, x2, y2 = (float(place) for place in window)
+    top, left = geometry.corner
+    x1, y1, x2, y2 = x1 + left, y1 + top, x2 + left, y2 + top
     if geometry.flip:
         x1, x2 = geometry.size[1] - x2, geometry.size[1] - x1
     y_scale, x_scale = geometry.scale

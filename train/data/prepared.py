@@ -41,6 +41,15 @@ class PreparedConfig(tfds.core.BuilderConfig):
 
     name: str = ""
 
+    @property
+    def judged_by(self) -> str:
+        """How detections are judged: a key of `train.tasks.detection.METRICS`."""
+        return "coco"
+
+    def stored_as(self, split: str) -> str:
+        """Name of a split in a copy, of letters, digits and underscores."""
+        return split
+
     def origin(self) -> Any:
         """What JSON can hold of the state that the last preparation read."""
         return None

@@ -41,6 +41,25 @@ def training_line(
     return "; ".join(parts + _rest(source))
 
 
+def label_map_line(source: Source, split: str, *, skip_empty: bool) -> str:
+    """What is used of a split with label maps.
+
+    Args:
+      source: The split.
+      split: Its name.
+      skip_empty: Whether images without a label are left out.
+    """
+    total, empty = len(source), int((source.labelled == 0).sum())
+    pixels = int(source.sizes.prod(1).sum())
+    labelled = int(source.labelled.sum())
+    parts = [f"{split}: {total - empty if skip_empty else total} of {total} images"]
+    if empty:
+        left_out = ": `skip_empty`" if skip_empty else ""
+        parts[0] += f" ({empty} without a label{left_out})"
+    parts.append(f"{labelled / pixels:.1%} of the pixels have a label")
+    return "; ".join(parts + _rest(source))
+
+
 def evaluation_line(source: Source, split: str, *, masks: bool) -> str:
     """What an evaluation uses of a split; `masks` as in `training_line`."""
     parts = [f"{split}: {len(source)} images, {_objects(source)} objects in evaluation"]

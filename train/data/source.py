@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import tensorflow_datasets as tfds
 
-from train.data import examples, prepared, transforms
+from train.data import examples, label_maps, prepared, transforms
 from train.data.sets import DATA_SETS
 from train.rules import check_fields, rule_of_type
 
@@ -28,6 +28,8 @@ class Example(NamedTuple):
     labels: np.ndarray  # [M] int32, from 1; see `Source.categories`
     # M, as of `train.data.examples.Objects`, in pixels of `image`.
     segmentations: Sequence[Any]
+    # [H, W] uint8, see `train.data.label_maps`; None where the data set has none.
+    label_map: np.ndarray | None = None
 
 
 class Source:
@@ -35,8 +37,10 @@ class Source:
 
     Attributes:
       categories: `{"id", "name"}` each; label k is `categories[k - 1]`.
+      judged_by: How detections are judged: a key of `train.tasks.detection.METRICS`.
       sizes: [n, 2] int64, (height, width) of every image.
       num_boxes: [n] int64, usable boxes of every image.
+      labelled: [n] int64, pixels of every image that its label map gives a category.
       left_out: Annotations that training does not use, counted by the reason.
       bad_masks: Masks that were not kept, likewise.
       without_mask: How many of the usable boxes have no mask.
@@ -51,8 +55,9 @@ class Source:
         max_pixels: int = transforms.MAX_PIXELS,
         *,
         upright: bool = False,
+        judged_by: str = "coco",
     ):
-        """Opens `split` of a prepared data set.
+        """Opens `split` of a prepared data set, by its name there.
 
         Raises:
           ValueError: If there is no such split, or an image of it is too large.
@@ -68,7 +73,11 @@ class Source:
         notes = metadata["notes"].get(split, {})
         self.categories = list(metadata["categories"])
         self.sizes = np.stack([index["height"], index["width"]], axis=1)
+        self.judged_by = judged_by
         self.num_boxes = np.array(index["num_boxes"])
+        self.labelled = np.array(index.get("labelled", [0] * len(self.sizes)))
+        places = enumerate(index.get("image_id", []))
+        self._places = {image_id: place for place, image_id in places}
         self.left_out: dict[str, int] = dict(notes.get("left_out", {}))
         self.bad_masks: dict[str, int] = dict(notes.get("bad_masks", {}))
         self.without_mask: int = notes.get("without_mask", 0)
@@ -83,9 +92,11 @@ class Source:
             )
         self._max_pixels = max_pixels
         self._copy = copy
+        self._label_maps = "labelled" in index
+        encoded = ["image", "label_map"] if self._label_maps else ["image"]
         # The decorator of `as_data_source` hides its signature from type checkers.
         self._records = cast(Any, builder).as_data_source(
-            split, decoders={"image": tfds.decode.SkipDecoding()}
+            split, decoders={name: tfds.decode.SkipDecoding() for name in encoded}
         )
         self._labels = {c["id"]: k for k, c in enumerate(self.categories, start=1)}
 
@@ -108,7 +119,16 @@ class Source:
             objects.boxes,
             labels,
             objects.segmentations,
+            self._label_map(record) if self._label_maps else None,
         )
+
+    def label_map(self, image_id: int) -> np.ndarray:
+        """The label map of an image, [H, W] uint8."""
+        return self._label_map(self._record(self._places[image_id]))
+
+    def _label_map(self, record: dict[str, Any]) -> np.ndarray:
+        name = record["file_name"].decode()
+        return label_maps.decode(record["label_map"], name, self._max_pixels)
 
     def _record(self, index: int) -> dict[str, Any]:
         try:
@@ -124,7 +144,7 @@ class Source:
         """All annotations, crowds and empty ones too, as `pycocotools` reads them.
 
         It knows one way to leave an object out of the count: what is marked `ignore`
-        is told as a crowd.
+        or `difficult` is told as a crowd.
 
         Returns:
           A new COCO-format dict; coordinates are pixels of the original images.
@@ -140,7 +160,8 @@ class Source:
                 }
             )
             for annotation in json.loads(record["annotations"]):
-                if annotation.pop("ignore", 0):
+                marks = [annotation.pop(key, 0) for key in ("ignore", "difficult")]
+                if any(marks):
                     annotation["iscrowd"] = 1
                 annotations.append(annotation)
         return {
@@ -225,7 +246,13 @@ class DataSet:
         copy = self._copy or prepared.open_copy(
             self._builder_class, self._config, self._data_dir
         )
-        source = Source(copy, self._split, self._max_pixels, upright=self._upright)
+        source = Source(
+            copy,
+            self._config.stored_as(self._split),
+            self._max_pixels,
+            upright=self._upright,
+            judged_by=self._config.judged_by,
+        )
         if source.tagged and not self._upright:
             where = getattr(self._config, "image_folder", self._name)
             warnings.warn(

@@ -189,8 +189,16 @@ def clip_boxes(
     return np.clip(boxes, np.float32(0), limits)
 
 
-def flip_image(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Mirrors an image left to right."""
+def crop_boxes(
+    boxes: Float[np.ndarray, "M 4"], corner: tuple[int, int], size: tuple[int, int]
+) -> Float[np.ndarray, "M 4"]:
+    """Boxes in the window of `size` that begins at `corner`, (top, left)."""
+    top, left = corner
+    return clip_boxes(boxes - np.array([left, top, left, top], np.float32), size)
+
+
+def flip_image(image: UInt8[np.ndarray, "H W *c"]) -> UInt8[np.ndarray, "H W *c"]:
+    """Mirrors an image or a label map left to right."""
     return image[:, ::-1]
 
 
@@ -201,11 +209,25 @@ def flip_boxes(boxes: Float[np.ndarray, "M 4"], width: int) -> Float[np.ndarray,
 
 
 def place(
-    image: UInt8[np.ndarray, "h w 3"], canvas: tuple[int, int]
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Puts an image into the top left corner of a canvas of zeros."""
-    placed = np.zeros((*canvas, 3), np.uint8)
-    placed[: image.shape[0], : image.shape[1]] = image
+    image: UInt8[np.ndarray, "h w *c"],
+    canvas: tuple[int, int],
+    *,
+    corner: tuple[int, int] = (0, 0),
+    fill: int = 0,
+) -> UInt8[np.ndarray, "H W *c"]:
+    """Puts an image or a label map into the top left corner of a canvas.
+
+    Args:
+      image: What is put there, from its pixel `corner` on, as far as there is room.
+      canvas: (height, width) of the result.
+      corner: (top, left).
+      fill: Value of the rest.
+    """
+    shape = (*canvas, *image.shape[2:])
+    placed = np.full(shape, fill, np.uint8) if fill else np.zeros(shape, np.uint8)
+    (height, width), (top, left) = canvas, corner
+    seen = image[top : top + height, left : left + width]
+    placed[: seen.shape[0], : seen.shape[1]] = seen
     return placed
 
 

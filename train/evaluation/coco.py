@@ -57,9 +57,11 @@ class AveragePrecision:
 
     def compute(self) -> dict[str, float | None]:
         """Returns the summary, and the AP of each category."""
-        truth = self._source.ground_truth()
+        return self._scores(self._source.ground_truth())
+
+    def _scores(self, truth: Mapping[str, Any]) -> dict[str, float | None]:
         kinds: tuple[Kind, ...] = ("bbox", "segm") if self._masks else ("bbox",)
-        scores = {}
+        scores: dict[str, float | None] = {}
         for kind in kinds:
             summary, per_class = average_precision(truth, self._results, kind)
             scores |= {f"{kind}/{name}": value for name, value in summary.items()}

@@ -1,6 +1,7 @@
-"""The DCNv2 paper's tables beside our networks: `python -m train.tables`.
+"""The papers' tables beside our networks: `python -m train.tables`.
 
-paper      what is printed
-cost       parameters and multiply-adds of a configured detector
-columns    what rows add, and which printed figures that agrees with
+paper        what the DCNv2 paper prints
+first_paper  what the DCNv1 paper prints
+cost         parameters and multiply-adds of a configured network
+columns      what rows of DCNv2's tables add, and which printed figures that agrees with
 """

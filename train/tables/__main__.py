@@ -1,35 +1,63 @@
-"""Lists the rows of the DCNv2 paper's tables: `python -m train.tables`.
+"""Lists the rows of the papers' tables: `python -m train.tables`.
 
-Each row is an argument of train/configs/dcnv2.py. Beside the paper's AP stand its
-parameters and multiply-adds, what our networks have, and the AP of an evaluation that
-lies in runs/NAME, where a run of that row wrote one.
+Each row of the second paper is an argument of train/configs/dcnv2.py. Beside the
+paper's AP stand its parameters and multiply-adds, what our networks have, and the AP of
+an evaluation that lies in runs/NAME, where a run of that row wrote one.
 
 The paper does not say which network it counted: no network of its text has the figures
 of its regular rows. What a row adds to them is exact, so of each column one number, the
 baseline, is chosen, and "implied" is that number and what our networks add. "M" is
 2^20, "G" is 2^30. Ours of Mask R-CNN is counted with its masks in the parameters; what
 rows add is counted without, as the paper does.
+
+Each row of the first paper is an argument of train/configs/dcnv1.py; beside what is
+printed stands what a run of it has reached. Of its Table 4 the parameters stand beside
+ours, in millions: what offsets add to R-FCN agrees, and three offset convolutions are
+248,886, whatever they are added to.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from train.configs import dcnv2
+from train.configs import dcnv1, dcnv2
+from train.tables import first_paper
 from train.tables.columns import IMAGES, UNITS, columns, costs
+from train.tables.cost import parameters_of
 from train.tables.paper import PRINTED
 from train.task import Task
 from train.tasks import TASKS
 
+# Figure of the first paper -> where evaluation.json has it.
+_PLACES = {
+    "mIoU": ("pixels", "mIoU"),
+    "mAP50": ("voc", "mAP50_11point"),
+    "mAP70": ("voc", "mAP70_11point"),
+    "AP": ("bbox", "AP"),
+    "AP50": ("bbox", "AP50"),
+}
+
 
 def recorded(runs: Path, arg: str) -> str:
     """Returns the AP that a run of a row has reached, or "-"."""
-    path = runs / dcnv2.get_config(arg).name / "evaluation.json"
+    places = [("bbox", "AP"), ("segm", "AP")]
+    return _figures(runs / dcnv2.get_config(arg).name, places)
+
+
+def recorded_first(runs: Path, arg: str) -> str:
+    """Returns what a run of a row of the first paper has reached, or "-"."""
+    places = [_PLACES[name] for name in first_paper.PRINTED[arg].names]
+    return _figures(runs / dcnv1.get_config(arg).name, places)
+
+
+def _figures(run: Path, places: Sequence[tuple[str, str]]) -> str:
+    path = run / "evaluation.json"
     if not path.exists():
         return "-"
     groups = json.loads(path.read_text())
-    values = [groups[name]["AP"] for name in ("bbox", "segm") if name in groups]
-    return " ".join("-" if v is None else f"{100 * v:.1f}" for v in values)
+    values = [groups[group].get(name) for group, name in places if group in groups]
+    return " ".join("-" if v is None else f"{100 * v:.1f}" for v in values) or "-"
 
 
 def _ap(arg: str) -> str:
@@ -66,6 +94,21 @@ def _print_costs(table: str, net: str, task: Task, runs: Path) -> None:
         print(line)
 
 
+def _print_first_paper(runs: Path) -> None:
+    print(f"\nDCNv1\n{'row':38}{'':>15}{'paper':>12}{'run':>12}")
+    for arg, row in first_paper.PRINTED.items():
+        names = " ".join(row.names)
+        values = " ".join(f"{value:.1f}" for value in row.values)
+        print(f"{arg:38}{names:>15}{values:>12}{recorded_first(runs, arg):>12}")
+    print(f"\nDCNv1, table 4\n{'network':38}{'paper':>20}{'ours':>20}{'added':>12}")
+    for name, row in first_paper.TABLE4.items():
+        configs = [dcnv1.get_config(arg) for arg in row.rows]
+        ours = [parameters_of(c, TASKS[c.task], row.classes) for c in configs]
+        printed = "{:.1f} M {:.1f} M".format(*row.printed)
+        counted = " ".join(f"{count / 1e6:.1f} M" for count in ours)
+        print(f"{name:38}{printed:>20}{counted:>20}{ours[1] - ours[0]:12,}")
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(
@@ -87,6 +130,7 @@ def main() -> None:
         for arg in PRINTED:
             if arg.startswith(table):
                 print(f"{arg:38}{_ap(arg):>11}{recorded(runs, arg):>11}")
+    _print_first_paper(runs)
 
 
 if __name__ == "__main__":

@@ -41,12 +41,7 @@ def cost_of(
       num_classes: Foreground classes.
       height_width: Of the image.
     """
-    model: Any = nnx.eval_shape(lambda: task.build(config, num_classes, nnx.Rngs(0)))
-    params = sum(
-        variable.get_value().size
-        for path, variable in nnx.to_flat_state(nnx.state(model))
-        if path[-1] not in _STATISTICS
-    )
+    model = _abstract(config, task, num_classes)
 
     def detect(model, images, rois):
         features = model.trunk.levels_of(images, None)
@@ -58,4 +53,27 @@ def cost_of(
         jax.ShapeDtypeStruct((1, *height_width, 3), jnp.float32),
         jax.ShapeDtypeStruct((1, _ROIS, 4), jnp.float32),
     )
-    return Cost(params, flops)
+    return Cost(_parameters(model), flops)
+
+
+def parameters_of(config: ConfigDict, task: Task, num_classes: int) -> int:
+    """Counts the parameters of any network, as `Cost` does.
+
+    Args:
+      config: Of the network.
+      task: Its task.
+      num_classes: As the task counts them.
+    """
+    return _parameters(_abstract(config, task, num_classes))
+
+
+def _abstract(config: ConfigDict, task: Task, num_classes: int) -> Any:
+    return nnx.eval_shape(lambda: task.build(config, num_classes, nnx.Rngs(0)))
+
+
+def _parameters(model: Any) -> int:
+    return sum(
+        variable.get_value().size
+        for path, variable in nnx.to_flat_state(nnx.state(model))
+        if path[-1] not in _STATISTICS
+    )

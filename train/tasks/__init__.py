@@ -2,5 +2,9 @@
 
 from train.task import Task
 from train.tasks.detection import Detection
+from train.tasks.segmentation import Segmentation
 
-TASKS: dict[str, Task] = {"detection": Detection()}
+TASKS: dict[str, Task] = {
+    "detection": Detection(),
+    "segmentation": Segmentation(),
+}

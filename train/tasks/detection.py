@@ -1,21 +1,18 @@
-"""Detection: boxes with classes, and masks, found by a network, judged by COCO's AP.
+"""Detection: boxes with classes, and masks, found by a network, judged by their AP.
 
 Shape letters: M ground-truth boxes of an image (padded), D detections of an image.
 """
 
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from dcn_jax.detection.paste import paste_mask
 from dcn_jax.detection.records import Batch, Detections
-from dcn_jax.networks import NETWORKS, POOL_LAYERS
+from dcn_jax.networks import POOL_LAYERS
 from train import draw
 from train.config_dict import ConfigDict
 from train.configs import _detection
@@ -24,112 +21,42 @@ from train.data.geometry import Geometry
 from train.data.source import Example, Source
 from train.evaluation.coco import AveragePrecision
 from train.evaluation.coco_results import coco_results, original_boxes
-from train.sections import construct, settings_of
-from train.skeleton import variables_of
-from train.task import Network, Start
+from train.evaluation.voc import VocAveragePrecision
+from train.sections import settings_of
+from train.tasks.composed import Composed
 
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-# Sections of the model that weights depend on, though shapes may not tell ...
-_ARCHITECTURE = (
-    *("backbone", "trunk", "neck", "rpn", "pool_layer", "pool", "box"),
-    *("mask_pool", "mask"),
-)
-# ... but for these fields of them. Which weights were kept fixed, and what they were
-# taught, is no property of the result, nor is how many boxes are looked at.
-_PASSING = {
-    "model.backbone.frozen_stages",
-    "model.rpn.loss_beta",
-    "model.rpn.sampling",
-    "model.rpn.train",
-    "model.rpn.test",
-    "model.box.loss_beta",
-    "model.mask.aligned_targets",
-    "model.mask.binary_targets",
+# What `Source.judged_by` may name.
+METRICS: dict[str, Callable[[Any], AveragePrecision]] = {
+    "coco": AveragePrecision,
+    "voc_11point": functools.partial(VocAveragePrecision, rule="11point"),
+    "voc_area": functools.partial(VocAveragePrecision, rule="area"),
 }
 
 
-class Detection:
+class Detection(Composed):
     """See `train.task.Task`, which explains the methods and their arguments."""
 
     Batch = Batch
-    kept_fields: tuple[str, ...] = ("model.backbone.frozen_stages",)
+    fields = _detection
 
-    def check(self, config: ConfigDict) -> None:
-        """Refuses what is no configuration of a detector."""
-        _detection.check(config)
+    def arguments(self, config: ConfigDict) -> dict[str, Any]:
+        """Adds RoI pooling, and leaves mimicking out where it is not wanted."""
+        arguments, model = super().arguments(config), config.model
+        if "pool_layer" in model:
+            layer = POOL_LAYERS[model.pool_layer]
+            arguments["pool_layer"] = layer
+            for name in {"pool", "mask_pool"} & set(model):
+                arguments[name] = settings_of(layer, model[name])
+            if not model.mimicking:
+                del arguments["mimic"]
+        return arguments
 
-    def architecture(self, config: ConfigDict) -> dict[str, Any]:
-        """The sections of the stages, without what only training or testing reads."""
-        fields = {"network": config.network}
-        for section in _ARCHITECTURE:
-            if section in config.model:  # else of another network
-                fields |= _flat(f"model.{section}", config.model[section])
-        return fields
-
-    def build(self, config: ConfigDict, num_classes: int, rngs: nnx.Rngs) -> Network:
-        """Returns the network that the configuration names."""
-        if config.dtype not in _DTYPES:
-            raise ValueError(
-                f"`dtype` is {config.dtype!r}; expected one of {tuple(_DTYPES)}."
-            )
-        model = config.model
-        constructors = _detection.constructors(config.network)
-        # Records of the network as a whole.
-        records = {
-            name: construct(constructors.pop(name), model[name])
-            for name in ("sampling", "selection")
-        }
-        if not model.mimicking:
-            del constructors["mimic"]
-        layer = POOL_LAYERS[model.pool_layer]
-        pools = {name: layer for name in ("pool", "mask_pool") if name in model}
-        stages = {
-            name: settings_of(make, model[name])
-            for name, make in (constructors | pools).items()
-        }
-        return NETWORKS[config.network](
-            num_classes,
-            **stages,
-            **records,
-            pool_layer=layer,
-            dtype=_DTYPES[config.dtype],
-            rngs=rngs,
-        )
-
-    def conventions(self, config: ConfigDict) -> dict[str, Any]:
-        """What the owner of a whole detector does otherwise."""
-        if not config.init_from:
-            return {}
-        from train.tasks import owner
-
-        return owner.conventions(config)
-
-    def weights(self, config: ConfigDict, network: Any) -> Start:
-        """Reads the weights of a whole detector, or of its backbone."""
-        if not config.init_from:
-            if config.model.backbone.norm == "frozen_bn":
-                raise ValueError(
-                    "`model.backbone.norm` is 'frozen_bn', whose statistics come with "
-                    "pretrained weights; expected `init_from` to name their file, or "
-                    "'group_norm'."
-                )
-            return Start({}, ())
-        from dcn_jax.weights import init_from
-
-        report = init_from(network, Path(os.path.expanduser(config.init_from)))
-        values = {
-            name: np.asarray(value)
-            for name, value in variables_of(network).items()
-            # The others are shapes still.
-            if isinstance(value, jax.Array)
-        }
-        notes = [f"init_from: {sentence}" for sentence in report.differences]
-        if report.restarted:
-            notes.append(
-                "init_from: another number of classes: these start anew: "
-                + ", ".join(report.restarted)
-            )
-        return Start(values, tuple(notes))
+    def usual(self, config: ConfigDict) -> ConfigDict:
+        """Returns the defaults for the configured network and RoI pooling."""
+        usual = super().usual(config)
+        if "pool_layer" in usual.model:
+            _detection.set_pool_layer(usual, config.model.pool_layer)
+        return usual
 
     def usable(self, source: Source) -> np.ndarray:
         """Images with a box."""
@@ -155,8 +82,8 @@ class Detection:
         return padded_boxes(example, geometry, data.max_boxes, data.mask_size)
 
     def metric(self, source: Source) -> AveragePrecision:
-        """Box AP as COCO's, and mask AP where masks are predicted."""
-        return AveragePrecision(source)
+        """COCO's AP of boxes, and of masks if predicted; on VOC, its mAP too."""
+        return METRICS[source.judged_by](source)
 
     def draw(
         self,
@@ -198,18 +125,6 @@ class Detection:
         ]
 
 
-def _flat(path: str, value: Any) -> dict[str, Any]:
-    """Fields at and below a path that weights depend on."""
-    if path in _PASSING:
-        return {}
-    if not isinstance(value, ConfigDict):
-        return {path: value}
-    fields = {}
-    for name, inner in value.items():
-        fields |= _flat(f"{path}.{name}", inner)
-    return fields
-
-
 def padded_boxes(
     example: Example, geometry: Geometry, max_boxes: int, mask_size: int = 0
 ) -> dict[str, np.ndarray]:
@@ -230,6 +145,7 @@ def padded_boxes(
     boxes = transforms.clip_boxes(boxes, geometry.size)
     if geometry.flip:
         boxes = transforms.flip_boxes(boxes, geometry.size[1])
+    boxes = transforms.crop_boxes(boxes, geometry.corner, geometry.shown)
     # A box may be so small that it vanishes where it is scaled and moved.
     seen = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))[:max_boxes]
     rows = {

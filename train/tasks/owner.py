@@ -10,7 +10,6 @@ from dcn_jax.quoting import quoted
 from dcn_jax.weights.detector_file import detector_in
 from dcn_jax.weights.state_dict import read_weights
 from train.config_dict import ConfigDict
-from train.configs import _detection
 
 # Fields that a backbone depends on, ...
 _BACKBONE = {
@@ -31,11 +30,15 @@ _DETECTOR = {
 }
 
 
-def conventions(config: ConfigDict) -> dict[str, Any]:
+def conventions(config: ConfigDict, usual: ConfigDict) -> dict[str, Any]:
     """Returns what the detector that `init_from` names wants: dotted path -> value.
 
     Nothing where it names a backbone alone: torchvision's are what our defaults are.
     A field that is not what the defaults have was chosen by the user, and stays.
+
+    Args:
+      config: Of the run.
+      usual: The defaults for its network and its RoI pooling.
 
     Raises:
       OSError: The file cannot be opened.
@@ -52,8 +55,6 @@ def conventions(config: ConfigDict) -> dict[str, Any]:
         return {}
     # Every detector that is read has a pyramid.
     whole = config.network.endswith("_fpn")
-    usual = _detection.get_config(config.network)
-    _detection.set_pool_layer(usual, config.model.pool_layer)
     fields = {}
     for section, names in (_DETECTOR if whole else _BACKBONE).items():
         given = detector.arguments.get(section, {})

@@ -13,9 +13,8 @@ from dcn_jax.quoting import one_line, quoted
 from dcn_jax.regular_file import open_regular
 from train.data import transforms
 from train.data.sets import coco_masks
+from train.data.sets.mistakes import SHOWN, listed
 
-# Of the mistakes in a data set, so many are written out.
-SHOWN = 10
 # No published file comes near; all of a file is held in memory.
 _MAX_BYTES = 2**33
 
@@ -74,14 +73,6 @@ def _parsed(data: bytes, path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         reason = one_line(str(error), 200)
     raise ValueError(f"{_shown(path)} is not valid JSON: {reason}")
-
-
-def listed(mistakes: list[str], count: int, what: str) -> str:
-    """The first of `count` mistakes, and how many more there are, on one line."""
-    if count == 1:
-        return mistakes[0]
-    text = f"{count} {what}: {'; '.join(mistakes[:SHOWN])}"
-    return f"{text}; and {count - SHOWN} more" if count > SHOWN else text
 
 
 class _Wrong(ValueError):

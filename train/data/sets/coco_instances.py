@@ -14,10 +14,9 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import tensorflow_datasets as tfds
 
@@ -26,9 +25,8 @@ from train.data import examples, transforms
 from train.data.image_headers import read_header, turned_size
 from train.data.prepared import PreparedConfig
 from train.data.sets import coco_annotations
-
-# A decoded image of `max_pixels` and its decoder's memory are large.
-_THREADS = min(8, os.cpu_count() or 1)
+from train.data.sets.mistakes import read_all, refusal
+from train.data.sets.user_folder import existing_folder, file_state
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -59,9 +57,7 @@ class CocoInstancesConfig(PreparedConfig):
             raise ValueError(
                 f"`split` is {self.split!r}; expected letters, digits and underscores"
             )
-        folder = Path(os.path.expanduser(self.folder))
-        if not self.folder or not folder.is_dir():
-            raise FileNotFoundError(f"`folder` {self.folder!r}: no such folder")
+        folder = existing_folder("folder", self.folder)
         self.image_folder = folder / self.images.replace("{split}", self.split)
         self.json_path = folder / self.annotations.replace("{split}", self.split)
         if not self.image_folder.is_dir():
@@ -124,12 +120,6 @@ def json_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def file_state(path: Path) -> list[int]:
-    """What changes with an image file's content: size, and time of change in ns."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
 class CocoInstances(tfds.core.GeneratorBasedBuilder):
     """The split of a COCO folder that its config names."""
 
@@ -159,44 +149,30 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
         metadata.update(examples.metadata(content.categories))
         index = examples.start_index(self.info, config.split)
         left_out, without_mask, tagged = Counter(), 0, 0
-        errors: list[ValueError | OSError] = []
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for start in range(0, len(content.images), 64):
-                images = content.images[start : start + 64]
-                read = list(pool.map(self._read, images))
-                errors += [e for e in read if isinstance(e, Exception)]
-                for number, (image, data) in enumerate(
-                    zip(images, read, strict=True), start
-                ):
-                    # What is broken is looked for to the end, and said at once.
-                    if errors or isinstance(data, Exception):
-                        continue
-                    annotations = content.annotations[image["id"]]
-                    height, width = image["height"], image["width"]
-                    reasons = [
-                        examples.why_left_out(a, height, width) for a in annotations
-                    ]
-                    left_out.update(reason for reason in reasons if reason)
-                    count = reasons.count(None)
-                    without_mask += sum(
-                        reason is None and not annotation["segmentation"]
-                        for reason, annotation in zip(reasons, annotations, strict=True)
-                    )
-                    tagged += read_header(data, "").orientation != 1
-                    examples.index_image(index, height, width, count)
-                    yield (
-                        number,
-                        {
-                            "image": data,
-                            "image_id": image["id"],
-                            "height": height,
-                            "width": width,
-                            "file_name": image["file_name"],
-                            "annotations": json.dumps(annotations),
-                        },
-                    )
-        if errors:
-            self._refuse(errors)
+        for number, data in read_all(content.images, self._read, self._refusal):
+            image = content.images[number]
+            annotations = content.annotations[image["id"]]
+            height, width = image["height"], image["width"]
+            reasons = [examples.why_left_out(a, height, width) for a in annotations]
+            left_out.update(reason for reason in reasons if reason)
+            count = reasons.count(None)
+            without_mask += sum(
+                reason is None and not annotation["segmentation"]
+                for reason, annotation in zip(reasons, annotations, strict=True)
+            )
+            tagged += read_header(data, "").orientation != 1
+            examples.index_image(index, height, width, count)
+            yield (
+                number,
+                {
+                    "image": data,
+                    "image_id": image["id"],
+                    "height": height,
+                    "width": width,
+                    "file_name": image["file_name"],
+                    "annotations": json.dumps(annotations),
+                },
+            )
         examples.note(
             self.info,
             config.split,
@@ -206,53 +182,44 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
             tagged=tagged,
         )
 
-    def _read(self, image: dict[str, Any]) -> bytes | ValueError | OSError:
+    def _read(self, image: dict[str, Any]) -> bytes:
         """Reads an image file, and checks that it is what the JSON says.
 
         Returns:
-          The file's content, or what is wrong with it.
+          The file's content.
+
+        Raises:
+          FileNotFoundError: There is none.
+          ValueError: It is another image, or broken.
         """
         config, name = self._config, image["file_name"]
         path = config.image_folder / name
-        try:
-            # Before the content: what changes meanwhile differs from it later.
-            state = file_state(path) if path.exists() else []
-            data = transforms.read_file(path, config.max_pixels)
-            config.read_images[name] = state
-            header = read_header(data, str(path))
-            expected = image["height"], image["width"]
-            stored, shown = (header.height, header.width), turned_size(header)
-            if (shown if config.upright else stored) != expected:
-                found = shown if config.upright else stored
-                raise ValueError(
-                    f"{one_line(str(path), 300)} has (height, width) {found};"
-                    f" {one_line(str(config.json_path), 300)} says {expected}"
-                    + _tag_hint(header.orientation, expected == stored, config.upright)
-                )
-            transforms.decode_image(data, str(path), config.max_pixels)
-        except (ValueError, OSError) as error:
-            return error
+        # Before the content: what changes meanwhile differs from it later.
+        state = file_state(path) if path.exists() else []
+        data = transforms.read_file(path, config.max_pixels)
+        config.read_images[name] = state
+        header = read_header(data, str(path))
+        expected = image["height"], image["width"]
+        stored, shown = (header.height, header.width), turned_size(header)
+        if (shown if config.upright else stored) != expected:
+            found = shown if config.upright else stored
+            raise ValueError(
+                f"{one_line(str(path), 300)} has (height, width) {found};"
+                f" {one_line(str(config.json_path), 300)} says {expected}"
+                + _tag_hint(header.orientation, expected == stored, config.upright)
+            )
+        transforms.decode_image(data, str(path), config.max_pixels)
         return data
 
-    def _refuse(self, errors: list[ValueError | OSError]) -> NoReturn:
-        """Says what is wrong with the images."""
-        folder, json_path = self._config.image_folder, self._config.json_path
-        text = str(errors[0])
-        if len(errors) > 1:
-            texts = [
-                one_line(
-                    str(error)
-                    .replace(f"{folder}{os.sep}", "")
-                    .replace(str(json_path), json_path.name),
-                    250,
-                )
-                for error in errors[: coco_annotations.SHOWN]
-            ]
-            listed = coco_annotations.listed(texts, len(errors), "broken images")
-            text = f"{one_line(str(folder), 300)}: {listed}"
-        if all(isinstance(error, FileNotFoundError) for error in errors):
-            raise FileNotFoundError(text)
-        raise ValueError(text)
+    def _refusal(self, errors: Sequence[ValueError | OSError]) -> Exception:
+        """What is wrong with the images."""
+        json_path = self._config.json_path
+        return refusal(
+            self._config.image_folder,
+            errors,
+            "broken images",
+            {str(json_path): json_path.name},
+        )
 
 
 def _tag_hint(orientation: int, stored_fits: bool, upright: bool) -> str:

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from pycocotools import mask as coco_mask
 
 from train.data import examples
+from train.data.label_maps import BACKGROUND, encode
 from train.data.prepared import PreparedConfig
 from train.data.sets import digit_scenes
 
@@ -44,6 +45,8 @@ class DeformedDigitsConfig(PreparedConfig):
       seed: Fixes every pixel and annotation.
       deformation: How far digits are deformed, see `digit_scenes.draw_digit`; at most
         4, beyond which they fall to pieces.
+      label_maps: Whether there are label maps too. The ground is then a category, the
+        first.
     """
 
     train_images: int = 2400
@@ -51,6 +54,7 @@ class DeformedDigitsConfig(PreparedConfig):
     val_images: int = 0
     seed: int = 0
     deformation: float = 1.0
+    label_maps: bool = False
 
     def __post_init__(self):
         least = {"train_images": 1, "test_images": 1, "val_images": 0, "deformation": 0}
@@ -68,6 +72,8 @@ class DeformedDigitsConfig(PreparedConfig):
             self.name += f"_val{self.val_images}"
         if self.deformation != 1:
             self.name += f"_deformed{float(self.deformation)}".replace(".", "p")
+        if self.label_maps:
+            self.name += "_label_maps"
 
     @property
     def images(self) -> dict[str, int]:
@@ -76,11 +82,13 @@ class DeformedDigitsConfig(PreparedConfig):
         return counts | ({"val": self.val_images} if self.val_images else {})
 
     def categories(self, split: str) -> list[dict[str, Any]]:
-        """The ten digits."""
+        """The ten digits, and before them the ground where there are label maps."""
         if split not in self.images:
             known = ", ".join(sorted(self.images))
             raise ValueError(f"`split` is {split!r}; deformed_digits has {known}")
-        return [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+        digits = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+        ground = [{"id": 0, "name": BACKGROUND}] if self.label_maps else []
+        return ground + digits
 
 
 class DeformedDigits(tfds.core.GeneratorBasedBuilder):
@@ -97,7 +105,7 @@ class DeformedDigits(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
-            features=examples.features(),
+            features=examples.features(label_maps=self._config.label_maps),
             metadata=examples.metadata(categories),
             disable_shuffling=True,
         )
@@ -113,11 +121,30 @@ class DeformedDigits(tfds.core.GeneratorBasedBuilder):
         self, split: str, num_images: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         seed, deformation = self._config.seed, self._config.deformation
+        with_label_map = self._config.label_maps
         plan = plan_split(split, num_images, seed, val=self._config.val_images > 0)
-        index = examples.start_index(self.info, split)
+        index = examples.start_index(self.info, split, label_maps=with_label_map)
         for number, digits in enumerate(plan):
+            example = make_example(split, number, digits, seed, deformation)
             examples.index_image(index, IMAGE_SIDE, IMAGE_SIDE, len(digits))
-            yield number, make_example(split, number, digits, seed, deformation)
+            if with_label_map:
+                label_map = paint_label_map(json.loads(example["annotations"]))
+                examples.index_label_map(index, example["image_id"], label_map)
+                example["label_map"] = encode(label_map)
+            yield number, example
+
+
+def paint_label_map(annotations: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Paints the masks of an image: 0 is the ground, and k the digit k - 1.
+
+    Returns:
+      [256, 256] uint8.
+    """
+    label_map = np.zeros((IMAGE_SIDE, IMAGE_SIDE), np.uint8)
+    for annotation in annotations:
+        mask = cast(np.ndarray, coco_mask.decode(annotation["segmentation"]))
+        label_map[mask > 0] = annotation["category_id"]
+    return label_map
 
 
 def source_indices(split: str, seed: int, *, val: bool = False) -> list[np.ndarray]:

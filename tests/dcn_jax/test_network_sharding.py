@@ -1,7 +1,5 @@
 """Data parallelism: the batch split over eight devices, the parameters on each."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,16 +7,15 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from tests.support.collectives import moves
 from tests.support.tiny_detector import (
     tiny_batch,
+    tiny_deeplab,
     tiny_detector,
+    tiny_label_batch,
     tiny_mask_rcnn,
+    tiny_r_fcn,
     with_masks,
-)
-
-# Anything that moves pieces of arrays between devices; an all-reduce adds them.
-MOVES = re.compile(
-    r" (all-gather|all-to-all|collective-permute|collective-broadcast)(-start)?\("
 )
 
 
@@ -28,25 +25,46 @@ def shardings():
     return tuple(NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
 
 
-# Masks have all that the other has.
-DETECTORS = [pytest.param(tiny_detector, marks=pytest.mark.slow), tiny_mask_rcnn]
+def objects():
+    """One image has no ground truth, so that counts differ between devices."""
+    batch = with_masks(tiny_batch(images=8))
+    return batch._replace(valid=batch.valid.at[5].set(False))
 
 
-@pytest.fixture(params=DETECTORS, ids=["one level", "masks"])
-def detector(request, x64):
-    """In float64, where another order of summation makes no difference."""
-    return request.param(
-        {"deform_blocks": (0, 0, 0, -1)},
-        mimic={},
-        param_dtype=jnp.float64,
-    )
+def labels():
+    """Likewise."""
+    batch = tiny_label_batch(images=8)
+    return batch._replace(labels=batch.labels.at[5].set(255))
+
+
+MIMIC = dict(mimic={})
+# Network, its options, and a batch. Masks have all that one level has.
+NETWORKS = {
+    "one level": (tiny_detector, MIMIC, objects),
+    "masks": (tiny_mask_rcnn, MIMIC, objects),
+    "R-FCN": (tiny_r_fcn, {}, objects),
+    "DeepLab": (tiny_deeplab, {}, labels),
+}
+CASES = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "one level" else name
+    for name in NETWORKS
+]
+
+
+@pytest.fixture(params=CASES)
+def network(request, x64):
+    """In float64, where another order of summation makes no difference; and a batch."""
+    make, options, batch = NETWORKS[request.param]
+    deformed = {"deform_blocks": (0, 0, 0, -1)}
+    return make(deformed, **options, param_dtype=jnp.float64), batch()
 
 
 def test_losses_and_gradient_move_nothing_and_are_those_of_one_device(
-    detector, shardings
+    network, shardings
 ):
     everywhere, split = shardings
-    graph, params, rest = nnx.split(detector, nnx.Param, ...)
+    model, batch = network
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
 
     def run(params, rest, batch, key):
         def total(params):
@@ -55,9 +73,7 @@ def test_losses_and_gradient_move_nothing_and_are_those_of_one_device(
 
         return jax.grad(total, has_aux=True)(params)
 
-    # One image has no ground truth, so that counts differ between devices.
-    batch, key = with_masks(tiny_batch(images=8)), jax.random.key(0)
-    batch = batch._replace(valid=batch.valid.at[5].set(False))
+    key = jax.random.key(0)
     sharded = (
         jax.jit(run, in_shardings=(everywhere, everywhere, split, everywhere))
         .lower(params, rest, batch, key)
@@ -65,7 +81,7 @@ def test_losses_and_gradient_move_nothing_and_are_those_of_one_device(
     )
     text = sharded.as_text()
     assert " all-reduce" in text
-    assert not [line for line in text.splitlines() if MOVES.search(line)]
+    assert not moves(text)
 
     gradient, losses = sharded(
         *jax.device_put((params, rest), everywhere),
@@ -81,16 +97,16 @@ def test_losses_and_gradient_move_nothing_and_are_those_of_one_device(
         np.testing.assert_allclose(ours, theirs, atol=1e-9 * np.abs(theirs).max())
 
 
-def test_detection_moves_nothing(detector, shardings):
+def test_prediction_moves_nothing(network, shardings):
     everywhere, split = shardings
-    batch = tiny_batch(images=8)
+    model, batch = network
     text = (
         jax.jit(
             lambda model, images, sizes: model.predict(images, sizes),
             in_shardings=(everywhere, split, split),
         )
-        .lower(detector, batch.images, batch.sizes)
+        .lower(model, batch.images, batch.sizes)
         .compile()
         .as_text()
     )
-    assert not [line for line in text.splitlines() if MOVES.search(line)]
+    assert not moves(text)

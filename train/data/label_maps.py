@@ -1,0 +1,198 @@
+"""Label maps: a category for each pixel of an image.
+
+Value v of a label map is the category `categories[v]` of its data set, and `IGNORE` is
+none: there nothing is learned and nothing judged. Files are PNG with a byte a pixel.
+
+Shape letters: H W, h w height and width in pixels.
+"""
+
+import struct
+import zlib
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from dcn_jax.quoting import one_line
+from train.data import transforms
+from train.data.geometry import Geometry
+from train.data.image_headers import read_header
+
+IGNORE = 255
+# Name of the category of what belongs to no other.
+BACKGROUND = "background"
+
+_GRAY, _PALETTE = 0, 3
+_KINDS = {_GRAY: "gray values", _PALETTE: "a palette"}
+
+
+def encode(label_map: UInt8[np.ndarray, "H W"]) -> bytes:
+    """Returns a PNG file of gray values."""
+    return cv2.imencode(".png", label_map)[1].tobytes()
+
+
+def decode(
+    data: bytes,
+    name: str,
+    max_pixels: int = transforms.MAX_PIXELS,
+    *,
+    palette: UInt8[np.ndarray, "256 3"] | None = None,
+) -> UInt8[np.ndarray, "H W"]:
+    """Reads a PNG file of gray values, or of places in a palette.
+
+    Args:
+      data: The encoded file.
+      name: File name for error messages.
+      max_pixels: Larger label maps (height * width) are refused before decoding.
+      palette: Colours, RGB, that the values of the file must have; None: it must be
+        gray.
+
+    Raises:
+      ValueError: It is broken, too large, or another kind of image; or a value has
+        another colour. The message is one line that names it.
+    """
+    shown = one_line(name, 300)
+    header = read_header(data, name)
+    if not header.data.startswith(b"\x89PNG"):
+        raise ValueError(f"{shown} is no PNG; expected one, whose values are exact")
+    if header.height * header.width > max_pixels:
+        raise ValueError(
+            f"{shown} has {header.height} x {header.width} pixels; at most"
+            f" {max_pixels} are allowed (`max_pixels`)"
+        )
+    file = _as_gray(header.data)
+    kind = _GRAY if palette is None else _PALETTE
+    if (file.depth, file.colour_type) != (8, kind):
+        found = _KINDS.get(file.colour_type, "colours")
+        raise ValueError(
+            f"{shown} is a PNG of {found} of {file.depth} bits; expected"
+            f" {_KINDS[kind]} of 8 bits"
+        )
+    try:
+        values = cv2.imdecode(np.frombuffer(file.data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        values = None
+    if values is None or values.shape != (header.height, header.width):
+        raise ValueError(f"{shown} is broken: it cannot be decoded")
+    if palette is not None:
+        _check_palette(values, file.palette, palette, shown)
+    return values
+
+
+def check_labels(
+    label_map: UInt8[np.ndarray, "H W"], known: Collection[int], name: str, whose: str
+) -> None:
+    """Refuses values that a data set does not have.
+
+    Args:
+      label_map: Values of the data set, before they become places in `categories`.
+      known: Its labels; `IGNORE` is allowed beside them.
+      name: File name for the error message.
+      whose: The data set's name, likewise.
+
+    Raises:
+      ValueError: One line that names the file and a wrong value.
+    """
+    for value in _values(label_map):
+        if value not in known and value != IGNORE:
+            raise ValueError(
+                f"{one_line(name, 300)} has pixels of the label {value}, which {whose}"
+                " does not have"
+            )
+
+
+def resize(
+    label_map: Int[np.ndarray, "H W"], size: tuple[int, int]
+) -> Int[np.ndarray, "h w"]:
+    """Takes for each pixel the value where its centre lies."""
+    if label_map.shape == tuple(size):
+        return label_map
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for old, new in zip(label_map.shape, size, strict=True)
+    )
+    return label_map[rows[:, None], columns]
+
+
+def on_canvas(
+    label_map: UInt8[np.ndarray, "H0 W0"], geometry: Geometry
+) -> UInt8[np.ndarray, "H W"]:
+    """Puts the label map of an image where the image lies; the rest is `IGNORE`."""
+    label_map = resize(label_map, geometry.size)
+    if geometry.flip:
+        label_map = transforms.flip_image(label_map)
+    return transforms.place(
+        label_map, geometry.canvas, corner=geometry.corner, fill=IGNORE
+    )
+
+
+def on_original(labels: Any, geometry: Geometry) -> Int[np.ndarray, "H0 W0"]:
+    """Takes a canvas's labels back to the image, which was neither mirrored nor cut.
+
+    Args:
+      labels: [H, W] integers, of NumPy or JAX.
+      geometry: Of the image.
+    """
+    height, width = geometry.shown
+    return resize(np.asarray(labels)[:height, :width], geometry.original)
+
+
+class _Gray(NamedTuple):
+    """A PNG file whose values mean gray, whatever they meant before."""
+
+    data: bytes
+    depth: int  # bits of a value
+    colour_type: int  # as the file had it
+    palette: np.ndarray  # [n, 3] uint8, RGB; n is 0 without one
+
+
+def _as_gray(data: bytes) -> _Gray:
+    """Drops a palette: OpenCV would give its colours in place of the values.
+
+    Args:
+      data: From `read_header`, which has checked the lengths.
+    """
+    kept, palette = [data[:8]], b""
+    depth = colour_type = -1
+    for kind, chunk in _chunks(data):
+        content = chunk[8:-4]
+        if kind == b"IHDR":
+            depth, colour_type = content[8], content[9]
+            checked = kind + content[:9] + bytes([_GRAY]) + content[10:]
+            chunk = chunk[:4] + checked + struct.pack(">I", zlib.crc32(checked))
+        if kind == b"PLTE":
+            palette = content
+        elif kind != b"tRNS":
+            kept.append(chunk)
+    whole = palette[: len(palette) // 3 * 3]
+    colours = np.frombuffer(whole, np.uint8).reshape(-1, 3)
+    return _Gray(b"".join(kept), depth, colour_type, colours)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yields kind and bytes of each chunk of a PNG file (its specification, 5.3)."""
+    position = 8
+    while position < len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        yield kind, data[position : position + 12 + length]
+        position += 12 + length
+
+
+def _check_palette(
+    values: np.ndarray, found: np.ndarray, expected: np.ndarray, shown: str
+) -> None:
+    for value in _values(values):
+        colour = tuple(found[value].tolist()) if value < len(found) else None
+        if colour != tuple(expected[value].tolist()):
+            raise ValueError(
+                f"{shown} has another palette: its label {value} has"
+                f" {'no colour' if colour is None else f'the colour {colour}'};"
+                f" expected {tuple(expected[value].tolist())}"
+            )
+
+
+def _values(label_map: np.ndarray) -> list[int]:
+    """The values that occur, by size."""
+    return np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)).tolist()

@@ -1,0 +1,149 @@
+"""What tasks share whose networks are those of `dcn_jax.networks`."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dcn_jax.networks import NETWORKS
+from train.config_dict import ConfigDict
+from train.sections import construct, settings_of
+from train.skeleton import variables_of
+from train.task import Network, Start
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Sections of the model that weights depend on, though shapes may not tell ...
+_ARCHITECTURE = (
+    *("backbone", "trunk", "neck", "rpn", "pool_layer", "pool", "box", "psroi"),
+    *("mask_pool", "mask"),
+)
+# ... but for these fields of them. Which weights were kept fixed, and what they were
+# taught, is no property of the result, nor is how many boxes are looked at.
+_PASSING = {
+    "model.backbone.frozen_stages",
+    "model.rpn.loss_beta",
+    "model.rpn.sampling",
+    "model.rpn.train",
+    "model.rpn.test",
+    "model.box.loss_beta",
+    "model.psroi.loss_beta",
+    "model.mask.aligned_targets",
+    "model.mask.binary_targets",
+}
+
+
+class Fields(Protocol):
+    """The module of `train.configs` that has a task's fields."""
+
+    def get_config(self, network: str) -> ConfigDict:
+        """Returns the defaults for a network."""
+        ...
+
+    def constructors(self, network: str) -> dict[str, Any]:
+        """Returns section of `model` -> what is made of it."""
+        ...
+
+    def check(self, config: ConfigDict) -> None:
+        """Refuses what is no configuration of the task."""
+        ...
+
+
+class Composed:
+    """The part of `train.task.Task` that is about the network.
+
+    Attributes:
+      fields: Of the task's configurations; a task sets it.
+    """
+
+    fields: Fields
+    kept_fields: tuple[str, ...] = ("model.backbone.frozen_stages",)
+
+    def check(self, config: ConfigDict) -> None:
+        """Refuses what is no configuration of the task."""
+        self.fields.check(config)
+
+    def architecture(self, config: ConfigDict) -> dict[str, Any]:
+        """The sections of the stages, without what only training or testing reads."""
+        fields = {"network": config.network}
+        for section in _ARCHITECTURE:
+            if section in config.model:  # else of another network
+                fields |= _flat(f"model.{section}", config.model[section])
+        return fields
+
+    def build(self, config: ConfigDict, num_classes: int, rngs: nnx.Rngs) -> Network:
+        """Returns the network that the configuration names."""
+        if config.dtype not in _DTYPES:
+            raise ValueError(
+                f"`dtype` is {config.dtype!r}; expected one of {tuple(_DTYPES)}."
+            )
+        return NETWORKS[config.network](
+            num_classes,
+            **self.arguments(config),
+            dtype=_DTYPES[config.dtype],
+            rngs=rngs,
+        )
+
+    def arguments(self, config: ConfigDict) -> dict[str, Any]:
+        """Returns the stages' settings, and the records of the network as a whole."""
+        return {
+            name: construct(make, config.model[name])
+            if dataclasses.is_dataclass(make)
+            else settings_of(make, config.model[name])
+            for name, make in self.fields.constructors(config.network).items()
+        }
+
+    def usual(self, config: ConfigDict) -> ConfigDict:
+        """Returns the defaults for the configured network."""
+        return self.fields.get_config(config.network)
+
+    def conventions(self, config: ConfigDict) -> dict[str, Any]:
+        """What the owner of a whole detector does otherwise."""
+        if not config.init_from:
+            return {}
+        from train.tasks import owner
+
+        return owner.conventions(config, self.usual(config))
+
+    def weights(self, config: ConfigDict, network: Any) -> Start:
+        """Reads the weights of a whole detector, or of its backbone."""
+        if not config.init_from:
+            if config.model.backbone.norm == "frozen_bn":
+                raise ValueError(
+                    "`model.backbone.norm` is 'frozen_bn', whose statistics come with "
+                    "pretrained weights; expected `init_from` to name their file, or "
+                    "'group_norm'."
+                )
+            return Start({}, ())
+        from dcn_jax.weights import init_from
+
+        report = init_from(network, Path(os.path.expanduser(config.init_from)))
+        values = {
+            name: np.asarray(value)
+            for name, value in variables_of(network).items()
+            # The others are shapes still.
+            if isinstance(value, jax.Array)
+        }
+        notes = [f"init_from: {sentence}" for sentence in report.differences]
+        if report.restarted:
+            notes.append(
+                "init_from: another number of classes: these start anew: "
+                + ", ".join(report.restarted)
+            )
+        return Start(values, tuple(notes))
+
+
+def _flat(path: str, value: Any) -> dict[str, Any]:
+    """Fields at and below a path that weights depend on."""
+    if path in _PASSING:
+        return {}
+    if not isinstance(value, ConfigDict):
+        return {path: value}
+    fields = {}
+    for name, inner in value.items():
+        fields |= _flat(f"{path}.{name}", inner)
+    return fields
