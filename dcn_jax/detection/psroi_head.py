@@ -73,10 +73,10 @@ class PSRoIHead(nnx.Module):
         self.strides = tuple(check_integer("strides", stride) for stride in strides)
         self.code = code
         self.loss_beta = check_number("loss_beta", loss_beta)
-        scales = tuple(1 / stride for stride in self.strides)
+        scales = [1 / stride for stride in self.strides]
         pool: dict[str, Any] = dict(
             output_size=check_integer("bins", bins),
-            spatial_scale=scales if len(scales) > 1 else scales[0],
+            spatial_scale=tuple(scales) if len(scales) > 1 else scales[0],
             deformable=deformable,
             samples_per_part=samples_per_part,
             offset_scale=offset_scale,

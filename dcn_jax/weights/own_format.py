@@ -148,7 +148,8 @@ def _revived(name: str, value: Any) -> Any:
 
 
 def _dataclass_of(type_: Any, name: str, value: Any) -> Any:
-    if not dataclasses.is_dataclass(type_) or not isinstance(value, dict):
+    record = isinstance(type_, type) and dataclasses.is_dataclass(type_)
+    if not record or not isinstance(value, dict):
         return value
     try:
         return type_(**value)

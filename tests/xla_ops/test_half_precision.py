@@ -262,7 +262,7 @@ def test_gradients_of_roi_offset_and_mask_sum_up(implementation, dtype, beside):
 def test_results_are_rounded_to_the_nearest_and_halves_to_even(
     operator, implementation, dtype
 ):
-    """The mean of two pixels, many of them neighbours in that type, and its gradient."""
+    """The mean of two pixels, many of them neighbours in that type."""
     rng = np.random.default_rng(0)
     channels = 77
     dtype = jnp.dtype(dtype)

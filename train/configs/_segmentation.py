@@ -67,5 +67,6 @@ def check(config: ConfigDict) -> None:
       ValueError: One line that names the fields at fault.
     """
     network = config.get("network")
-    known = isinstance(network, str) and network in NETWORKS
-    check_config(config, get_config(network if known else NETWORKS[0]), RULES)
+    if not isinstance(network, str) or network not in NETWORKS:
+        network = NETWORKS[0]
+    check_config(config, get_config(network), RULES)

@@ -92,7 +92,7 @@ class Composed:
         """Returns the stages' settings, and the records of the network as a whole."""
         return {
             name: construct(make, config.model[name])
-            if dataclasses.is_dataclass(make)
+            if isinstance(make, type) and dataclasses.is_dataclass(make)
             else settings_of(make, config.model[name])
             for name, make in self.fields.constructors(config.network).items()
         }
