@@ -7,7 +7,7 @@ import pytest
 
 from train.configs import _detection, dcnv2
 from train.tables import columns as tables
-from train.tables.__main__ import recorded
+from train.tables.__main__ import recorded, recorded_first
 from train.tables.paper import PRINTED
 from train.tasks import TASKS
 
@@ -123,3 +123,21 @@ def test_results_are_shown_where_a_run_has_them(tmp_path):
     found = {"step": 9, "bbox": {"AP": 0.4314}, "segm": {"AP": None}}
     (folder / "evaluation.json").write_text(json.dumps(found))
     assert recorded(tmp_path, arg) == "43.1 -"
+
+
+def test_results_of_the_first_papers_rows_are_shown_too(tmp_path):
+    found = {
+        "table1/deeplab_voc/3": ({"pixels": {"mIoU": 0.752}}, "75.2"),
+        "table3/rfcn/dpool": (
+            {"voc": {"mAP50_11point": 0.812, "mAP70_11point": 0.65}},
+            "81.2 65.0",
+        ),
+        "table5/rpn/plain": ({"bbox": {"AP": 0.232, "AP50": None}}, "23.2 -"),
+        "table1/faster/0": ({"bbox": {"AP": 0.3}}, "-"),
+    }
+    for arg, (groups, shown) in found.items():
+        assert recorded_first(tmp_path, arg) == "-"
+        folder = tmp_path / f"dcnv1_{arg.replace('/', '_')}"
+        folder.mkdir()
+        (folder / "evaluation.json").write_text(json.dumps({"step": 9} | groups))
+        assert recorded_first(tmp_path, arg) == shown
