@@ -291,7 +291,7 @@ def test_what_the_owners_do_and_no_tensor_tells():
 
 
 def test_ninety_classes_of_ones_own_are_kept(tmp_path):
-    tensors = tiny("torchvision", classes=90)
+    tensors = tiny("torchvision", classes=91)
     bias = "roi_heads.box_predictor.cls_score.bias"
     tensors[bias] = np.arange(91, dtype=np.float32)
     write_any(tmp_path / "a.pth", tensors)

@@ -8,7 +8,9 @@ from train.metrics import read_metrics
 from train.tasks.detection import Detection
 
 
-@pytest.mark.parametrize("network", ["rfcn", "rpn"])
+@pytest.mark.parametrize(
+    "network", ["rfcn", pytest.param("rpn", marks=pytest.mark.slow)]
+)
 def test_it_trains_and_is_evaluated(network, tmp_path):
     config = digits.get_config(network)
     task = Detection()

@@ -182,7 +182,9 @@ def test_export_with_symbolic_batch(case):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("implementation", [None, "reference"])
+@pytest.mark.parametrize(
+    "implementation", [None, pytest.param("reference", marks=pytest.mark.slow)]
+)
 def test_export_of_padding_same_with_a_stride(implementation):
     """How much is padded depends on the size; one program serves all."""
     strides = (2, 3)

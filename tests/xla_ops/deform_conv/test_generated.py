@@ -344,7 +344,7 @@ def some_fast(batches, fast):
     return [*range(fast), *slow]
 
 
-@pytest.mark.parametrize("batch", some_fast(BATCHES, 2))
+@pytest.mark.parametrize("batch", some_fast(BATCHES, 1))
 def test_layers(batch):
     for index in range(LAYERS_IN_BATCH):
         layer = draw(batch * LAYERS_IN_BATCH + index)
