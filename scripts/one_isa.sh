@@ -1,8 +1,8 @@
 #!/bin/sh
-# A launcher of CMake's compiler that builds again what one instruction set needs: kernels'
-# objects of the others stay as they are, once they exist.
+# A launcher of CMake's compiler: kernels' objects of all instruction sets but one stay as they
+# are, once they exist.
 #
-#   -DCMAKE_CXX_COMPILER_LAUNCHER='/checkout/scripts/one_isa.sh;avx2'
+#   -DCMAKE_CXX_COMPILER_LAUNCHER="$PWD/scripts/one_isa.sh;avx2"
 isa=$1
 shift
 previous=

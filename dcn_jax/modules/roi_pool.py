@@ -3,6 +3,7 @@
 Shape letters: N batch, H W feature map, C channels, B RoIs of an image, h w bins.
 """
 
+import abc
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -197,13 +198,13 @@ class DeformRoIPooling(nnx.Module):
         offset, mask = self.branch(deform_roi_pool(features, rois, **pool), levels)
         return deform_roi_pool(features, rois, offset, mask, **pool)
 
+    @abc.abstractmethod
     def branch(
         self,
         pooled: Float[Array, "N B h w C"],
         levels: Int[Array, "N B"] | None = None,
     ) -> tuple[Float[Array, "N B h w 2"], Float[Array, "N B h w"] | None]:
         """Normalised offsets (dy, dx) and factors of the bins (None in v1)."""
-        raise NotImplementedError
 
 
 class DeformRoIPool(DeformRoIPooling):
