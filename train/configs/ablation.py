@@ -33,7 +33,7 @@ def get_config(arg: str = "dcnv2_mimic") -> ConfigDict:
         raise ValueError(f"ablation.py:{arg}: expected one of {tuple(ROWS)}.")
     config = digits.get_config()
     config.name = f"ablation_{arg}"
-    config.steps = 1500
+    config.steps = 1200
     config.batch_size = 4
 
     data = config.data

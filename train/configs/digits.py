@@ -8,15 +8,15 @@ foreground mimicking) with a thin ResNet trained from scratch.
 
 ":regular" is the same recipe, mimicking included, with regular convolutions and aligned
 RoI pooling. ":fpn" and ":mask" are Faster R-CNN and Mask R-CNN on a feature pyramid,
-deformable as the demo. ":rfcn" and ":rpn" are R-FCN and the class-aware RPN of the
-first paper, with deformable convolutions in conv5. docs/demo.md has what the first two
-reach.
+deformable as the demo. ":rfcn", ":rpn" and ":deeplab" are R-FCN, the class-aware RPN
+and DeepLab of the first paper, with deformable convolutions in conv5. docs/demo.md has
+what they reach.
 """
 
 from train.config_dict import ConfigDict
-from train.configs import _detection
+from train.configs import _detection, _segmentation
 
-_NETWORKS = {
+_DETECTORS = {
     "": "faster_rcnn",
     "regular": "faster_rcnn",
     "fpn": "faster_rcnn_fpn",
@@ -24,17 +24,21 @@ _NETWORKS = {
     "rfcn": "r_fcn",
     "rpn": "class_aware_rpn",
 }
-_FIRST_PAPER = ("r_fcn", "class_aware_rpn")
+_FIRST_PAPER = ("r_fcn", "class_aware_rpn", "deeplab")
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the demo's configuration, or a counterpart."""
-    if arg not in _NETWORKS:
+    known = (*_DETECTORS, "deeplab")
+    if arg not in known:
         raise ValueError(
-            f"digits.py:{arg}: expected no argument or one of {tuple(_NETWORKS)[1:]}."
+            f"digits.py:{arg}: expected no argument or one of {known[1:]}."
         )
-    network = _NETWORKS[arg]
-    config = _detection.get_config(network)
+    if arg == "deeplab":
+        config = _segmentation.get_config("deeplab")
+        config.data.options.label_maps = True
+    else:
+        config = _detector(_DETECTORS[arg])
     config.name = f"digits_{arg}" if arg else "digits"
     config.steps = 2000
     config.batch_size = 8
@@ -48,37 +52,14 @@ def get_config(arg: str = "") -> ConfigDict:
     data.eval_short_side = 256
     data.max_side = 256
     data.flip = False  # a mirrored digit is no digit
-    data.max_boxes = 6
 
-    model = config.model
-    model.backbone.depths = (1, 1, 2, 1)
-    model.backbone.stem_features = 16
-    model.backbone.norm = "group_norm"
-    model.neck.features = 64
-    model.rpn.features = 128
-    model.rpn.anchor_sizes = (24.0, 40.0, 72.0, 144.0)
-    model.rpn.aspect_ratios = (1.0, 1.6)
-    if network.endswith("_fpn"):
-        model.rpn.features = 64
-        model.rpn.anchor_sizes = (16.0,)
-    model.rpn.sampling.samples = 64
-    model.selection.max_detections = 20
-    if network != "class_aware_rpn":
-        model.rpn.train.update({"pre_nms_top_n": 512, "post_nms_top_n": 128})
-        model.rpn.test.update({"pre_nms_top_n": 512, "post_nms_top_n": 64})
-        model.sampling.samples = 32
-        model.sampling.positive_fraction = 0.5
-    if network in _FIRST_PAPER:
-        model.backbone.deform_blocks, model.backbone.modulated = (0, 0, 0, -1), False
-    else:
-        model.pool.hidden_features = 128
-        model.box.features = 256
-        model.mimic.count = 4
-        model.mimic.crop_size = 64
-    if network == "mask_rcnn_fpn":
-        data.mask_size = 56
-        model.mask.features = 64
-        model.mask_pool.hidden_features = 128
+    backbone = config.model.backbone
+    backbone.depths = (1, 1, 2, 1)
+    backbone.stem_features = 16
+    backbone.norm = "group_norm"
+    if config.network in _FIRST_PAPER:
+        backbone.deform_blocks, backbone.modulated = (0, 0, 0, -1), False
+        config.model.neck.features = 64
 
     optim = config.optim
     # In so few steps from random weights SGD with momentum hardly starts to learn.
@@ -97,6 +78,37 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval.pictures = 9
 
     if arg == "regular":
-        model.backbone.deform_blocks = (0, 0, 0, 0)
+        backbone.deform_blocks = (0, 0, 0, 0)
         _detection.set_pool_layer(config, "RoIAlign")
+    return config
+
+
+def _detector(network: str) -> ConfigDict:
+    """What only detectors have, in the size of the demo."""
+    config = _detection.get_config(network)
+    config.data.max_boxes = 6
+    model = config.model
+    model.neck.features = 64
+    model.rpn.features = 128
+    model.rpn.anchor_sizes = (24.0, 40.0, 72.0, 144.0)
+    model.rpn.aspect_ratios = (1.0, 1.6)
+    if network.endswith("_fpn"):
+        model.neck.features = model.rpn.features = 48
+        model.rpn.anchor_sizes = (16.0,)
+    model.rpn.sampling.samples = 64
+    model.selection.max_detections = 20
+    if network != "class_aware_rpn":
+        model.rpn.train.update({"pre_nms_top_n": 512, "post_nms_top_n": 128})
+        model.rpn.test.update({"pre_nms_top_n": 512, "post_nms_top_n": 64})
+        model.sampling.samples = 32
+        model.sampling.positive_fraction = 0.5
+    if network not in _FIRST_PAPER:
+        model.pool.hidden_features = 128
+        model.box.features = 256
+        model.mimic.count = 4
+        model.mimic.crop_size = 64
+    if network == "mask_rcnn_fpn":
+        config.data.mask_size = 56
+        model.mask.update({"features": 32, "num_convs": 2})
+        model.mask_pool.hidden_features = 128
     return config
