@@ -1,5 +1,6 @@
 """Strict settings for every test: 8 CPU devices, no silent promotion."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -19,6 +20,11 @@ for _flag, _value in _FLAGS.items():
         os.environ["XLA_FLAGS"] = (
             f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
         )
+
+# Half of the time is tracing, which makes many objects that live long, and notes the
+# place of each in the source.
+gc.set_threshold(100_000, 50, 100)
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import jax
 import pytest

@@ -28,9 +28,10 @@ TINY = (
     "--config.data.max_side=64",
     "--config.batch_size=2",
     "--config.model.backbone.depths=(1,1,1,1)",
+    "--config.model.backbone.deform_blocks=(0,0,0,-1)",
     "--config.model.backbone.stem_features=8",
     "--config.model.rpn.train.post_nms_top_n=16",
-    "--config.model.mimic.crop_size=32",
+    "--config.model.mimicking=False",
     "--config.eval.batch_size=8",
     "--config.steps=1",
 )

@@ -1,6 +1,6 @@
-"""The paper's rows in miniature, several seeds each, for docs/ablation.md.
+"""The papers' rows in miniature, several seeds each, for docs/ablation.md.
 
-    python -m scripts.ablation [--seeds=3] [--rows=ROW,...] [--folder=DIR] [--write]
+    python -m scripts.ablation [STUDY ...] [--seeds=3] [--folder=DIR] [--write]
 
 `__main__` runs what has not been run, row by row: a run that was stopped goes on.
 `results` reads what the runs left, and makes the table.

@@ -1,4 +1,4 @@
-"""Runs the rows and prints, or writes, the table; see the package."""
+"""Runs the rows of studies and prints, or writes, their tables; see the package."""
 
 import argparse
 import subprocess
@@ -11,24 +11,23 @@ from flax import nnx
 from scripts.ablation.results import Result, read_result, table
 from scripts.benchmark.markdown import replace_section
 from train.configs import ablation
+from train.data import make_source
 from train.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "ablation.md"
-BEGIN, END = "<!-- ablation: begin -->", "<!-- ablation: end -->"
 
 
-def run(row: str, seed: int, folder: Path, flags: list[str]) -> None:
-    """Trains a row, or goes on with it, and judges it by the test images.
+def run(name: str, seed: int, folder: Path) -> None:
+    """Trains STUDY/ROW, or goes on with it, and judges it by the test images.
 
     Raises:
       subprocess.CalledProcessError: A program failed.
     """
     common = [
-        f"--config=train/configs/ablation.py:{row}",
+        f"--config=train/configs/ablation.py:{name}",
         f"--config.seed={seed}",
         f"--workdir={folder}",
-        *flags,
     ]
     _call("train.main", *common)
     _call(
@@ -39,11 +38,15 @@ def run(row: str, seed: int, folder: Path, flags: list[str]) -> None:
     )
 
 
-def count_parameters(row: str) -> int:
-    """Returns how many numbers a row's network learns."""
-    config = ablation.get_config(row)
-    task = TASKS[config.task]
-    model = nnx.eval_shape(lambda: task.build(config, 10, nnx.Rngs(0)))
+def count_parameters(name: str) -> int:
+    """Returns how many numbers the network of STUDY/ROW learns."""
+    config = ablation.get_config(name)
+    data = config.data
+    source = make_source(
+        data.name, data.train_split, ROOT / data.data_dir, **data.options
+    )
+    task, classes = TASKS[config.task], len(source.categories)
+    model = nnx.eval_shape(lambda: task.build(config, classes, nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
@@ -51,30 +54,42 @@ def _call(program: str, *flags: str) -> None:
     subprocess.run([sys.executable, "-m", program, *flags], cwd=ROOT, check=True)
 
 
+def study(name: str, seeds: int, folder: Path) -> list[str]:
+    """Runs what is missing of a study; returns the lines of its table."""
+    results: dict[str, list[Result]] = {row: [] for row in ablation.STUDIES[name]}
+    # Seed by seed, so that a study that is stopped has looked at every row.
+    for seed in range(seeds):
+        for row, found in results.items():
+            place = folder.absolute() / name / row / f"seed{seed}"
+            if read_result(place) is None:
+                run(f"{name}/{row}", seed, place)
+            result = read_result(place)
+            assert result is not None
+            found.append(result)
+    return table(results, {row: count_parameters(f"{name}/{row}") for row in results})
+
+
 def main() -> None:
-    """Runs what is missing, then shows the table."""
+    """Runs what is missing, then shows the tables."""
     parser = argparse.ArgumentParser(prog="python -m scripts.ablation")
+    studies = tuple(ablation.STUDIES)
+    parser.add_argument(
+        "studies", nargs="*", metavar="STUDY", help=f"of {studies}; all"
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", default=",".join(ablation.ROWS))
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("--write", action="store_true", help="into docs/ablation.md")
-    parser.add_argument("flags", nargs="*", help="of every run, after --")
     options = parser.parse_args()
-    rows = options.rows.split(",")
-    results: dict[str, list[Result]] = {row: [] for row in rows}
-    # Seed by seed, so that a study that is stopped has looked at every row.
-    for seed in range(options.seeds):
-        for row in rows:
-            folder = options.folder.absolute() / row / f"seed{seed}"
-            if read_result(folder) is None:
-                run(row, seed, folder, options.flags)
-            found = read_result(folder)
-            assert found is not None
-            results[row].append(found)
-    lines = table(results, {row: count_parameters(row) for row in rows})
-    print("\n".join(lines))
-    if options.write:
-        replace_section(DOCUMENT, "\n".join(lines), BEGIN, END)
+    if unknown := set(options.studies) - set(studies):
+        parser.error(f"no studies: {sorted(unknown)}; expected some of {studies}")
+    if options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}; expected at least 1")
+    for name in options.studies or studies:
+        text = "\n".join(study(name, options.seeds, options.folder))
+        print(text)
+        if options.write:
+            markers = (f"<!-- {name}: {end} -->" for end in ("begin", "end"))
+            replace_section(DOCUMENT, text, *markers)
 
 
 if __name__ == "__main__":

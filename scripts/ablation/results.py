@@ -1,4 +1,4 @@
-"""What the runs of the ablation study left, as a table."""
+"""What the runs of an ablation study left, as a table."""
 
 import json
 import statistics
@@ -6,15 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-SCORES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+# Section of evaluation.json -> the scores of the table, that of choices first.
+SCORES = {
+    "bbox": ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    "pixels": ("mIoU",),
+}
 
 
 class Result(NamedTuple):
     """Of one run.
 
     Attributes:
-      scores: Box AP on the test images, by the names of `SCORES`.
-      val: Box AP on the images that choices are made by.
+      scores: On the test images, by the names of `SCORES`.
+      val: The first of them, on the images that choices are made by.
       offset: Mean size of the offsets at the end, in pixels of their map; None where
         nothing deforms.
       seconds: Of the median step.
@@ -36,14 +40,15 @@ def read_result(folder: Path) -> Result | None:
     # A run that was stopped leaves a checkpoint too.
     if found["step"] != config["steps"]:
         return None
-    bbox = found["bbox"]
+    (section,) = SCORES.keys() & found.keys()
+    names = SCORES[section]
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     offsets = [r["offset/mean_abs"] for r in records if "offset/mean_abs" in r]
     rates = [r["images/s"] for r in records if "images/s" in r]
     return Result(
-        {name: bbox[name] for name in SCORES},
-        json.loads(own.read_text())["bbox"]["AP"],
+        {name: found[section][name] for name in names},
+        json.loads(own.read_text())[section][names[0]],
         offsets[-1] if offsets else None,
         config["batch_size"] / statistics.median(rates),
     )
@@ -55,10 +60,11 @@ def table(
     """Returns the lines of the table: mean and spread over seeds.
 
     Args:
-      results: Row -> its finished runs.
+      results: Row -> its finished runs, at least one.
       parameters: Row -> how many the network has.
     """
-    names = ["AP val", *SCORES]
+    scores = list(next(iter(results.values()))[0].scores)
+    names = [f"{scores[0]} val", *scores]
     lines = [
         "| row | seeds | "
         + " | ".join(names)
@@ -66,10 +72,8 @@ def table(
         "| --- |" + " --- |" * (len(names) + 4),
     ]
     for row, runs in results.items():
-        if not runs:
-            continue
         columns = [[run.val for run in runs]]
-        columns += [[run.scores[name] for run in runs] for name in SCORES]
+        columns += [[run.scores[name] for run in runs] for name in scores]
         offsets = [run.offset for run in runs if run.offset is not None]
         cells = [
             row,

@@ -60,7 +60,11 @@ def lowered_step():
 
 @pytest.mark.skipif("cuda" not in backends(), reason="no CUDA library is built")
 @pytest.mark.parametrize(
-    ("precision", "forward"), [("highest", "columns"), ("default", "fused")]
+    ("precision", "forward"),
+    [
+        pytest.param("highest", "columns", marks=pytest.mark.slow),
+        ("default", "fused"),
+    ],
 )
 def test_a_train_step_lowers_to_our_calls(precision, forward):
     with jax.default_matmul_precision(precision):

@@ -18,7 +18,12 @@ from dcn_jax.weights.names import TORCHVISION
 from tests.support.golden import GOLDEN
 from tests.support.golden_detectors import canvas, config, golden_detector
 
-FILES = ("faster_rcnn_fpn", "faster_rcnn_fpn_dcn", "mask_rcnn_fpn")
+FILES = (
+    # Which the others hold.
+    pytest.param("faster_rcnn_fpn", marks=pytest.mark.slow),
+    "faster_rcnn_fpn_dcn",
+    "mask_rcnn_fpn",
+)
 LOSSES = {
     "rpn_class": "objectness",
     "rpn_box": "rpn_box_reg",

@@ -35,6 +35,7 @@ def step(model, batch):
     return run(params, batch)
 
 
+@pytest.mark.slow
 def test_everything_learns():
     model = tiny_mask_rcnn({"deform_blocks": (0, -1, -1, -1)}, mimic={})
     losses, gradient = step(model, with_masks(tiny_batch(images=3)))

@@ -107,7 +107,16 @@ ADDED = {
 }
 
 
-@pytest.mark.parametrize("system", ADDED)
+# Faster R-CNN's and R-FCN's offsets hold those of the others.
+@pytest.mark.parametrize(
+    "system",
+    [
+        pytest.param("deeplab_voc", marks=pytest.mark.slow),
+        pytest.param("rpn", marks=pytest.mark.slow),
+        "faster",
+        "rfcn",
+    ],
+)
 def test_parameters_that_offsets_add(system):
     *rows, num_classes, added = ADDED[system]
     regular, deformable = (

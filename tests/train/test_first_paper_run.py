@@ -8,9 +8,8 @@ from train.metrics import read_metrics
 from train.tasks.detection import Detection
 
 
-@pytest.mark.parametrize(
-    "network", ["rfcn", pytest.param("rpn", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["rfcn", "rpn"])
 def test_it_trains_and_is_evaluated(network, tmp_path):
     config = digits.get_config(network)
     task = Detection()

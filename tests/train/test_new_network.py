@@ -132,9 +132,8 @@ class NewNetwork(Detection):
         return self._make(num_classes, rngs)
 
 
-@pytest.mark.parametrize(
-    "make", [two_stages, pytest.param(one_stage, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", COMPOSED)
 def test_it_trains_and_is_evaluated(make, tmp_path):
     config = digits.get_config()
     for flag in launch.FLAGS[1:]:

@@ -240,40 +240,64 @@ def start(*flags):
     )
 
 
-# What the file does to the configuration, and what is said.
-OWN = {
-    "c.optim.learning_rate = 7": "error: there is no field `optim.learning_rate`",
-    "c.data.canvases = 64": "own.py, line 4: Could not override field 'canvases'",
-    "c.optim.lr = -1": "error: `optim.lr` is -1.0; expected a finite number of at",
-    "nothing": "own.py, line 4: name 'nothing' is not defined",
-    "return": "`get_config` returned NoneType; expected a ConfigDict",
-    "raise OSError('x')": "error: Configuration is not available",
-}
-FLAGS = {
-    ("--config.data.canvases=((64,64),)", "--config.data.canvases=((32,32),)"): (
-        "--config.data.canvases is given twice"
-    ),
-    ("--config.model.rpn.anchor_sizes", "32"): "anchor_sizes is '32'; expected a tuple",
-    ("--config.optim.lr_multipliers=(('(',0.1),)",): "`optim.lr_multipliers` is (('(",
-}
+def assert_one_line(process, message):
+    status, errors = launch.finish(process)
+    assert status == 1, errors
+    assert len(errors.splitlines()) == 1 and message in errors, errors
 
 
-def test_a_configuration_of_ones_own_gets_one_line(tmp_path):
-    processes = {}
-    for number, (line, message) in enumerate(OWN.items()):
-        path = tmp_path / str(number) / "own.py"
-        path.parent.mkdir()
-        path.write_text(
-            "from train.configs import digits\n"
-            "def get_config():\n"
-            "    c = digits.get_config()\n"
-            f"    {line}\n"
-            "    return c\n"
-        )
-        processes[message] = start(f"--config={path}")
-    for given, message in FLAGS.items():
-        processes[message] = start("--config=train/configs/digits.py", *given)
-    for message, process in processes.items():
-        status, errors = launch.finish(process)
-        assert status == 1, errors
-        assert len(errors.splitlines()) == 1 and message in errors, errors
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "c.optim.learning_rate = 7",
+            "error: there is no field `optim.learning_rate`",
+        ),
+        slow(
+            "c.data.canvases = 64",
+            "own.py, line 4: Could not override field 'canvases'",
+        ),
+        slow(
+            "c.optim.lr = -1",
+            "error: `optim.lr` is -1.0; expected a finite number of at",
+        ),
+        ("nothing", "own.py, line 4: name 'nothing' is not defined"),
+        slow("return", "`get_config` returned NoneType; expected a ConfigDict"),
+        slow("raise OSError('x')", "error: Configuration is not available"),
+    ],
+)
+def test_a_configuration_of_ones_own_gets_one_line(line, message, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from train.configs import digits\n"
+        "def get_config():\n"
+        "    c = digits.get_config()\n"
+        f"    {line}\n"
+        "    return c\n"
+    )
+    assert_one_line(start(f"--config={path}"), message)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--config.data.canvases=((64,64),)", "--config.data.canvases=((32,32),)"],
+            "--config.data.canvases is given twice",
+        ),
+        slow(
+            ["--config.model.rpn.anchor_sizes", "32"],
+            "anchor_sizes is '32'; expected a tuple",
+        ),
+        slow(
+            ["--config.optim.lr_multipliers=(('(',0.1),)"],
+            "`optim.lr_multipliers` is (('(",
+        ),
+    ],
+)
+def test_flags_get_one_line(flags, message):
+    assert_one_line(start("--config=train/configs/digits.py", *flags), message)

@@ -1,41 +1,62 @@
-"""The story of the DCNv2 paper in miniature, on digits that are deformed much more.
+"""The papers' stories in miniature, on digits that are deformed much more.
 
-    python -m train.main --config=train/configs/ablation.py:ROW
+    python -m train.main --config=train/configs/ablation.py:STUDY/ROW
 
-ROW is one of regular, dconv_c5, dconv_c3_c5, dcnv2, dcnv2_mimic: the paper's layers on
-a net of one block a stage, whose 3x3 convolutions see less than the largest digits.
+STUDY/ROW is one of
+
+    dcnv2/ROW       Faster R-CNN: regular, dconv_c5, dconv_c3_c5, dcnv2, dcnv2_mimic
+    deeplab/LAYERS  the first paper's Table 1: deformable convolutions in 0, 1, 3 or 6
+    rfcn/LAYERS     layers of conv5 and conv4
+
 Digits are rotated by up to 60 degrees, sheared, stretched and bent three times as much
-as in the demo. All rows have the same images, steps and rates. `scripts/ablation` runs
-them with several seeds; docs/ablation.md has what they reach.
+as in the demo. All rows of a study have the same images, steps and rates.
+`scripts/ablation` runs them with several seeds; docs/ablation.md has what they reach.
 """
 
 from train.config_dict import ConfigDict
-from train.configs import _detection, digits
+from train.configs import _detection, dcnv1, digits
 from train.configs.dcnv2 import LAYERS
 
 # Row -> (layers, mimicking).
-ROWS = {
+_DCNV2 = {
     "regular": ("regular", False),
     "dconv_c5": ("dconv_c5", False),
     "dconv_c3_c5": ("dconv_c3_c5", False),
     "dcnv2": ("dcnv2", False),
     "dcnv2_mimic": ("dcnv2", True),
 }
+_TABLE1 = ("0", "1", "3", "6")
+STUDIES: dict[str, tuple[str, ...]] = {
+    "dcnv2": tuple(_DCNV2),
+    "deeplab": _TABLE1,
+    "rfcn": _TABLE1,
+}
 
 
-def get_config(arg: str = "dcnv2_mimic") -> ConfigDict:
+def get_config(arg: str = "dcnv2/dcnv2_mimic") -> ConfigDict:
     """Returns the configuration of a row.
 
     Raises:
       ValueError: There is no such row.
     """
-    if arg not in ROWS:
-        raise ValueError(f"ablation.py:{arg}: expected one of {tuple(ROWS)}.")
-    config = digits.get_config()
-    config.name = f"ablation_{arg}"
-    config.steps = 1200
-    config.batch_size = 4
+    study, _, row = arg.partition("/")
+    if row not in STUDIES.get(study, ()):
+        expected = (
+            f"{study}/ with one of {STUDIES[study]}"
+            if study in STUDIES
+            else f"STUDY/ROW with a study of {tuple(STUDIES)}"
+        )
+        raise ValueError(f"ablation.py:{arg}: expected {expected}.")
+    config = _dcnv2(row) if study == "dcnv2" else _first_paper(study, row)
+    config.name = "ablation_" + arg.replace("/", "_")
+    return config
 
+
+def _harder(arg: str) -> ConfigDict:
+    """A counterpart of the demo, on harder and smaller images."""
+    config = digits.get_config(arg)
+    config.steps = 1500
+    config.batch_size = 4
     data = config.data
     data.options.update(
         {
@@ -47,10 +68,27 @@ def get_config(arg: str = "dcnv2_mimic") -> ConfigDict:
     )
     # What is chosen is chosen by this split; scripts/ablation judges by "test".
     data.eval_split = "val"
+    # Fifteen runs in little more than an hour.
+    data.canvases = ((160, 160),)
+    data.short_sides = (140, 150, 160)
+    data.eval_short_side = data.max_side = 160
+    if "rpn" in config.model:
+        # For images of 160 pixels in place of 256.
+        config.model.rpn.anchor_sizes = (15.0, 25.0, 45.0, 90.0)
+    # So that offsets grow in so few steps.
+    config.optim.lr_multipliers = ()
+    config.log.offset_health_every = 250
+    return config
 
+
+def _dcnv2(row: str) -> ConfigDict:
+    config = _harder("")
     model = config.model
     model.backbone.depths = (1, 1, 1, 1)
-    name, model.mimicking = ROWS[arg]
+    # Regular convolutions see 75 pixels, and large digits are about 90.
+    model.backbone.dilation = model.backbone.first_dilation = 1
+    model.mimic.crop_size = 48
+    name, model.mimicking = _DCNV2[row]
     layers = LAYERS[name]
     model.backbone.deform_blocks = layers.deform_blocks
     model.backbone.modulated = layers.modulated
@@ -58,8 +96,14 @@ def get_config(arg: str = "dcnv2_mimic") -> ConfigDict:
     _detection.set_pool_layer(config, layers.pool_layer)
     if layers.pool_layer == "DeformRoIPool":
         model.pool.update({"modulated": layers.modulated, "hidden_features": hidden})
-    # So that offsets grow in so few steps.
-    config.optim.lr_multipliers = ()
-    config.checkpoint.every = 500
-    config.log.offset_health_every = 250
+    return config
+
+
+def _first_paper(study: str, layers: str) -> ConfigDict:
+    config = _harder(study)
+    # As many blocks as the rows deform.
+    config.model.backbone.depths = (1, 1, 3, 3)
+    config.model.backbone.deform_blocks = dcnv1.LAYERS[layers].deform_blocks
+    if study == "rfcn":
+        config.model.psroi.deformable = False
     return config
