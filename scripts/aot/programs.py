@@ -13,9 +13,9 @@ from scripts.aot.operators import lower_nms, operators
 from scripts.benchmark.train_step import abstract_batch, make_detection, make_step
 from train import sharding
 from train.config_dict import ConfigDict
-from train.configs import coco_faster_rcnn, dcnv2, digits
+from train.configs import coco_faster_rcnn, dcnv1, dcnv2, digits
 
-_CLASSES = {"coco_instances": 80, "deformed_digits": 10}
+_CLASSES = {"coco_instances": 80, "deformed_digits": 10, "cityscapes": 19}
 _CONVOLUTION = ("list", "gather", "visit", "fused")
 # Forms of the operators in the short form.
 _SHORT = ("bfloat16", "float32, vmap")
@@ -67,12 +67,28 @@ def programs(machine: Machine) -> Iterator[Program]:
         masks = dcnv2.get_config("table3/mask/dcnv2/fg")
         yield _step("train step, mask_dcnv2_mimic, 1008x1344", masks, (1008, 1344))
         yield _detection("detection, mask_dcnv2, 1008x1344", masks, (1008, 1344))
+        yield from _first_paper()
     config = coco_faster_rcnn.get_config("dcnv2,800")
     yield _detection("detection, dcnv2, 800x1344", config, (800, 1344))
     if machine.name == "H100":
         config = digits.get_config()
         yield _step("train step, digits, 256x256", config, (256, 256))
         yield _detection("detection, digits, 256x256", config, (256, 256))
+
+
+def _first_paper() -> Iterator[Program]:
+    """Its deformable rows, on COCO's usual photograph and Cityscapes' crop."""
+    canvas = (608, 800)
+    for network, row in (
+        ("r_fcn", "table5/rfcn/deformable"),
+        ("class_aware_rpn", "table5/rpn/deformable"),
+    ):
+        config = dcnv1.get_config(row)
+        yield _step(f"train step, {network}, 608x800", config, canvas)
+        yield _detection(f"detection, {network}, 608x800", config, canvas)
+    config = dcnv1.get_config("table1/deeplab_cityscapes/3")
+    yield _step("train step, deeplab, 768x1024", config, config.data.crop)
+    yield _detection("labels, deeplab, 1024x2048", config, (1024, 2048))
 
 
 def _rows(machine: Machine) -> Iterator[tuple[str, int, tuple[int, int]]]:
@@ -115,13 +131,7 @@ def _step(
 ) -> Program:
     def lower(mesh: Mesh) -> Any:
         train = make_step(config, _CLASSES[config.data.name], mesh)
-        batch = abstract_batch(
-            _images(config, mesh),
-            canvas,
-            config.data.max_boxes,
-            sharding.divided(mesh),
-            config.data.mask_size,
-        )
+        batch = _batch(config, canvas, mesh)
         return train.step.lower(train.state, batch)
 
     _to_bfloat16(config)
@@ -131,7 +141,7 @@ def _step(
 def _detection(title: str, config: ConfigDict, canvas: tuple[int, int]) -> Program:
     def lower(mesh: Mesh) -> Any:
         detect, variables = make_detection(config, _CLASSES[config.data.name], mesh)
-        batch = abstract_batch(_images(config, mesh), canvas, 1, sharding.divided(mesh))
+        batch = _batch(config, canvas, mesh)
         return detect.lower(variables, images=batch.images, sizes=batch.sizes)
 
     _to_bfloat16(config)
@@ -140,18 +150,28 @@ def _detection(title: str, config: ConfigDict, canvas: tuple[int, int]) -> Progr
 
 def _to_bfloat16(config: ConfigDict) -> None:
     # As one trains on a GPU. The demo's configuration stays as it is.
-    if config.data.name == "coco_instances":
+    if config.data.name != "deformed_digits":
         config.dtype = "bfloat16"
 
 
-def _images(config: ConfigDict, mesh: Mesh) -> int:
+def _batch(config: ConfigDict, canvas: tuple[int, int], mesh: Mesh) -> Any:
     """The paper's 2 images of each device; the demo's batch."""
-    each = 2 if config.data.name == "coco_instances" else config.batch_size
-    return each * mesh.shape["data"]
+    each = config.batch_size if config.data.name == "deformed_digits" else 2
+    images = each * mesh.shape["data"]
+    return abstract_batch(config, images, canvas, sharding.divided(mesh))
+
+
+# Network -> its calls beside those of the backbone, without their parts.
+_POOLING = {"r_fcn": "ps_roi_pool", "class_aware_rpn": None, "deeplab": None}
 
 
 def _targets(config: ConfigDict, parts: tuple[str, ...]) -> frozenset[str]:
-    names = {"nms", *(f"roi_pool.{part}" for part in parts)}
+    names = set()
+    if pooling := _POOLING.get(config.network, "roi_pool"):
+        names |= {f"{pooling}.{part}" for part in parts}
+    # In training the class-aware RPN proposes nothing.
+    if pooling or (config.task == "detection" and "bwd" not in parts):
+        names.add("nms")
     if any(config.model.backbone.deform_blocks):
         backward = "bwd" in parts
         names |= {

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from dcn_jax.detection.records import Batch
+from dcn_jax.segmentation.records import Batch as LabelledBatch
 from train import sharding
 from train.config_dict import ConfigDict
 from train.evaluator import make_predict
@@ -66,23 +67,20 @@ def make_detection(config: ConfigDict, num_classes: int, mesh: Mesh) -> tuple[An
 
 
 def abstract_batch(
-    images: int,
-    canvas: tuple[int, int],
-    boxes: int,
-    place: NamedSharding,
-    mask_size: int = 0,
-) -> Batch:
-    """Shapes, types and places of a batch of images with so many boxes each.
-
-    With masks of `mask_size` pixels along a side where that is not 0.
-    """
+    config: ConfigDict, images: int, canvas: tuple[int, int], place: NamedSharding
+) -> Batch | LabelledBatch:
+    """Shapes, types and places of a batch of so many images, as `train.main` has it."""
 
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((images, *shape), dtype, sharding=place)
 
+    pixels, sizes = array(jnp.uint8, *canvas, 3), array(jnp.int32, 2)
+    if config.task == "segmentation":
+        return LabelledBatch(pixels, sizes, array(jnp.uint8, *canvas))
+    boxes, mask_size = config.data.max_boxes, config.data.mask_size
     return Batch(
-        images=array(jnp.uint8, *canvas, 3),
-        sizes=array(jnp.int32, 2),
+        images=pixels,
+        sizes=sizes,
         boxes=array(jnp.float32, boxes, 4),
         labels=array(jnp.int32, boxes),
         valid=array(jnp.bool_, boxes),
