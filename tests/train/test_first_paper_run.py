@@ -1,8 +1,10 @@
 """R-FCN and the class-aware RPN as the task of detection trains and evaluates them."""
 
+import json
+
 import pytest
 
-from train import loop
+from train import effective_dilation, loop
 from train.configs import digits
 from train.metrics import read_metrics
 from train.tasks.detection import Detection
@@ -11,7 +13,7 @@ from train.tasks.detection import Detection
 @pytest.mark.parametrize(
     "network", ["rfcn", pytest.param("rpn", marks=pytest.mark.slow)]
 )
-def test_it_trains_and_is_evaluated(network, tmp_path):
+def test_it_trains_and_is_evaluated(network, tmp_path, capsys):
     config = digits.get_config(network)
     task = Detection()
     config.update_from_flattened_dict(
@@ -54,3 +56,29 @@ def test_it_trains_and_is_evaluated(network, tmp_path):
     assert steps[-1]["loss/rpn_class"] < steps[0]["loss/rpn_class"]
     assert steps[-1]["skipped"] == 0
     assert "eval/bbox/AP" in evaluation
+    effective_dilation.measure_run(config, tmp_path / "run", task)
+    check_effective_dilation(tmp_path / "run", capsys.readouterr().out)
+
+
+def check_effective_dilation(workdir, printed):
+    """The one block of conv5 was measured at all filters of the 8 test images."""
+    record = json.loads((workdir / "effective_dilation.json").read_text())
+    assert record["step"] == 6 and record["size_bounds"] == [32, 96]
+    assert record["data"]["split"] == "test" and record["data"]["images"] == 8
+    path = "trunk.backbone.layer4.0.conv2"
+    layer = record["layers"].pop(path)
+    assert not record["layers"] and layer.pop("name") == "res5a"
+    assert list(layer) == ["small", "medium", "large", "background"]
+    # The digits' images are square: 4 x 4 filters of a map at stride 16.
+    assert sum(numbers["count"] for numbers in layer.values()) == 8 * 16
+    for numbers in layer.values():
+        if numbers["count"]:
+            # In six steps offsets hardly move from 0, and the dilation of conv5 is 2.
+            assert numbers["mean"] == pytest.approx(2, abs=0.2)
+            assert 0 < numbers["deviation"] < 0.2
+        else:
+            assert numbers["mean"] is numbers["deviation"] is None
+    assert layer["background"]["count"] and layer["medium"]["count"]
+    (line,) = (line for line in printed.splitlines() if path in line)
+    assert line.startswith(f"res5a {path}  ")
+    assert "{mean:.2f} ± {deviation:.2f} ({count})".format(**layer["medium"]) in line
