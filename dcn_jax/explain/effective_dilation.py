@@ -78,7 +78,11 @@ def effective_dilation(
     Raises:
       ValueError: A map is not that of the canvas at a stride that is a power of two.
     """
-    layers = dict(nnx.iter_modules(module))
+    layers = {
+        path: layer
+        for path, layer in nnx.iter_modules(module)
+        if isinstance(layer, DeformConv)
+    }
     runs: dict[str, list[Moments]] = {}
     for record in capture_samples(module, call):
         layer, path = layers[record.path], ".".join(map(str, record.path))

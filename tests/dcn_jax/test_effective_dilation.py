@@ -35,7 +35,7 @@ def test_without_offsets_it_is_the_dilation(dilation):
 
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 def test_it_grows_with_taps_that_spread_about_the_centre(scale):
-    taps = np.stack(np.mgrid[-2:3:2, -2:3:2], -1).reshape(9, 2).astype(np.float32)
+    taps = np.moveaxis(np.mgrid[-2:3:2, -2:3:2], 0, -1).reshape(9, 2).astype(np.float32)
     offset = np.broadcast_to((scale - 1) * taps, (1, 3, 3, 1, 9, 2))
     found = filter_dilation(positions(offset, dilation=2), (3, 3))
     np.testing.assert_allclose(found, 2 * scale, rtol=1e-6)
@@ -203,9 +203,11 @@ def test_offsets_and_images_that_count_for_nothing():
 
 
 def test_layers_have_their_names_and_one_tap_has_no_dilation():
+    plain = nnx.Conv(1, 1, (1, 1), rngs=nnx.Rngs(0))
+
     class Model(nnx.Module):
         def __init__(self):
-            self.blocks = nnx.List([make_layer(padding=1), nnx.Conv(1, 1, (1, 1), **R)])
+            self.blocks = nnx.List([make_layer(padding=1), plain])
             self.twice = make_layer(padding=2, kernel_dilation=2)
             self.point = make_layer(kernel_size=1)
 
@@ -214,14 +216,12 @@ def test_layers_have_their_names_and_one_tap_has_no_dilation():
                 x = block(x)
             return self.point(self.twice(self.twice(x)))
 
-    R = {"rngs": nnx.Rngs(0)}
     found = measured(Model(), jnp.ones((1, 4, 4, 1)), (16, 16), [])
     assert {name: counts(m) for name, m in found.items()} == {
         "blocks.0": [0, 0, 0, 16],
         "twice": [0, 0, 0, 32],
     }
     assert found["twice"].mean[BACKGROUND] == 2
-    plain = nnx.Conv(1, 1, (1, 1), **R)
     assert measured(plain, jnp.ones((1, 4, 4, 1)), (16, 16), []) == {}
 
 
@@ -243,9 +243,11 @@ def test_scanned_layers_are_told_apart():
             return self.last(run(x, self.stack))
 
     model = Model()
-    taps = np.stack(np.mgrid[-1:2, -1:2], -1).reshape(1, 18)
+    taps = np.moveaxis(np.mgrid[-1:2, -1:2], 0, -1).reshape(1, 18)
     bias = np.concatenate([taps, 3 * taps]).astype(np.float32)
-    model.stack.offset_conv.bias.set_value(jnp.asarray(bias))
+    branch = model.stack.offset_conv
+    assert branch.bias is not None
+    branch.bias.set_value(jnp.asarray(bias))
     found = measured(model, jnp.ones((1, 4, 4, 1)), (16, 16), [0, 0, 16, 16])
     means = {name: float(moments.mean[SMALL]) for name, moments in found.items()}
     assert means == {"stack[0]": 2, "stack[1]": 4, "last": 1}
