@@ -34,8 +34,8 @@ _log = logging.getLogger("train")
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "Folder for what is written; default: that of the run (train.evaluate), or "
-    "predictions (train.predict).",
+    "Folder for what is written; default: that of the run, or predictions "
+    "(train.predict).",
 )
 
 

@@ -99,12 +99,7 @@ class Evaluator:
         if pictures is None:
             return None
         metric.merge(_gather(metric.state()))
-        data = {
-            "name": config.data.name,
-            "split": config.data.eval_split,
-            "options": config.data.options.to_dict(),
-            "images": len(source),
-        }
+        data = inputs.describe_data(config, source)
         return Evaluation(metric.compute(), metric.files(), pictures, data)
 
     def _judge(

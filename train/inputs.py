@@ -128,17 +128,33 @@ def open_train_loader(config: ConfigDict, task: Task, source: Source) -> BatchIt
     )
 
 
-def open_eval_loader(config: ConfigDict, source: Source) -> BatchIterator:
-    """Returns an iterator over the images of an evaluation, once each."""
+def open_eval_loader(
+    config: ConfigDict, source: Source, task: Task | None = None
+) -> BatchIterator:
+    """Returns an iterator over the images of an evaluation, once each.
+
+    They have the task's ground truth with them if there is a task.
+    """
     data = config.data
     return eval_loader(
         source,
+        functools.partial(task.targets, data=data) if task else None,
         batch_size=config.eval.batch_size,
         canvases=data.canvases,
         short_side=data.eval_short_side,
         max_side=data.max_side,
         workers=data.workers,
     )
+
+
+def describe_data(config: ConfigDict, source: Source) -> dict[str, Any]:
+    """Returns what files about an evaluation say of its data."""
+    return {
+        "name": config.data.name,
+        "split": config.data.eval_split,
+        "options": config.data.options.to_dict(),
+        "images": len(source),
+    }
 
 
 def to_batch(arrays: dict[str, np.ndarray], task: Task, mesh: Mesh) -> Any:

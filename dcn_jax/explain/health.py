@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dcn_jax.modules.deform_conv import Samples
+from dcn_jax.explain.capture import capture_samples
 
 # A sample with less weight than this neither says nor learns much.
 DEAD_MASK = 0.01
@@ -38,12 +38,8 @@ def offset_health(
         is below -1 or at or above H (W), so that no pixel is next to it, or the mask is
         below 0.01.
     """
-    # A copy, since `nnx.capture` leaves its records on the modules.
-    _, records = nnx.capture(call, Samples)(nnx.clone(module))
     layers = [
-        _statistics(samples)
-        for _, record in nnx.to_flat_state(records)
-        for samples in record.get_value()
+        jax.vmap(_of_layer)(record.samples) for record in capture_samples(module, call)
     ]
     if not layers:
         return {}
@@ -51,16 +47,6 @@ def offset_health(
         f"offset/{name}": jnp.mean(jnp.concatenate([layer[name] for layer in layers]))
         for name in layers[0]
     }
-
-
-def _statistics(samples: Mapping[str, Array]) -> dict[str, Float[Array, " layers"]]:
-    """Of one record, which has a leading axis for each axis of scanned layers."""
-    flat = {
-        name: value.reshape(-1, *value.shape[value.ndim - rank :])
-        for name, rank in (("offset", 6), ("position", 6), ("mask", 5), ("map_size", 1))
-        if (value := samples[name]) is not None
-    }
-    return jax.vmap(_of_layer)(jax.lax.stop_gradient(flat))
 
 
 def _of_layer(samples: Mapping[str, Array]) -> dict[str, Float[Array, ""]]:

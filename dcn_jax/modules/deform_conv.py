@@ -4,6 +4,7 @@ Shape letters: N batch, H W input map, P Q output map, C in channels, K out chan
 R S kernel taps, G offset groups.
 """
 
+import functools
 import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -34,8 +35,8 @@ class Samples(nnx.Intermediate):
     """Where a `DeformConv` samples, recorded under `nnx.capture(..., Samples)`.
 
     A dict of `offset` [N, P, Q, G, R*S, 2] as (dy, dx), `mask` [N, P, Q, G, R*S] or
-    None, `position` [N, P, Q, G, R*S, 2] as (y, x), and `map_size` [2], (H, W), all in
-    pixels of the input map.
+    None, `position` [N, P, Q, G, R*S, 2] as (y, x), `undeformed` [P, Q, R*S, 2], where
+    that is without offsets, and `map_size` [2], (H, W), all in pixels of the input map.
     """
 
 
@@ -177,17 +178,7 @@ class DeformConv(nnx.Module):
         offset, mask = self.sampling(x)
         # Costs nothing unless somebody captures them.
         if any(type(v) is Samples for v in getattr(self, "__captures__", ())):
-            position = sampling_positions(
-                offset,
-                input_size=(x.shape[1], x.shape[2]),
-                kernel_size=self.kernel_size,
-                strides=self.strides,
-                padding=self.padding,
-                kernel_dilation=self.kernel_dilation,
-            )
-            size = jnp.asarray(x.shape[1:3], jnp.int32)
-            samples = dict(offset=offset, mask=mask, position=position, map_size=size)
-            self.sow(Samples, "samples", samples)
+            self.sow(Samples, "samples", self._samples(x, offset, mask))
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = dtypes.promote_dtype(
             (x, self.kernel[...], bias), dtype=self.dtype
@@ -214,6 +205,26 @@ class DeformConv(nnx.Module):
             self.offset_conv(x), self.offset_groups, self.modulated, self.mask_scale
         )
         return bound(offset, self.max_offset), mask
+
+    def _samples(self, x: Array, offset: Array, mask: Array | None) -> dict[str, Any]:
+        """What `Samples` holds."""
+        positions = functools.partial(
+            sampling_positions,
+            input_size=(x.shape[1], x.shape[2]),
+            kernel_size=self.kernel_size,
+            strides=self.strides,
+            padding=self.padding,
+            kernel_dilation=self.kernel_dilation,
+        )
+        _, p, q, _, taps, _ = offset.shape
+        still = jnp.zeros((1, p, q, 1, taps, 2), offset.dtype)
+        return {
+            "offset": offset,
+            "mask": mask,
+            "position": positions(offset),
+            "undeformed": positions(still)[0, :, :, 0],
+            "map_size": jnp.asarray(x.shape[1:3], jnp.int32),
+        }
 
 
 class Arguments(NamedTuple):

@@ -66,7 +66,11 @@ class TinyDetector(nnx.Module):
     def features(self, images, sizes):
         offset = self.backbone.offset_conv.bias[...].reshape(1, 1, 1, 1, 2, 2)
         samples = dict(offset=offset, mask=None, position=offset)
-        self.sow(Samples, "samples", samples | {"map_size": jnp.ones(2, jnp.int32)})
+        samples |= {
+            "undeformed": offset[0, :, :, 0],
+            "map_size": jnp.ones(2, jnp.int32),
+        }
+        self.sow(Samples, "samples", samples)
         return self.backbone.conv1(images.astype(jnp.float32) / 255)
 
 

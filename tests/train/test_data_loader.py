@@ -226,6 +226,22 @@ def test_processes_share_each_batch(pictures, count):
     _assert_equal(joined, whole)
 
 
+def test_evaluation_has_ground_truth_where_it_is_asked_for(pictures):
+    targets = functools.partial(padded_boxes, max_boxes=3)
+    plain, full = (list(eval_loader(pictures, t, **EVAL)) for t in (None, targets))
+    for without, with_boxes in zip(plain, full, strict=True):
+        _assert_equal([{name: with_boxes[name] for name in without}], [without])
+        for row, image_id in enumerate(with_boxes["image_id"]):
+            if image_id < 0:
+                continue
+            boxes = pictures[image_id - 1000].boxes[:3]
+            scale = with_boxes["sizes"][row] / with_boxes["original_sizes"][row]
+            valid = with_boxes["valid"][row]
+            np.testing.assert_allclose(
+                with_boxes["boxes"][row][valid], boxes * scale[[1, 0, 1, 0]], rtol=1e-6
+            )
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_evaluation_shows_every_image_once(pictures, count):
     shares = [

@@ -1,8 +1,11 @@
 """R-FCN and the class-aware RPN as the task of detection trains and evaluates them."""
 
+import json
+
+import numpy as np
 import pytest
 
-from train import loop
+from train import effective_dilation, inputs, loop
 from train.configs import digits
 from train.metrics import read_metrics
 from train.tasks.detection import Detection
@@ -10,7 +13,7 @@ from train.tasks.detection import Detection
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["rfcn", "rpn"])
-def test_it_trains_and_is_evaluated(network, tmp_path):
+def test_it_trains_and_is_evaluated(network, tmp_path, capsys):
     config = digits.get_config(network)
     task = Detection()
     config.update_from_flattened_dict(
@@ -53,3 +56,55 @@ def test_it_trains_and_is_evaluated(network, tmp_path):
     assert steps[-1]["loss/rpn_class"] < steps[0]["loss/rpn_class"]
     assert steps[-1]["skipped"] == 0
     assert "eval/bbox/AP" in evaluation
+    effective_dilation.measure_run(config, tmp_path / "run", task)
+    truth = inputs.open_source(config, task, "test").ground_truth()
+    check_effective_dilation(tmp_path / "run", truth, capsys.readouterr().out)
+
+
+def filters_by_object(truth):
+    """Counts the 4 x 4 filters of each image by the size of the object under them."""
+    counts = {"small": 0, "medium": 0, "large": 0, "background": 0}
+    for image in truth["images"]:
+        boxes = [
+            a["bbox"] for a in truth["annotations"] if a["image_id"] == image["id"]
+        ]
+        for p, q in np.ndindex(4, 4):
+            # Stride 16 on the 64 pixels that a side of the image is resized to.
+            y = (16 * p + 0.5) * image["height"] / 64
+            x = (16 * q + 0.5) * image["width"] / 64
+            areas = [
+                width * height
+                for left, top, width, height in boxes
+                if 0 <= x - left < width and 0 <= y - top < height
+            ]
+            if not areas:
+                counts["background"] += 1
+            elif min(areas) < 32**2:
+                counts["small"] += 1
+            else:
+                counts["medium" if min(areas) < 96**2 else "large"] += 1
+    return counts
+
+
+def check_effective_dilation(workdir, truth, printed):
+    """The one block of conv5 was measured at all filters of the 8 test images."""
+    record = json.loads((workdir / "effective_dilation.json").read_text())
+    assert record["step"] == 6 and record["size_bounds"] == [32, 96]
+    assert record["data"]["split"] == "test" and record["data"]["images"] == 8
+    path = "trunk.backbone.layer4.0.conv2"
+    layer = record["layers"].pop(path)
+    assert not record["layers"] and layer.pop("name") == "res5a"
+    assert list(layer) == ["small", "medium", "large", "background"]
+    counts = {group: numbers["count"] for group, numbers in layer.items()}
+    assert counts == filters_by_object(truth)
+    for numbers in layer.values():
+        if numbers["count"]:
+            # In six steps offsets hardly move from 0, and the dilation of conv5 is 2.
+            assert numbers["mean"] == pytest.approx(2, abs=0.2)
+            assert numbers["deviation"] < 0.2
+        else:
+            assert numbers["mean"] is numbers["deviation"] is None
+    assert layer["background"]["count"] and layer["medium"]["count"]
+    (line,) = (line for line in printed.splitlines() if path in line)
+    assert line.startswith(f"res5a {path}  ")
+    assert "{mean:.2f} ± {deviation:.2f} ({count})".format(**layer["medium"]) in line

@@ -1,4 +1,4 @@
-"""What train.main, train.evaluate and train.predict do, called in this process."""
+"""What the programs of train do, called in this process."""
 
 import json
 import logging
@@ -12,12 +12,13 @@ from absl.testing import flagsaver
 
 from tests.support import double
 from tests.train.test_checkpoint import rewrite
-from train import evaluate, inputs, loop, predict, sharding
+from train import effective_dilation, evaluate, inputs, loop, predict, sharding
 from train.checkpoint import read_arrays
 from train.configs import coco_faster_rcnn, digits
 from train.evaluator import Evaluator
 from train.metrics import read_metrics
 from train.skeleton import build_skeleton
+from train.tasks.segmentation import Segmentation
 from train.workdir import claim
 
 TASK = double.DetectionDouble()
@@ -351,9 +352,51 @@ def test_a_folder_in_use_is_refused(trained):
         loop.train(config, straight, TASK)
 
 
-def test_evaluate_refuses_arguments():
+@pytest.mark.parametrize("program", [evaluate, effective_dilation])
+def test_evaluate_refuses_arguments(program):
     with pytest.raises(ValueError, match=r"Unexpected arguments: a\.jpg"):
-        evaluate.main(["a.jpg"], TASK)
+        program.main(["a.jpg"], TASK)
+
+
+class Rigid(double.TinyDetector):
+    """The same network, which records no samples."""
+
+    def features(self, images, sizes):
+        return self.backbone.conv1(images.astype(jnp.float32) / 255)
+
+
+def test_effective_dilation_wants_offsets_and_boxes(trained, tmp_path):
+    config, workdir = trained
+    measure = effective_dilation.measure_run
+    with pytest.raises(ValueError, match=r"^The network has no deformable convolution"):
+        measure(config, workdir, double.DetectionDouble(Rigid), tmp_path)
+    config = changed(config, {"task": "segmentation"})
+    with pytest.raises(ValueError, match=r"^`task` is 'segmentation', .* has no boxes"):
+        measure(config, workdir, Segmentation(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_effective_dilation_refuses_wrong_bounds():
+    assert effective_dilation.size_bounds(["96", "224.5"]) == (96, 224.5)
+    for given in (["32"], ["96", "32"], ["0", "32"], ["a", "b"], ["1", "nan"]):
+        with pytest.raises(ValueError, match=r"^`--size_bounds` is .*; expected two"):
+            effective_dilation.size_bounds(given)
+
+
+def test_layers_are_called_as_in_the_papers():
+    name = effective_dilation.paper_name
+    names = {
+        "trunk.backbone.layer4.2.conv2": "res5c",
+        "layer3.22.conv2": "res4b22",
+        "layer2.0.conv2": "res3a",
+        "layer2.3.conv2": "res3b3",
+        "layer1.2.conv2": "res2c",
+        "trunk.backbone.layer4.2.conv1": None,
+        "mylayer4.2.conv2": None,
+    }
+    deep = ["trunk.backbone.layer3.6.conv1.kernel", "layer3.6.conv1.kernel"]
+    assert {path: name(path, deep) for path in names} == names
+    assert name("layer3.5.conv2", ["layer3.5.conv1.kernel"]) == "res4f"
 
 
 def test_evaluate_refuses_a_batch_that_does_not_divide(trained):

@@ -17,7 +17,8 @@ and SYSTEM of the first two tables one of deeplab_voc, deeplab_cityscapes, rpn, 
 rfcn; of table5 one of rpn, faster, rfcn; of released one of rfcn_voc, rfcn_coco,
 faster_coco, fpn_coco (the entry to COCO's challenge of 2017), deeplab_voc and
 deeplab_cityscapes. `python -m train.tables` lists them beside the printed figures.
-Aligned-Inception-ResNet, the second net of Table 5, is left out.
+Aligned-Inception-ResNet, the second net of Table 5, is left out. Table 2 is measured on
+the run of table1/rfcn/3, by `python -m train.effective_dilation` with its --config.
 
 The recipe is that of the authors' code. It counts an epoch of images and mirrored
 images, which are two of ours; its rate is of one image, ours of a batch. The paper's

@@ -11,7 +11,7 @@ affair.
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import grain
@@ -175,17 +175,29 @@ class _TrainBatches(grain.sources.RandomAccessDataSource):
                 strict=True,
             )
         ]
-        rows = [
-            self._targets(example, geometry)
-            for example, geometry in zip(examples, geometries, strict=True)
-        ]
-        arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        if taken := arrays.keys() & {"images", "sizes"}:
-            raise ValueError(f"`targets` has {sorted(taken)}, which the loader makes")
-        images = map(_placed, (example.image for example in examples), geometries)
-        arrays["images"] = np.stack(list(images))
-        sizes = [geometry.shown for geometry in geometries]
-        return arrays | {"sizes": np.array(sizes, np.int32)}
+        arrays = _images(examples, geometries)
+        return arrays | _truth(self._targets, examples, geometries, arrays)
+
+
+def _images(
+    examples: Sequence[Example], geometries: Sequence[Geometry]
+) -> dict[str, np.ndarray]:
+    images = map(_placed, (example.image for example in examples), geometries)
+    sizes = [geometry.shown for geometry in geometries]
+    return {"images": np.stack(list(images)), "sizes": np.array(sizes, np.int32)}
+
+
+def _truth(
+    targets: Targets,
+    examples: Sequence[Example],
+    geometries: Sequence[Geometry],
+    arrays: Collection[str],
+) -> dict[str, np.ndarray]:
+    """Stacks what `targets` makes; `arrays` names what the loader makes."""
+    rows = list(map(targets, examples, geometries))
+    if taken := rows[0].keys() & set(arrays):
+        raise ValueError(f"`targets` has {sorted(taken)}, which the loader makes")
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _placed(image: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -199,8 +211,11 @@ def _placed(image: np.ndarray, geometry: Geometry) -> np.ndarray:
 class _EvalBatches(grain.sources.RandomAccessDataSource):
     """Batch i of an evaluation, for one process."""
 
-    def __init__(self, source, *, batch_size, rows, canvases, short_side, max_side):
+    def __init__(
+        self, source, targets, *, batch_size, rows, canvases, short_side, max_side
+    ):
         self._source = source
+        self._targets = targets
         self._rows = rows
         self._canvases = canvases
         size = transforms.resized_sizes(source.sizes, short_side, max_side)
@@ -218,17 +233,18 @@ class _EvalBatches(grain.sources.RandomAccessDataSource):
         canvas = self._canvases[self._plan.canvas[number]]
         examples = [self._source[i] for i in index]
         original = self._source.sizes[index]
-        images = [
-            _placed(example.image, Geometry.of(old, new, canvas))
-            for example, old, new in zip(examples, original, size, strict=True)
+        geometries = [
+            Geometry.of(old, new, canvas)
+            for old, new in zip(original, size, strict=True)
         ]
         image_id = np.array([example.image_id for example in examples], np.int64)
-        return {
-            "images": np.stack(images),
-            "sizes": size.astype(np.int32),
+        arrays = _images(examples, geometries) | {
             "image_id": np.where(self._plan.filler[number, self._rows], -1, image_id),
             "original_sizes": original.astype(np.int32),
         }
+        if self._targets is None:
+            return arrays
+        return arrays | _truth(self._targets, examples, geometries, arrays)
 
 
 def train_loader(
@@ -302,6 +318,7 @@ def train_loader(
 
 def eval_loader(
     source: Source,
+    targets: Targets | None = None,
     *,
     batch_size: int,
     canvases: Canvases,
@@ -311,10 +328,11 @@ def eval_loader(
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> BatchIterator:
-    """Iterates once over all images, without their ground truth.
+    """Iterates once over all images.
 
     Args:
       source: The images.
+      targets: As in `train_loader`; None: without ground truth.
       batch_size: Images of a batch over all processes.
       canvases: As in `train_loader`.
       short_side: Short side that images are resized to.
@@ -325,11 +343,13 @@ def eval_loader(
 
     Returns:
       An iterator over dicts of `images` [n, H, W, 3] uint8, `sizes` [n, 2] int32,
-      `image_id` [n] int64, -1 in rows that only complete a batch, and `original_sizes`
-      [n, 2] int32, before resizing. Every process sees the same number of batches.
+      `image_id` [n] int64, -1 in rows that only complete a batch, `original_sizes`
+      [n, 2] int32, before resizing, and what `targets` names, [n, ...]. Every process
+      sees the same number of batches.
     """
     batches = _EvalBatches(
         source,
+        targets,
         batch_size=batch_size,
         rows=_rows(batch_size, process_index, process_count),
         canvases=[tuple(canvas) for canvas in canvases],

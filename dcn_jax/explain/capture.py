@@ -1,0 +1,56 @@
+"""What the deformable convolutions of a model sample in a forward pass.
+
+Shape letters: L layers of one module, N batch, P Q output map, G offset groups, R S
+kernel taps.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jaxtyping import Array
+
+from dcn_jax.modules.deform_conv import Samples
+
+# Axes of what `Samples` holds, without those of scanned layers.
+_RANKS = {"offset": 6, "position": 6, "mask": 5, "undeformed": 4, "map_size": 1}
+
+
+class Record(NamedTuple):
+    """One call of a deformable convolution, or of a stack of them."""
+
+    path: tuple[Any, ...]  # from the model to the module
+    samples: dict[str, Array]  # as `Samples`, each behind an axis L; no mask: no field
+    stacked: bool  # whether `nnx.scan` or `nnx.vmap` runs L layers; else L is 1
+
+
+def capture_samples(module: nnx.Module, call: Callable[[Any], Any]) -> list[Record]:
+    """Records what is sampled, without gradients.
+
+    Args:
+      module: A model with `DeformConv` layers in it. It is not changed.
+      call: The pass: is given a copy of the model, for example
+        `lambda model: model(images)`. Its result is dropped.
+
+    Returns:
+      The calls of deformable convolutions, in the order of their paths.
+    """
+    # A copy, since `nnx.capture` leaves its records on the modules.
+    _, records = nnx.capture(call, Samples)(nnx.clone(module))
+    return [
+        _record(path[:-1], samples)
+        for path, record in nnx.to_flat_state(records)
+        for samples in record.get_value()
+    ]
+
+
+def _record(path: tuple[Any, ...], samples: dict[str, Any]) -> Record:
+    """Puts all axes of scanned layers into one."""
+    flat = {
+        name: value.reshape(-1, *value.shape[value.ndim - rank :])
+        for name, rank in _RANKS.items()
+        if (value := samples[name]) is not None
+    }
+    stacked = samples["offset"].ndim > _RANKS["offset"]
+    return Record(path, jax.lax.stop_gradient(flat), stacked)
