@@ -25,9 +25,9 @@ from dcn_jax.modules.deform_conv import DeformConv
 
 # Filters are told apart by the object at their centre.
 GROUPS = ("small", "medium", "large", "background")
-# Below which sides of a square of the same area an object is small, and medium. COCO's;
-# what the paper has is not known, so this is a guess.
-SIZE_BOUNDS = (32.0, 96.0)
+# Below which sides of a square of the same area an object is small, and medium: those
+# of the caption of Table 2. COCO's are 32 and 96.
+SIZE_BOUNDS = (96.0, 224.0)
 
 
 def effective_dilation(
@@ -64,8 +64,7 @@ def effective_dilation(
         about sizes, as in COCO.
       valid: Which boxes are objects.
       bounds: An object is small if its area is below the square of the first, medium
-        if below that of the second, else large. COCO's by default; the paper's bounds
-        are not known.
+        if below that of the second, else large. The paper's by default.
 
     Returns:
       Path of a layer, such as "trunk.backbone.layer4.2.conv2" -> moments over its

@@ -56,7 +56,7 @@ def test_it_trains_and_is_evaluated(network, tmp_path, capsys):
     assert steps[-1]["loss/rpn_class"] < steps[0]["loss/rpn_class"]
     assert steps[-1]["skipped"] == 0
     assert "eval/bbox/AP" in evaluation
-    effective_dilation.measure_run(config, tmp_path / "run", task)
+    effective_dilation.measure_run(config, tmp_path / "run", task, bounds=(32, 96))
     truth = inputs.open_source(config, task, "test").ground_truth()
     check_effective_dilation(tmp_path / "run", truth, capsys.readouterr().out)
 
