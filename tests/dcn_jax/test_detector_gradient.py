@@ -78,6 +78,7 @@ def of_r_fcn():
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", R_FCN)
 def test_r_fcn_agrees_with_finite_differences(of_r_fcn, kind):
     assert_agree(of_r_fcn[kind])

@@ -52,9 +52,8 @@ def test_everything_learns():
     assert [name for name in still if not any(part in name for part in untouched)] == []
 
 
-@pytest.mark.parametrize(
-    "layer", [RoIAlign, pytest.param(RoIPool, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [RoIAlign, RoIPool])
 def test_a_batch_without_objects_has_finite_gradients(layer):
     model = tiny_mask_rcnn(pool_layer=layer)
     batch = with_masks(tiny_batch())

@@ -38,8 +38,8 @@ def labels():
 
 
 MIMIC = dict(mimic={})
-# Network, its options, and a batch. Of the slow ones the training step is tested on
-# eight devices in any case, by tests/train/test_detector_step.py.
+# Network, its options, and a batch. Those of detection are slow: the training step of
+# one is tested on eight devices in any case, by tests/train/test_detector_step.py.
 NETWORKS = {
     "one level": (tiny_detector, MIMIC, objects),
     "masks": (tiny_mask_rcnn, MIMIC, objects),
@@ -47,8 +47,8 @@ NETWORKS = {
     "DeepLab": (tiny_deeplab, {}, labels),
 }
 CASES = [
-    pytest.param(name, marks=[pytest.mark.slow] if options else [])
-    for name, (_, options, _) in NETWORKS.items()
+    pytest.param(name, marks=[pytest.mark.slow] if batch is objects else [])
+    for name, (_, _, batch) in NETWORKS.items()
 ]
 
 

@@ -33,6 +33,7 @@ def look(model, images, sizes):
     return model.predict(images, sizes), output
 
 
+@pytest.mark.slow
 def test_the_gradient_agrees_with_finite_differences(x64):
     results, targets = derivatives(
         lambda: make_class_aware_rpn(

@@ -27,6 +27,7 @@ def model():
     return model
 
 
+@pytest.mark.slow
 def test_losses_are_finite_also_where_there_is_nothing_to_learn(model):
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 

@@ -14,6 +14,7 @@ def tree_mode():
         yield
 
 
+@pytest.mark.slow
 def test_a_detector_is_made_split_and_differentiated_in_tree_mode(tree_mode):
     assert nnx.eval_shape(lambda: make_detector(mimic={})) is not None
     model = tiny_detector(

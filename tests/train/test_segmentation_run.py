@@ -195,9 +195,8 @@ def test_a_picture_and_records_in_pixels_of_the_image():
     assert (picture[:4] == 100).all() and picture.shape == image.shape
 
 
-@pytest.mark.parametrize(
-    "name", ["voc_segmentation", pytest.param("cityscapes", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["voc_segmentation", "cityscapes"])
 def test_a_row_of_the_paper_trains_and_is_evaluated(name, tmp_path):
     """DeepLab, with a small backbone, on the data sets that its rows name."""
     row = {"voc_segmentation": "deeplab_voc", "cityscapes": "deeplab_cityscapes"}[name]
