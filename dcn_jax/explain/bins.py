@@ -167,23 +167,23 @@ def _pooled_rois(bins: dict[str, Any], pooling: _Pooling) -> Float[Array, "N B 4
 
 def _size(rois: Float[Array, "*s 4"]) -> Float[Array, "*s 2"]:
     """(height, width)."""
-    return rois[..., (3, 2)] - rois[..., (1, 0)]
+    return rois[..., 3:1:-1] - rois[..., 1::-1]
 
 
 def _located(bins, pooling: _Pooling, nodes: Int[Array, "K"], gradient) -> BinLocations:
     rois = _pooled_rois(bins, pooling)[0, nodes]
     h, w = pooling.output_size
-    count = jnp.asarray((h, w), rois.dtype)
     cell = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), -1)
-    part = (jnp.asarray(cell, rois.dtype) + 0.5) / count  # [h, w, 2]
+    part = jnp.asarray((cell + 0.5) / (h, w), rois.dtype)[None]
     if bins["offset"] is not None:
         part = part + jax.lax.stop_gradient(bins["offset"])[0, nodes].astype(rois.dtype)
-    size = _size(rois)[:, None, None]
-    centre = rois[:, None, None, (1, 0)] + part * size
+    size = _size(rois)
+    centre = rois[:, None, None, 1::-1] + part * size[:, None, None]
     mask = jnp.ones_like(centre, shape=centre.shape[:3])
     if bins["mask"] is not None:
         mask = jax.lax.stop_gradient(bins["mask"])[0, nodes].astype(rois.dtype)
-    return BinLocations(centre, size[:, 0, 0] / count, mask, gradient)
+    count = jnp.asarray([(h, w)], rois.dtype)
+    return BinLocations(centre, size / count, mask, gradient)
 
 
 def _gradient(model, call, image, nodes, pooling: _Pooling) -> Float[Array, "K h w 2"]:
@@ -201,7 +201,8 @@ def _gradient(model, call, image, nodes, pooling: _Pooling) -> Float[Array, "K h
 
         return run_with(listen, model, call, image[None])[0]
 
-    shift = jnp.zeros((len(nodes), *pooling.output_size, 2), jnp.float32)
+    real = coordinate_dtype(image.dtype)
+    shift = jnp.zeros((len(nodes), *pooling.output_size, 2), real)
     # Of each node by the places of its own bins.
     each = pull_back(moved, shift, nodes).gradient
     return each[jnp.arange(len(nodes)), jnp.arange(len(nodes))]

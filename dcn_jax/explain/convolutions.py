@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Num
 
 from dcn_jax.explain.layer_calls import CONVS, DEFORM_CONVS, LayerCall, run_with
-from dcn_jax.explain.models import Call, check_model
+from dcn_jax.explain.models import Call, check_model, merge_model, split_model
 from dcn_jax.explain.nodes import check_image
 from dcn_jax.modules.arguments import check_integer, check_pair
 from xla_ops.deform_conv.window import Window, convolution_window
@@ -83,7 +83,8 @@ def convolutions(
     Nothing is computed. Those inside of a deformable layer, its branch, are not told.
 
     Args:
-      model: An NNX module, or a Linen module bound to its variables. It is not changed.
+      model: An NNX module, or a Linen module bound to its variables; shapes (of
+        `nnx.eval_shape`) are enough. It is not changed.
       call: The pass, given a copy of the model and the image as a batch of one.
       image: As the model takes it.
 
@@ -92,7 +93,12 @@ def convolutions(
     """
     model, image = check_model(model), check_image(image)
     log = ConvolutionLog()
-    jax.eval_shape(lambda x: run_with(log, model, call, x[None])[0], image)
+    definition, arrays = split_model(model)
+
+    def run(arrays, image):
+        return run_with(log, merge_model(definition, arrays), call, image[None])[0]
+
+    jax.eval_shape(run, arrays, image)
     return tuple(log.calls)
 
 

@@ -64,8 +64,8 @@ def test_bins_and_gradients_of_a_deformable_layer():
         np.testing.assert_allclose(found.mask[k], mask, rtol=1e-6)
 
     def norm(move):
-        """Of the second RoI, whose bins move by pixels of the image."""
-        moved = 0.1 * offset + move / np.array([12, 16])
+        """Of the second RoI, whose bins move by parts of its size."""
+        moved = 0.1 * offset + move
         y = deform_roi_pool(
             image[None, ::2, ::2],
             ROIS[:, 1:].astype(np.float64),
@@ -79,7 +79,8 @@ def test_bins_and_gradients_of_a_deformable_layer():
 
     step = 1e-7
     moves = np.concatenate([np.zeros((1, 8)), step * np.eye(8)]).reshape(9, 2, 2, 2)
-    norms = jax.jit(jax.vmap(norm))(moves)
+    # Of its 12 x 16 pixels.
+    norms = jax.jit(jax.vmap(norm))(moves / np.array([12, 16]))
     slopes = (norms[1:] - norms[0]) / step
     np.testing.assert_allclose(found.gradient[0].reshape(8), slopes, atol=1e-6)
     assert np.abs(slopes).max() > 1e-3

@@ -17,6 +17,7 @@ from dcn_jax.explain import (
     map_stride,
     sampling_locations,
 )
+from dcn_jax.explain.models import copy_of
 from dcn_jax.modules import linen
 
 ROIS = jnp.asarray([[[1.0, 2.0, 6.0, 7.0]]])
@@ -64,14 +65,13 @@ def of_rois(model, x):
 @pytest.fixture(scope="module")
 def models():
     """The two kinds with equal weights, offsets among them."""
-    model = NNXModel()
-    state = nnx.state(model)
+    graph, state = nnx.split(nnx.eval_shape(NNXModel))
     rng = np.random.default_rng(0)
     state = jax.tree.map(
         lambda v: jnp.asarray(0.3 * rng.standard_normal(v.shape), v.dtype), state
     )
-    nnx.update(model, state)
-    return model, LinenModel().bind({"params": nnx.to_pure_dict(state)})
+    linen_model = LinenModel().bind({"params": nnx.to_pure_dict(state)})
+    return nnx.merge(graph, state), linen_model
 
 
 def explain(model):
@@ -82,7 +82,7 @@ def explain(model):
             sampling_locations(model, call, image, [(1, 2)], layers=2, gradient=True),
             bin_locations(model, of_rois, image, [(0,)], gradient=True),
             effective_receptive_field(model, call, image, [(1, 2), (3, 3)]),
-            model(image[None]),
+            call(copy_of(model), image[None]),
         )
 
     return jax.device_get(jax.jit(run)(IMAGE))
@@ -114,15 +114,19 @@ def test_linen_variables_stay_as_they_were():
         convolutions(layer, call, IMAGE)
 
 
+@nnx.split_rngs(splits=2)
+@nnx.vmap
+def stack(rngs):
+    return nnx.Conv(2, 2, (3, 3), rngs=rngs)
+
+
 class Twice(nnx.Module):
     """A layer that runs at two sizes, one that runs in a scan, one of one axis."""
 
     def __init__(self):
         rngs = nnx.Rngs(0)
         self.shared = modules.DeformConv(2, 2, 3, rngs=rngs)
-        self.stack = nnx.vmap(
-            lambda rngs: nnx.Conv(2, 2, (3, 3), rngs=rngs), in_axes=0, out_axes=0
-        )(nnx.Rngs(1).fork(split=2))
+        self.stack = stack(nnx.Rngs(1))
         self.line = nnx.Conv(2, 2, (3,), rngs=rngs)
 
     def __call__(self, x):
@@ -145,10 +149,7 @@ def run_shapes(*args, **kwargs):
 
 
 def test_calls_of_a_layer_are_told_apart():
-    model = Twice()
-    model.shared.offset_conv.kernel.set_value(
-        jnp.full_like(model.shared.offset_conv.kernel[...], 0.1)
-    )
+    model = nnx.eval_shape(Twice)
     calls = convolutions(model, call, IMAGE)
     assert [(c.name, c.input_size) for c in calls] == [
         ("shared", (8, 8)),

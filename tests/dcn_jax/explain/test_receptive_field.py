@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dcn_jax.backbones import ResNet
 from dcn_jax.explain import area_side, effective_receptive_field, square_side
+from tests.support.tiny_detector import tiny_backbone
 
 
 class Linear(nnx.Module):
@@ -54,13 +54,7 @@ def test_of_a_linear_network_it_is_the_impulse_response():
 
 
 def test_frozen_stages_pass_the_gradient():
-    model = ResNet(
-        (1, 1, 1, 1),
-        stem_features=4,
-        norm="group_norm",
-        frozen_stages=1,
-        rngs=nnx.Rngs(0),
-    )
+    model = tiny_backbone(frozen_stages=1)
 
     def call(model, x):
         return model._stop_if_frozen(model.conv1(x), 1)
