@@ -2,7 +2,6 @@
 
 import inspect
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -142,4 +141,3 @@ def test_masking_is_one_program():
     saliency_region(MODEL, counted, IMAGE, (0, 0), error=0.02)
     # For its shape, and to be compiled.
     assert count == [(1, 32, 32, 1)] * 2
-    assert jax.device_count() > 0
