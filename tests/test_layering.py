@@ -42,7 +42,7 @@ INNER = {
         "trunk": {"backbones", "necks", "padding"},
         "detection": {"boxes", "losses", "modules", "padding", "trunk"},
         "segmentation": {"losses", "modules", "padding", "trunk"},
-        "explain": {"modules"},
+        "explain": {"backbones", "modules"},
         "networks": {
             *("backbones", "detection", "modules", "necks", "segmentation", "trunk"),
         },

@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from dcn_jax.explain.capture import Record, capture_samples
+from dcn_jax.explain.convolutions import map_stride
 from dcn_jax.explain.moments import Moments, merge, moments_of_groups
 from dcn_jax.modules.deform_conv import DeformConv
 
@@ -168,12 +169,10 @@ def _centres(
 
 def _stride(path: str, side: int, count: int) -> int:
     """The power of two by which a side of a canvas gives so many pixels of a map."""
-    stride = 1
-    while -(-side // stride) > count:
-        stride *= 2
-    if -(-side // stride) != count:
+    try:
+        return map_stride((side,), (count,))
+    except ValueError:
         raise ValueError(
             f"The layer {path} has {count} outputs along a side of {side} pixels of "
             "the canvas; expected as many as a stride of 1, 2, 4, 8, ... gives"
-        )
-    return stride
+        ) from None

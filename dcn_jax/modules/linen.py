@@ -23,7 +23,8 @@ _gaussian = nn.initializers.normal(0.01)
 class DeformConv(nn.Module):
     """Deformable convolution: `dcn_jax.modules.DeformConv`, with its arguments.
 
-    Parameters: kernel, bias, and offset_conv/{kernel, bias}.
+    Parameters: kernel, bias, and offset_conv/{kernel, bias}. Where "intermediates" is
+    mutable, `samples` there holds `offset` and `mask` as `modules.deform_conv.Samples`.
     """
 
     features: int
@@ -91,6 +92,7 @@ class DeformConv(nn.Module):
             y, checked.offset_groups, self.modulated, checked.mask_scale
         )
         offset = deform_conv.bound(offset, checked.max_offset)
+        self.sow("intermediates", "samples", dict(offset=offset, mask=mask))
         x, kernel, bias = dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return deform_conv2d(
             x,
@@ -108,7 +110,8 @@ class DeformConv(nn.Module):
 class DeformRoIPool(nn.Module):
     """Deformable RoI pooling: `dcn_jax.modules.DeformRoIPool`, with its arguments.
 
-    Parameters: offset_fc/{kernel, bias} and, when modulated, fc1 and fc2 alike.
+    Parameters: offset_fc/{kernel, bias} and, when modulated, fc1 and fc2 alike. Where
+    "intermediates" is mutable, `bins` there holds what `modules.roi_pool.Bins` does.
     """
 
     output_size: int | Sequence[int]
@@ -165,4 +168,8 @@ class DeformRoIPool(nn.Module):
             name="offset_fc",
         )(y)
         offset, mask = roi_pool.split_branch(y, output_size, self.modulated)
+        if self.is_mutable_collection("intermediates"):
+            moved = self.offset_scale * offset
+            bins = dict(rois=rois, levels=levels, offset=moved, mask=mask)
+            self.sow("intermediates", "bins", bins)
         return deform_roi_pool(features, rois, offset, mask, **pool)

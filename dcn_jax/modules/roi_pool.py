@@ -29,6 +29,16 @@ _zeros = nnx.initializers.zeros
 _gaussian = nnx.initializers.normal(0.01)
 
 
+class Bins(nnx.Intermediate):
+    """Where a layer pools its RoIs, recorded under `nnx.capture(..., Bins)`.
+
+    A dict of `rois` [N, B, 4], x1 y1 x2 y2 in pixels of the image; `levels` [N, B] that
+    they read, or None for one map; `offset` [N, B, h, w, 2], how far each of their bins
+    moves, as (dy, dx) in units of the RoI's size, or None; and `mask` [N, B, h, w], or
+    None.
+    """
+
+
 @runtime_checkable
 class RoIPooling(Protocol):
     """A layer of this file.
@@ -142,6 +152,10 @@ class RoIAlign(nnx.Module):
         levels: Int[Array, "N B"] | None = None,
     ) -> Float[Array, "N B h w C"]:
         """Pools each RoI, see `RoIPooling`."""
+        # Costs nothing unless somebody captures them.
+        if any(type(v) is Bins for v in getattr(self, "__captures__", ())):
+            bins = dict(rois=rois, levels=levels, offset=None, mask=None)
+            self.sow(Bins, "bins", bins)
         return roi_align(
             features,
             rois,
@@ -196,6 +210,11 @@ class DeformRoIPooling(nnx.Module):
             offset_scale=self.offset_scale,
         )
         offset, mask = self.branch(deform_roi_pool(features, rois, **pool), levels)
+        # Costs nothing unless somebody captures them.
+        if any(type(v) is Bins for v in getattr(self, "__captures__", ())):
+            moved = self.offset_scale * offset
+            bins = dict(rois=rois, levels=levels, offset=moved, mask=mask)
+            self.sow(Bins, "bins", bins)
         return deform_roi_pool(features, rois, offset, mask, **pool)
 
     @abc.abstractmethod
