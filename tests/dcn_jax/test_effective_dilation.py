@@ -143,7 +143,9 @@ def measured(model, x, canvas, boxes, **fields):
 
     @jax.jit
     def measure(model, x, truth):
-        return effective_dilation(model, lambda m: m(x), canvas=canvas, **truth)
+        return effective_dilation(
+            model, lambda m: m(x), canvas=canvas, bounds=(32, 96), **truth
+        )
 
     return measure(model, x, truth)
 
