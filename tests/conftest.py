@@ -29,11 +29,15 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 import jax
 import pytest
 from absl import flags
+from hypothesis import Phase, settings
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A GPU would round the operands of float32 products to TF32.
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Of Hypothesis, for those who need no small example.
+settings.register_profile("first_failure", phases=[Phase.explicit, Phase.generate])
 
 # grain reads absl flags, which only absl.app.run would parse.
 flags.FLAGS.mark_as_parsed()
