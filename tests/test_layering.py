@@ -54,7 +54,11 @@ INNER = {
 }
 # What of `train` may know a task; the rest runs any, and knows neither boxes nor
 # detectors.
-KNOWING = {"cli.py", "tables", "tasks", "evaluation", "configs"}
+KNOWING = {
+    *("cli.py", "tables", "tasks", "evaluation", "configs"),
+    # Measures by the size of objects, and refuses tasks without boxes.
+    "effective_dilation.py",
+}
 # All that they may take from `dcn_jax`, none of which is a detector's.
 NEUTRAL = ("dcn_jax.quoting", "dcn_jax.regular_file", "dcn_jax.explain")
 TASKS = (

@@ -83,11 +83,13 @@ def measure_run(
     step, skeleton, variables, _ = load_variables(
         config, task, workdir, mesh, source.categories
     )
+    if not task.usable(source).any():
+        raise ValueError(
+            f"`data.eval_split` is {config.data.eval_split!r}, which has no ground "
+            "truth; expected a split with objects."
+        )
     layers = _measure(config, task, source, skeleton, variables, mesh, bounds)
-    if not layers:
-        raise ValueError("The network has no deformable convolution to measure.")
     names = {path: paper_name(path, skeleton.variables) for path in layers}
-    print(table(layers, names, bounds))
     record = {
         "step": step,
         "data": inputs.describe_data(config, source),
@@ -101,6 +103,7 @@ def measure_run(
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=2) + "\n"
     write_whole(folder / "effective_dilation.json", text)
+    print(table(layers, names, bounds))
     _log.info("effective dilation of step %d: see %s", step, folder)
 
 
@@ -113,7 +116,11 @@ def _measure(
     mesh: Mesh,
     bounds: Sequence[float],
 ) -> dict[str, Moments]:
-    """Returns path of a layer -> moments over all images, in float64."""
+    """Returns path of a layer -> moments over all images, in float64.
+
+    Raises:
+      ValueError: The network has no deformable convolution.
+    """
 
     def measure(variables, images, sizes, counted, original_sizes, boxes, valid):
         # Boxes were annotated on the images before they were resized.
@@ -142,6 +149,10 @@ def _measure(
             # Other rows complete a batch.
             arrays["counted"] = (batch["image_id"] >= 0).astype(np.int32)
             found = compiled(variables, **sharding.to_devices(arrays, mesh))
+            if not found:
+                raise ValueError(
+                    "The network has no deformable convolution to measure."
+                )
             for path, moments in jax.device_get(found).items():
                 parts.setdefault(path, []).append(moments)
     return {path: _merged(moments) for path, moments in parts.items()}

@@ -88,6 +88,11 @@ def bin_locations(
     nodes = check_nodes(nodes, rois)
     chosen = _choose(log.calls, layer)
     earlier = sum(call.name == chosen.name for call in log.calls[: chosen.place])
+    if (chosen.name, "bins") not in records:
+        raise ValueError(
+            f"`layer`: {chosen.name} left no record, as within a jit of its own; "
+            "expected a `call` that runs it outside of one"
+        )
     bins = records[chosen.name, "bins"][earlier]
     if bins["rois"].shape != (1, *rois, 4):
         raise ValueError(
@@ -153,7 +158,7 @@ def _choose(calls: Sequence[_Pooling], name: str | None) -> _Pooling:
 
 
 def _pooled_rois(bins: dict[str, Any], pooling: _Pooling) -> Float[Array, "N B 4"]:
-    """RoIs at the places that bilinear samples of aligned RoIs would have."""
+    """RoIs that an aligned layer would sample at the same places."""
     rois = jax.lax.stop_gradient(bins["rois"])
     if pooling.aligned:
         return rois
@@ -162,7 +167,11 @@ def _pooled_rois(bins: dict[str, Any], pooling: _Pooling) -> Float[Array, "N B 4
     scale = scales[jnp.zeros(rois.shape[:2], jnp.int32)]
     if bins["levels"] is not None:
         scale = scales[bins["levels"]]
-    return rois + (0.5 / scale)[..., None]
+    first, last = jnp.split(rois, 2, axis=-1)
+    # Nor have they less than a pixel of it along a side.
+    step = 1 / scale[..., None]
+    last = first + jnp.maximum(last - first, step)
+    return jnp.concatenate([first, last], axis=-1) + step / 2
 
 
 def _size(rois: Float[Array, "*s 4"]) -> Float[Array, "*s 2"]:

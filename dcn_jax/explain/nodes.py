@@ -90,9 +90,12 @@ def check_nodes(
       TypeError: They are not integers.
       ValueError: Their shape is not [K, D], or one is not there.
     """
-    if not isinstance(nodes, jax.Array):
-        nodes = np.asarray(nodes)
     expected = f"(K, {len(places)}), {_NAMES[len(places)]} of each node"
+    if not isinstance(nodes, jax.Array):
+        try:
+            nodes = np.asarray(nodes)
+        except ValueError as error:
+            raise ValueError(f"`{name}` is ragged; expected {expected}") from error
     if nodes.ndim != 2 or nodes.shape[1] != len(places):
         raise ValueError(f"`{name}` has shape {nodes.shape}; expected {expected}")
     if not jnp.issubdtype(nodes.dtype, jnp.integer):

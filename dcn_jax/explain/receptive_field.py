@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Num
 
 from dcn_jax.explain.models import Call, check_model, copy_of
 from dcn_jax.explain.nodes import Nodes, check_image, pull_back
+from dcn_jax.modules.arguments import check_number
 
 
 class ReceptiveField(NamedTuple):
@@ -93,7 +94,12 @@ def square_side(
       strength: Of pixels.
       pixel: (y, x) of the centre.
       share: Ding et al. 2022 (arXiv:2203.06717) report 0.2, 0.3, 0.5 and 0.99.
+
+    Raises:
+      ValueError: The share is not above 0 and at most 1.
     """
+    if not 0 < check_number("share", share) <= 1:
+        raise ValueError(f"`share` is {share}; expected it above 0 and at most 1")
     rows, columns = (
         jnp.abs(jnp.arange(size) - centre)
         for size, centre in zip(strength.shape[-2:], pixel, strict=True)

@@ -101,8 +101,8 @@ def saliency_region(
         16 along the longer side, see `grid_superpixels`.
       fill: Colour of what is masked, or one number for all channels. A network that
         subtracts a mean from its images sees zeros where this is the mean.
-      max_passes: How many images may go through the network, above the steps of the
-        rectangle.
+      max_passes: How many images may go through the network in all; more than the 32
+        of the rectangle.
       batch_size: How many do so at once.
       report: Told after each batch how many have, and the share of the image that the
         region has; for a bar of progress.
@@ -163,6 +163,10 @@ class _Masked:
         fill = jnp.broadcast_to(jnp.asarray(fill, image.dtype), image.shape[2:])
         result = jax.eval_shape(lambda x: call(copy_of(model), x[None]), image)
         self.places = check_result(result).shape[1:-1]
+        if np.shape(node) != (len(self.places),):
+            raise ValueError(
+                f"`node` has shape {np.shape(node)}; expected ({len(self.places)},)"
+            )
         nodes = check_nodes(np.asarray([node]), self.places, "node")
         definition, arrays = split_model(model)
         self._respond = lambda masks: _unit_responses(

@@ -211,6 +211,11 @@ def _field_of(layer: Convolution, calls, records, model: Model) -> _Field:
             f"`layers`: {layer.name} is several layers, run by a scan or vmap; "
             "expected a layer of its own"
         )
+    if layer.deformable and offset is None:
+        raise ValueError(
+            f"`layers`: {layer.name} is deformable and left no record, as within a jit "
+            "of its own; expected a `call` that runs it outside of one"
+        )
     offset, mask = (None if x is None else x[0] for x in (offset, mask))
     return _Field(offset, mask, _kernel_norm(kernel, layer))
 
@@ -292,7 +297,10 @@ def _interpolate(field: Float[Array, "P Q *s"], index, share) -> Float[Array, "K
 
 
 def _share_on_map(position: Float[Array, "*s 2"], layer: Convolution):
-    """Which part of a bilinear value is read from the map, and not from around it."""
+    """Which part of a bilinear value is read from the map, and not from around it.
+
+    The map is the whole one: `map_sizes`, which end it earlier, are not known here.
+    """
     size = _beside(layer.input_size, position)
     if layer.border == "v1":
         share = ((position >= 0) & (position < size)).astype(position.dtype)

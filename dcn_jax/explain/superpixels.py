@@ -26,6 +26,7 @@ def grid_superpixels(height: int, width: int, side: int) -> Int[np.ndarray, "H W
       The number of the patch that each pixel is in.
     """
     side = check_integer("side", side)
+    height, width = check_integer("height", height), check_integer("width", width)
     rows, columns = np.arange(height) // side, np.arange(width) // side
     return rows[:, None] * (columns[-1] + 1) + columns[None]
 

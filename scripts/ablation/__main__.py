@@ -69,6 +69,11 @@ def study(name: str, seeds: int, folder: Path) -> list[str]:
     return table(results, {row: count_parameters(f"{name}/{row}") for row in results})
 
 
+def _markers(name: str) -> tuple[str, str]:
+    """Between which the table of a study stands."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
 def main() -> None:
     """Runs what is missing, then shows the tables."""
     parser = argparse.ArgumentParser(prog="python -m scripts.ablation")
@@ -84,12 +89,17 @@ def main() -> None:
         parser.error(f"no studies: {sorted(unknown)}; expected some of {studies}")
     if options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}; expected at least 1")
-    for name in options.studies or studies:
+    chosen = options.studies or studies
+    if options.write:
+        document = DOCUMENT.read_text() if DOCUMENT.exists() else ""
+        lacking = [m for name in chosen for m in _markers(name) if m not in document]
+        if lacking:
+            parser.error(f"--write: {DOCUMENT} lacks {', '.join(lacking)}")
+    for name in chosen:
         text = "\n".join(study(name, options.seeds, options.folder))
         print(text)
         if options.write:
-            markers = (f"<!-- {name}: {end} -->" for end in ("begin", "end"))
-            replace_section(DOCUMENT, text, *markers)
+            replace_section(DOCUMENT, text, *_markers(name))
 
 
 if __name__ == "__main__":

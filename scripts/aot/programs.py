@@ -77,7 +77,10 @@ def programs(machine: Machine) -> Iterator[Program]:
 
 
 def _first_paper() -> Iterator[Program]:
-    """Its deformable rows, on COCO's usual photograph and Cityscapes' crop."""
+    """Its deformable rows, on COCO's usual photograph and on Cityscapes.
+
+    There crops are trained on, and whole images labelled.
+    """
     canvas = (608, 800)
     for network, row in (
         ("r_fcn", "table5/rfcn/deformable"),

@@ -52,8 +52,9 @@ def test_everything_learns():
     assert [name for name in still if not any(part in name for part in untouched)] == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layer", [RoIAlign, RoIPool])
+@pytest.mark.parametrize(
+    "layer", [RoIAlign, pytest.param(RoIPool, marks=pytest.mark.slow)]
+)
 def test_a_batch_without_objects_has_finite_gradients(layer):
     model = tiny_mask_rcnn(pool_layer=layer)
     batch = with_masks(tiny_batch())

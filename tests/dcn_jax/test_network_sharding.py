@@ -38,8 +38,8 @@ def labels():
 
 
 MIMIC = dict(mimic={})
-# Network, its options, and a batch. Those of detection are slow: the training step of
-# one is tested on eight devices in any case, by tests/train/test_detector_step.py.
+# Network, its options, and a batch. Those of detection are slow; in every run the
+# training step of one of them is tested, by tests/train/test_detector_step.py.
 NETWORKS = {
     "one level": (tiny_detector, MIMIC, objects),
     "masks": (tiny_mask_rcnn, MIMIC, objects),

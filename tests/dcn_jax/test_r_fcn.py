@@ -27,6 +27,12 @@ def model():
     return model
 
 
+def test_what_is_learned(model):
+    losses = nnx.eval_shape(lambda m: m.losses(tiny_batch(), jax.random.key(0)), model)
+    assert set(losses) == {"rpn_class", "rpn_box", "class", "box"}
+    assert all(loss.shape == () for loss in losses.values())
+
+
 @pytest.mark.slow
 def test_losses_are_finite_also_where_there_is_nothing_to_learn(model):
     graph, params, rest = nnx.split(model, nnx.Param, ...)

@@ -14,6 +14,12 @@ def tree_mode():
         yield
 
 
+def test_losses_of_a_detector(tree_mode):
+    model = nnx.eval_shape(lambda: make_detector(mimic={}))
+    losses = nnx.eval_shape(lambda m: m.losses(tiny_batch(), jax.random.key(0)), model)
+    assert {"class", "box", "mimic_class"} <= set(losses)
+
+
 @pytest.mark.slow
 def test_a_detector_is_made_split_and_differentiated_in_tree_mode(tree_mode):
     assert nnx.eval_shape(lambda: make_detector(mimic={})) is not None

@@ -61,17 +61,24 @@ def test_it_trains_and_is_evaluated(network, tmp_path, capsys):
     check_effective_dilation(tmp_path / "run", truth, capsys.readouterr().out)
 
 
-def filters_by_object(truth):
-    """Counts the 4 x 4 filters of each image by the size of the object under them."""
+def filters_by_object(truth, side):
+    """Counts the filters of each image, which lie 16 pixels apart on a square.
+
+    Args:
+      truth: As COCO's.
+      side: That images are resized to.
+
+    Returns:
+      Size of the object under a filter -> how many.
+    """
     counts = {"small": 0, "medium": 0, "large": 0, "background": 0}
     for image in truth["images"]:
         boxes = [
             a["bbox"] for a in truth["annotations"] if a["image_id"] == image["id"]
         ]
-        for p, q in np.ndindex(4, 4):
-            # Stride 16 on the 64 pixels that a side of the image is resized to.
-            y = (16 * p + 0.5) * image["height"] / 64
-            x = (16 * q + 0.5) * image["width"] / 64
+        for p, q in np.ndindex(side // 16, side // 16):
+            y = (16 * p + 0.5) * image["height"] / side
+            x = (16 * q + 0.5) * image["width"] / side
             areas = [
                 width * height
                 for left, top, width, height in boxes
@@ -96,7 +103,7 @@ def check_effective_dilation(workdir, truth, printed):
     assert not record["layers"] and layer.pop("name") == "res5a"
     assert list(layer) == ["small", "medium", "large", "background"]
     counts = {group: numbers["count"] for group, numbers in layer.items()}
-    assert counts == filters_by_object(truth)
+    assert counts == filters_by_object(truth, side=64)
     for numbers in layer.values():
         if numbers["count"]:
             # In six steps offsets hardly move from 0, and the dilation of conv5 is 2.

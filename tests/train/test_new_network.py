@@ -18,6 +18,7 @@ from dcn_jax.modules import RoIPool
 from dcn_jax.necks import Levels
 from dcn_jax.trunk import Trunk
 from tests.support import launch
+from tests.support.tiny_detector import tiny_batch
 from train import loop
 from train.configs import digits
 from train.metrics import read_metrics
@@ -130,6 +131,16 @@ class NewNetwork(Detection):
 
     def build(self, config, num_classes, rngs):
         return self._make(num_classes, rngs)
+
+
+@pytest.mark.parametrize("make", COMPOSED)
+def test_it_has_losses_and_predicts(make):
+    model = nnx.eval_shape(lambda: make(3, nnx.Rngs(0)))
+    batch = tiny_batch()
+    losses = nnx.eval_shape(lambda m: m.losses(batch, jax.random.key(0)), model)
+    assert losses and all(loss.shape == () for loss in losses.values())
+    found = nnx.eval_shape(lambda m: m.predict(batch.images, batch.sizes), model)
+    assert found.boxes.shape == (len(batch.images), 5, 4)
 
 
 @pytest.mark.slow

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+from dcn_jax.modules import DeformConv
 from tests.support import double
 from tests.train.test_checkpoint import rewrite
+from tests.train.test_first_paper_run import filters_by_object
 from train import effective_dilation, evaluate, inputs, loop, predict, sharding
 from train.checkpoint import read_arrays
 from train.configs import coco_faster_rcnn, digits
@@ -374,6 +376,41 @@ def test_effective_dilation_wants_offsets_and_boxes(trained, tmp_path):
     with pytest.raises(ValueError, match=r"^`task` is 'segmentation', .* has no boxes"):
         measure(config, workdir, Segmentation(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class Deformable(double.TinyDetector):
+    """The same network, with a deformable convolution whose offsets are zero."""
+
+    def __init__(self, num_classes, rngs):
+        super().__init__(num_classes, rngs)
+        self.conv = DeformConv(3, 4, (3, 3), strides=16, padding=1, rngs=rngs)
+
+    def features(self, images, sizes):
+        return self.conv(images.astype(jnp.float32) / 255)
+
+
+def test_effective_dilation_counts_each_filter_once(
+    trained, tmp_path, monkeypatch, capsys
+):
+    # Half of the rows of its one batch only complete it.
+    config = changed(trained[0], {"eval.batch_size": 16})
+    task = double.DetectionDouble(Deformable)
+    skeleton = build_skeleton(config, task, 10)
+    loaded = 4, skeleton, skeleton.init(0), {}
+    monkeypatch.setattr(effective_dilation, "load_variables", lambda *_: loaded)
+    effective_dilation.measure_run(config, trained[1], task, tmp_path, (32, 96))
+    record = json.loads((tmp_path / "effective_dilation.json").read_text())
+    layer = record["layers"].pop("conv")
+    assert not record["layers"] and layer.pop("name") is None
+    counts = {group: numbers["count"] for group, numbers in layer.items()}
+    truth = inputs.open_source(config, task, "test").ground_truth()
+    assert counts == filters_by_object(truth, side=256)
+    assert sum(counts.values()) == 8 * 16**2
+    for numbers in layer.values():
+        if numbers["count"]:
+            assert numbers["mean"] == pytest.approx(1)
+            assert numbers["deviation"] == pytest.approx(0, abs=1e-6)
+    assert f"1.00 ± 0.00 ({counts['medium']})" in capsys.readouterr().out
 
 
 def test_effective_dilation_refuses_wrong_bounds():

@@ -7,7 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.support import launch
-from train.configs import _detection, coco_faster_rcnn, digits
+from train.configs import _detection, ablation, coco_faster_rcnn, digits
+from train.tasks import TASKS
 
 
 def paths(section, prefix=""):
@@ -53,13 +54,27 @@ def fault(config):
     "config",
     [
         *map(_detection.get_config, _detection.NETWORKS),
-        digits.get_config(),
-        digits.get_config("regular"),
         *(coco_faster_rcnn.get_config(row) for row in ("", "dcnv1", "regular,800")),
     ],
 )
 def test_our_own_are_accepted(config):
     _detection.check(config)
+
+
+ON_DIGITS = ("", "regular", "fpn", "mask", "rfcn", "rpn", "deeplab")
+STUDIES = [f"{name}/{row}" for name, rows in ablation.STUDIES.items() for row in rows]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *map(digits.get_config, ON_DIGITS),
+        *map(ablation.get_config, STUDIES),
+    ],
+    ids=lambda config: config.name,
+)
+def test_our_own_on_digits_are_accepted(config):
+    TASKS[config.task].check(config)
 
 
 @pytest.mark.parametrize("path", FIELDS)

@@ -5,12 +5,13 @@
 STUDY/ROW is one of
 
     dcnv2/ROW       Faster R-CNN: regular, dconv_c5, dconv_c3_c5, dcnv2, dcnv2_mimic
-    deeplab/LAYERS  the first paper's Table 1: deformable convolutions in 0, 1, 3 or 6
-    rfcn/LAYERS     layers of conv5 and conv4
+    deeplab/LAYERS  the first paper's Table 1 with DeepLab: 0, 1, 3 or 6 deformable
+                    layers, from the end of conv5 on
+    rfcn/LAYERS     the same with R-FCN
 
 Digits are rotated by up to 60 degrees, sheared, stretched and bent three times as much
 as in the demo. All rows of a study have the same images, steps and rates.
-`scripts/ablation` runs them with several seeds; docs/ablation.md has what they reach.
+`scripts/ablation` runs them with several seeds.
 """
 
 from train.config_dict import ConfigDict
@@ -68,7 +69,6 @@ def _harder(arg: str) -> ConfigDict:
     )
     # What is chosen is chosen by this split; scripts/ablation judges by "test".
     data.eval_split = "val"
-    # Fifteen runs in little more than an hour.
     data.canvases = ((160, 160),)
     data.short_sides = (140, 150, 160)
     data.eval_short_side = data.max_side = 160

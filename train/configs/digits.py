@@ -10,7 +10,7 @@ foreground mimicking) with a thin ResNet trained from scratch.
 RoI pooling. ":fpn" and ":mask" are Faster R-CNN and Mask R-CNN on a feature pyramid,
 deformable as the demo. ":rfcn", ":rpn" and ":deeplab" are R-FCN, the class-aware RPN
 and DeepLab of the first paper, with deformable convolutions in conv5. docs/demo.md has
-what they reach.
+what those of the second paper reach.
 """
 
 from train.config_dict import ConfigDict
@@ -37,6 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "deeplab":
         config = _segmentation.get_config("deeplab")
         config.data.options.label_maps = True
+        config.model.neck.features = 64
     else:
         config = _detector(_DETECTORS[arg])
     config.name = f"digits_{arg}" if arg else "digits"
@@ -59,7 +60,6 @@ def get_config(arg: str = "") -> ConfigDict:
     backbone.norm = "group_norm"
     if config.network in _FIRST_PAPER:
         backbone.deform_blocks, backbone.modulated = (0, 0, 0, -1), False
-        config.model.neck.features = 64
 
     optim = config.optim
     # In so few steps from random weights SGD with momentum hardly starts to learn.

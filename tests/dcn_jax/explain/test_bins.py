@@ -16,12 +16,12 @@ ROIS = jnp.asarray([[[2.0, 4.0, 18.0, 28.0], [8.0, 8.0, 24.0, 20.0]]])
 class Head(nnx.Module):
     """Pools the image at half its size, and says something of each RoI."""
 
-    def __init__(self, pool):
-        self.pool = pool
+    def __init__(self, pool, rois=ROIS):
+        self.pool, self.rois = pool, nnx.Variable(rois)
 
-    def __call__(self, x, rois=ROIS):
+    def __call__(self, x):
         x = x[:, ::2, ::2]
-        return jnp.tanh(self.pool(x, rois.astype(x.dtype))).mean((2, 3))
+        return jnp.tanh(self.pool(x, self.rois[...].astype(x.dtype))).mean((2, 3))
 
 
 def call(model, x):
@@ -99,6 +99,16 @@ def test_regular_bins_lie_still_and_have_gradients():
     expected = [[[10, 6], [10, 14]], [[22, 6], [22, 14]]]
     np.testing.assert_allclose(places[True], expected)
     np.testing.assert_allclose(places[False], np.asarray(expected) + 1)
+
+
+def test_without_alignment_a_side_is_a_pixel_of_the_map_at_least():
+    rois = jnp.asarray([[[4.0, 6.0, 4.5, 12.0]]])
+    model = Head(RoIAlign(2, spatial_scale=0.5, aligned=False), rois)
+    found = locate(model, random_image(), [(0,)], gradient=True)
+    np.testing.assert_allclose(found.size, [[3, 1]])
+    expected = [[[8.5, 5.5], [8.5, 6.5]], [[11.5, 5.5], [11.5, 6.5]]]
+    np.testing.assert_allclose(found.centre[0], expected)
+    assert np.abs(found.gradient).max() > 1e-3
 
 
 def test_a_layer_with_a_branch_for_each_level():
