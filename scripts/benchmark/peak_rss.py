@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 _T = TypeVar("_T")
+_SETTLED_AFTER_S = 10
 
 
 def peak_growth(run: Callable[[], _T]) -> tuple[int, _T]:
@@ -31,11 +32,14 @@ def peak_growth(run: Callable[[], _T]) -> tuple[int, _T]:
 def _settle() -> None:
     """Frees what is free to go, and waits until resident memory has stopped falling.
 
-    jax may free the source of a copy a little later, on a thread of its own.
+    jax may free the source of a copy a little later, on a thread of its own. A kernel
+    that takes idle pages away goes on for minutes, and is not waited for.
     """
     gc.collect()
     resident = None
-    while resident is None or _status("VmRSS") < resident:
+    for _ in range(_SETTLED_AFTER_S):
+        if resident is not None and _status("VmRSS") >= resident:
+            break
         resident = _status("VmRSS")
         time.sleep(1)
         ctypes.CDLL(None).malloc_trim(0)

@@ -27,6 +27,7 @@ KINDS = {
 DEFORMED = {"deform_blocks": (0, 0, 0, -1)}
 
 
+@pytest.mark.slow
 def test_the_gradient_agrees_with_finite_differences(x64):
     results, _ = derivatives(
         lambda: make_deeplab(DEFORMED, param_dtype=jnp.float64),

@@ -107,13 +107,13 @@ ADDED = {
 }
 
 
-# Faster R-CNN's and R-FCN's offsets hold those of the others.
+# R-FCN's offsets hold those of the others' convolutions.
 @pytest.mark.parametrize(
     "system",
     [
         pytest.param("deeplab_voc", marks=pytest.mark.slow),
         pytest.param("rpn", marks=pytest.mark.slow),
-        "faster",
+        pytest.param("faster", marks=pytest.mark.slow),
         "rfcn",
     ],
 )

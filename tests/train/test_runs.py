@@ -120,7 +120,8 @@ def test_a_run_goes_on_with_other_workers_to_the_same_bits(data, straight, tmp_p
     )
     assert status == 0, errors
     assert "going on from the checkpoint of step" in errors
-    assert "WARNING" not in errors
+    # Of the rate, which so short a run does not reach, and of nothing else.
+    assert errors.count("WARNING") == errors.count("the learning rate never reaches")
     assert_same_run(straight, tmp_path)
 
 

@@ -56,6 +56,7 @@ def second_order(implementation):
     return jax.jit(both_ways)
 
 
+@pytest.mark.slow
 def test_hessian_vector_products(x64):
     case = random_case(**SMALL, dtype=np.float64)[:4]
     direction = random_case(**SMALL, dtype=np.float64, seed=3)[:4]
