@@ -33,6 +33,14 @@ def test_results_are_written_whole_and_alike(driver, isa):
 
 
 @pytest.mark.slow
+def test_no_finding_in_the_cuda_kernels():
+    done = subprocess.run(
+        [ROOT / "scripts/cuda_emulated.sh", "address"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+@pytest.mark.slow
 def test_no_finding_of_the_sanitizers():
     """Among them ThreadSanitizer, which sees a lock that is not there."""
     done = subprocess.run(
