@@ -7,9 +7,9 @@ large objects and on the background; see `dcn_jax.explain.effective_dilation`. T
 is written to effective_dilation.json in DIR, or else in the run's folder.
 
 Objects are those that training learns from, at most `data.max_boxes` of an image; on
-others, as crowds, lies background. `--size_bounds=96,224` are the sides of squares:
+others, as crowds, lies background. `--size_bounds=32,96` are the sides of squares:
 smaller objects, by the area of their box in the annotated image, are small and medium.
-These are the paper's; whether its areas are those of resized images it does not say.
+They are COCO's. Those of the paper are not known, so a table beside its own is a guess.
 """
 
 if __name__ == "__main__":
@@ -201,7 +201,8 @@ def table(
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "Effective dilation, mean ± deviation (filters), by the object at the centre.",
-        "Sizes: area of the box in pixels of the annotated image.",
+        "Sizes: area of the box in pixels of the annotated image; the paper's bounds "
+        "are not known.",
         *(
             "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
             for row in rows
@@ -249,7 +250,7 @@ def size_bounds(given: Sequence[str]) -> tuple[float, float]:
     if not rising:
         raise ValueError(
             f"`--size_bounds` is {quoted(','.join(given))}; expected two sides in "
-            "pixels, the smaller one first, such as 96,224."
+            "pixels, the smaller one first, such as 32,96."
         )
     return small, medium
 

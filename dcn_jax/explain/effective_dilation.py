@@ -26,9 +26,9 @@ from dcn_jax.modules.deform_conv import DeformConv
 
 # Filters are told apart by the object at their centre.
 GROUPS = ("small", "medium", "large", "background")
-# Below which sides of a square of the same area an object is small, and medium: those
-# of the caption of Table 2. COCO's are 32 and 96.
-SIZE_BOUNDS = (96.0, 224.0)
+# Below which sides of a square of the same area an object is small, and medium. COCO's;
+# no source for those of the paper was found, so this is a guess.
+SIZE_BOUNDS = (32.0, 96.0)
 
 
 def effective_dilation(
@@ -65,7 +65,8 @@ def effective_dilation(
         about sizes, as in COCO.
       valid: Which boxes are objects.
       bounds: An object is small if its area is below the square of the first, medium
-        if below that of the second, else large. The paper's by default.
+        if below that of the second, else large. COCO's by default, which the paper
+        may not have.
 
     Returns:
       Path of a layer, such as "trunk.backbone.layer4.2.conv2" -> moments over its

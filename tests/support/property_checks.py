@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-few = settings(max_examples=5, deadline=None, derandomize=True, database=None)
-many = settings(max_examples=20, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=8, deadline=None, derandomize=True, database=None)
+many = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 SEEDS = st.integers(0, 1000)
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))

@@ -48,7 +48,7 @@ def layers(draw):
     return arguments, options
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(layers())
 def test_kernel_equals_reference(layer):
     arguments, options = layer
