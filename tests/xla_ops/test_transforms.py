@@ -26,6 +26,15 @@ from tests.support.deform_conv import BACKWARD_CALLS, FORWARD_CALLS
 from xla_ops import deform_conv2d
 
 ALL = pytest.mark.parametrize("name", operators.OPERATORS)
+# Whose second derivatives are made as those of deform_roi_pool.
+_LONG = ("roi_align", "deform_ps_roi_pool")
+ALL_LONG_ONES_SLOW = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in _LONG))
+        for name in operators.OPERATORS
+    ],
+)
 KINDS = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 
 
@@ -52,7 +61,7 @@ def both_calls(row):
     return sorted(f"{row.target}.{call}" for call in calls)
 
 
-@ALL
+@ALL_LONG_ONES_SLOW
 def test_second_order(name, x64):
     """Gradient of gradient and tangent of gradient, by kernel and by reference."""
     row = operators.operator(name, batch=1, dtype=np.float64)
