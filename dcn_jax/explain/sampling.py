@@ -216,6 +216,10 @@ def _field_of(layer: Convolution, calls, records, model: Model) -> _Field:
             f"`layers`: {layer.name} is deformable and left no record, as within a jit "
             "of its own; expected a `call` that runs it outside of one"
         )
+    if offset is not None and len(offset) != 1:
+        raise ValueError(
+            f"`layers`: {layer.name} runs on {len(offset)} images; expected one"
+        )
     offset, mask = (None if x is None else x[0] for x in (offset, mask))
     return _Field(offset, mask, _kernel_norm(kernel, layer))
 

@@ -203,3 +203,13 @@ def test_nodes_are_one_program_and_outputs_keep_their_bits():
         one, other = getattr(both, name), getattr(turned, name)[::-1]
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
     assert np.abs(both.gradient).max() > 1e-3
+
+
+def test_a_layer_that_runs_on_several_images_is_refused():
+    layer = DeformConv(2, 4, (3, 3), rngs=nnx.Rngs(0))
+
+    def of_crops(model, x):
+        return model(jnp.concatenate([x, -x]))[:1]
+
+    with pytest.raises(ValueError, match="runs on 2 images; expected one"):
+        sampling_locations(layer, of_crops, jnp.zeros((5, 5, 2)), [(0, 0)], layers=1)
