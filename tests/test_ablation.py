@@ -25,8 +25,8 @@ def write_run(folder, section, test, val, *, step=6):
 
 
 def test_a_run_of_detection_is_read(tmp_path):
-    names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-    scores = dict(zip(names, (0.5, 0.7, 0.6, 0.3, 0.4, 0.8), strict=True))
+    names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
+    scores = dict(zip(names, (0.5, 0.7, 0.6, 0.3, 0.4, 0.8, 0.9), strict=True))
     write_run(tmp_path, "bbox", scores | {"AR1": 0.1}, {"AP": 0.45})
     assert read_result(tmp_path) == Result(scores, 0.45, 0.5, 1.0)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 # Section of evaluation.json -> the scores of the table, that of choices first.
 SCORES = {
-    "bbox": ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    "bbox": ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100"),
     "pixels": ("mIoU",),
 }
 
