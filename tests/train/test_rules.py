@@ -61,7 +61,7 @@ def test_our_own_are_accepted(config):
     _detection.check(config)
 
 
-ON_DIGITS = ("", "regular", "fpn", "mask", "rfcn", "rpn", "deeplab")
+ON_DIGITS = ("", "regular", "dcnv1", "fpn", "mask", "rfcn", "rpn", "deeplab")
 STUDIES = [f"{name}/{row}" for name, rows in ablation.STUDIES.items() for row in rows]
 
 

@@ -7,10 +7,11 @@ foreground mimicking) with a thin ResNet trained from scratch.
     python -m train.main --config=train/configs/digits.py:regular
 
 ":regular" is the same recipe, mimicking included, with regular convolutions and aligned
-RoI pooling. ":fpn" and ":mask" are Faster R-CNN and Mask R-CNN on a feature pyramid,
-deformable as the demo. ":rfcn", ":rpn" and ":deeplab" are R-FCN, the class-aware RPN
-and DeepLab of the first paper, with deformable convolutions in conv5. docs/demo.md has
-what those of the second paper reach.
+RoI pooling; ":dcnv1" deforms as the first paper does, in the last three layers and in
+RoI pooling, without modulation. ":fpn" and ":mask" are Faster R-CNN and Mask R-CNN on a
+feature pyramid, deformable as the demo. ":rfcn", ":rpn" and ":deeplab" are R-FCN, the
+class-aware RPN and DeepLab of the first paper, with deformable convolutions in conv5.
+docs/demo.md has what those of the second paper reach.
 """
 
 from train.config_dict import ConfigDict
@@ -19,6 +20,7 @@ from train.configs import _detection, _segmentation
 _DETECTORS = {
     "": "faster_rcnn",
     "regular": "faster_rcnn",
+    "dcnv1": "faster_rcnn",
     "fpn": "faster_rcnn_fpn",
     "mask": "mask_rcnn_fpn",
     "rfcn": "r_fcn",
@@ -80,6 +82,9 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "regular":
         backbone.deform_blocks = (0, 0, 0, 0)
         _detection.set_pool_layer(config, "RoIAlign")
+    if arg == "dcnv1":
+        backbone.deform_blocks, backbone.modulated = (0, 0, -1, -1), False
+        config.model.pool.modulated = False
     return config
 
 
