@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dcn_jax.explain import offset_health
+from dcn_jax.quoting import one_line
 from train import conventions, inputs, sharding
 from train import workdir as workdir_lock
 from train.checkpoint import Checkpoints, abstract, describe
@@ -297,10 +298,23 @@ class _Run:
         self._writer.write(self._step, scalars)
 
     def finish(self) -> None:
-        """Draws the curves."""
+        """Draws the curves, and writes the network alone."""
+        place = sharding.replicated(self._mesh)
+        variables = jax.jit(lambda arrays: arrays, out_shardings=place)(
+            self._state.variables
+        )
         if jax.process_index() == 0:
             records = read_metrics(self._workdir / "metrics.jsonl")
             save_curves(self._workdir / "curves.png", records)
+            self._write_network(jax.device_get(variables))
+
+    def _write_network(self, variables: dict[str, np.ndarray]) -> None:
+        classes = len(self._description["categories"])
+        try:
+            self._task.write_network(self._workdir, self._config, classes, variables)
+        except ValueError as error:
+            # A layer of the user's own. The checkpoint has everything.
+            _log.warning("WARNING: no file of the network: %s", one_line(str(error)))
 
     def close(self) -> None:
         """Ends the workers and closes the files."""

@@ -8,6 +8,7 @@ Shape letters: N images, H W canvas.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -93,6 +94,8 @@ class Task(Protocol):
     Batch: type[Any]
     # Fields of the configuration that a run keeps to its end, beside the optimiser.
     kept_fields: tuple[str, ...]
+    # Name, in the folder of a run, of what `write_network` writes.
+    network_file: str
 
     def check(self, config: ConfigDict) -> None:
         """Refuses a configuration with unknown, missing or wrong fields.
@@ -138,6 +141,27 @@ class Task(Protocol):
         Raises:
           OSError: The file cannot be opened.
           ValueError: It is of another network, or missing where it is needed.
+        """
+        ...
+
+    def write_network(
+        self,
+        folder: Path,
+        config: ConfigDict,
+        num_classes: int,
+        variables: Mapping[str, np.ndarray],
+    ) -> None:
+        """Writes the trained network alone, in a form that `init_from` reads.
+
+        Args:
+          folder: Of the run.
+          config: Its configuration.
+          num_classes: As for `build`.
+          variables: By dotted path.
+
+        Raises:
+          OSError: The file cannot be written.
+          ValueError: The network cannot be described.
         """
         ...
 

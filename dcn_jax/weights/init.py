@@ -1,7 +1,7 @@
 """Initialisation of a module from the weights of a file, in place."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +14,15 @@ from dcn_jax.quoting import one_line, quoted
 from dcn_jax.weights.detector import abstract_detector, dotted
 from dcn_jax.weights.detector_file import DetectorFile, detector_in
 from dcn_jax.weights.layouts import COCO_SLOTS
+from dcn_jax.weights.own_format import is_own
 from dcn_jax.weights.resnet_file import resnet_in
 from dcn_jax.weights.state_dict import WeightFile, read_weights
 
 # Layers with rows for every class.
 _CLASS_LAYERS = (
     *("roi.classifier.", "roi.regressor.", "mask.predictor.", "mimic.classifier."),
+    # Of R-FCN, the class-aware RPN and DeepLab.
+    *("roi.scores.", "rpn.classifier.", "head.score."),
 )
 # Parts that one detector may have and another not.
 _OPTIONAL_PARTS = ("mask.", "mimic.", "roi.pool.")
@@ -43,11 +46,12 @@ class InitReport(NamedTuple):
 def init_from(module: nnx.Module, path: str | os.PathLike) -> InitReport:
     """Copies weights into a backbone or a detector, in place.
 
-    A detector with a pyramid takes a whole detector, see `read_detector`: with another
-    number of classes the layers with rows for each class start anew (91 rows of
-    torchvision's are COCO's 80 classes, unless the module has 90). The module may
-    deform where the file's network does not, and have a mask head, deformable RoI
-    pooling or mimicking; these keep their values.
+    A detector with a pyramid takes a whole detector, see `read_detector`, and any
+    network takes one of its kind in our own form: with another number of classes the
+    layers with rows for each class start anew (91 rows of torchvision's are COCO's 80
+    classes, unless the module has 90). The module may deform where the file's network
+    does not, and have a mask head, deformable RoI pooling or mimicking; these keep
+    their values.
 
     Any other model takes the backbone alone, of a detector or of a torchvision ResNet.
     Offset branches that are not in the file, the classifier (fc) and the batch counters
@@ -58,8 +62,8 @@ def init_from(module: nnx.Module, path: str | os.PathLike) -> InitReport:
     is refused, nothing is changed.
 
     Args:
-      module: A `ResNet` with norm "frozen_bn", or a model that has one as `backbone` or
-        as `trunk.backbone`.
+      module: A `ResNet`, or a model that has one as `backbone` or as `trunk.backbone`.
+        Its norm is "frozen_bn", unless the file is of our own form.
       path: Any file that `read_state_dict` reads.
 
     Returns:
@@ -79,21 +83,40 @@ def init_from(module: nnx.Module, path: str | os.PathLike) -> InitReport:
             f"`module` is {type(module).__name__}; expected a ResNet, or a model with "
             "a ResNet as `backbone`"
         )
-    if backbone.norm != "frozen_bn":
-        raise ValueError(
-            f"`module` has norm {backbone.norm!r}; torchvision's weights belong to "
-            "'frozen_bn'"
-        )
     weights, file = read_weights(path), quoted(os.path.basename(path), 260)
-    variables = dict(nnx.to_flat_state(nnx.state(module)))
-    if _PYRAMID in {dotted(p) for p in variables}:
+    own = is_own(weights.texts)
+    if backbone.norm != "frozen_bn" and not own:
+        raise ValueError(
+            f"`module` has norm {backbone.norm!r}; weights that are not of our own "
+            f"form, as in {file}, belong to 'frozen_bn'"
+        )
+    paths = {dotted(path) for path, _ in nnx.to_flat_state(nnx.state(module))}
+    if _PYRAMID in paths or own:
         # As many rows as COCO has ids are ids, unless there are as many classes.
-        model: Any = module
-        coco_ids = model.roi.num_classes != COCO_SLOTS - 1
+        coco_ids = _num_classes(module) != COCO_SLOTS - 1
         detector = _detector_in(weights, file, coco_ids)
-        if detector is not None:
+        if detector is not None and (
+            _PYRAMID in paths or _frame(paths) == _frame(detector.variables)
+        ):
             return _init_detector(module, detector, weights, file)
     return _init_backbone(module, backbone, weights, file)
+
+
+def _num_classes(module: Any) -> int | None:
+    """Of a whole network; None of a backbone."""
+    for part in ("roi", "head", "rpn"):
+        if hasattr(module, part):
+            return getattr(module, part).num_classes
+    return None
+
+
+def _frame(paths: Iterable[str]) -> set[str]:
+    """Paths that all networks of a kind have, whatever their backbone."""
+    return {
+        path
+        for path in paths
+        if not path.startswith("trunk.backbone.") and not _is_optional(path)
+    }
 
 
 def _detector_in(
@@ -155,7 +178,7 @@ def _init_detector(
     shapes = {path: variable.shape for path, variable in variables.items()}
     values, names = dict(detector.variables), dict(detector.names)
     restarted = []
-    if detector.arguments["num_classes"] != model.roi.num_classes:
+    if detector.arguments["num_classes"] != _num_classes(module):
         # Boxes or masks that do not depend on the class have the same rows in both.
         restarted = [
             p

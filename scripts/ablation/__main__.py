@@ -18,7 +18,24 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "ablation.md"
 
 
-def run(name: str, seed: int, folder: Path) -> None:
+def start(name: str, folder: Path) -> Path:
+    """Trains the network that the rows of a study go on from; returns its file.
+
+    Raises:
+      subprocess.CalledProcessError: The program failed.
+    """
+    config = f"{name}/{ablation.START}"
+    file = folder / TASKS[ablation.get_config(config).task].network_file
+    if not file.exists():
+        _call(
+            "train.main",
+            f"--config=train/configs/ablation.py:{config}",
+            f"--workdir={folder}",
+        )
+    return file
+
+
+def run(name: str, seed: int, weights: Path, folder: Path) -> None:
     """Trains STUDY/ROW, or goes on with it, and judges it by the test images.
 
     Raises:
@@ -27,6 +44,7 @@ def run(name: str, seed: int, folder: Path) -> None:
     common = [
         f"--config=train/configs/ablation.py:{name}",
         f"--config.seed={seed}",
+        f"--config.init_from={weights}",
         f"--workdir={folder}",
     ]
     _call("train.main", *common)
@@ -56,14 +74,16 @@ def _call(program: str, *flags: str) -> None:
 
 def study(name: str, seeds: int, folder: Path) -> list[str]:
     """Runs what is missing of a study; returns the lines of its table."""
+    place = folder.absolute() / name
+    weights = start(name, place / ablation.START)
     results: dict[str, list[Result]] = {row: [] for row in ablation.STUDIES[name]}
     # Seed by seed, so that a study that is stopped has looked at every row.
     for seed in range(seeds):
         for row, found in results.items():
-            place = folder.absolute() / name / row / f"seed{seed}"
-            if read_result(place) is None:
-                run(f"{name}/{row}", seed, place)
-            result = read_result(place)
+            of_row = place / row / f"seed{seed}"
+            if read_result(of_row) is None:
+                run(f"{name}/{row}", seed, weights, of_row)
+            result = read_result(of_row)
             assert result is not None
             found.append(result)
     return table(results, {row: count_parameters(f"{name}/{row}") for row in results})

@@ -83,6 +83,10 @@ class DetectionDouble(Detection):
     def build(self, config, num_classes, rngs):
         return self._network(num_classes, rngs)
 
+    def write_network(self, folder, config, num_classes, variables):
+        """No file can describe the network."""
+        raise ValueError(f"a {self._network.__name__} is none of ours")
+
 
 def batch(n=8, side=32, seed=0):
     """A random training batch, as the loader yields it."""

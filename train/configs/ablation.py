@@ -10,7 +10,8 @@ STUDY/ROW is one of
     rfcn/LAYERS     the same with R-FCN
 
 Digits are rotated by up to 40 degrees, sheared, stretched and bent twice as much as in
-the demo. All rows of a study have the same images, steps and rates.
+the demo. All rows of a study have the same images, steps and rates, and go on from the
+weights of a regular network, STUDY/start, as those of the papers do.
 `scripts/ablation` runs them with several seeds.
 """
 
@@ -27,6 +28,8 @@ _DCNV2 = {
     "dcnv2_mimic": ("dcnv2", True),
 }
 _TABLE1 = ("0", "1", "3", "6")
+START = "start"
+# The first row of each is regular.
 STUDIES: dict[str, tuple[str, ...]] = {
     "dcnv2": tuple(_DCNV2),
     "deeplab": _TABLE1,
@@ -41,6 +44,11 @@ def get_config(arg: str = "dcnv2/dcnv2_mimic") -> ConfigDict:
       ValueError: There is no such row.
     """
     study, _, row = arg.partition("/")
+    if row == START and study in STUDIES:
+        config = get_config(f"{study}/{STUDIES[study][0]}")
+        config.name = f"ablation_{study}_{START}"
+        config.steps *= 2
+        return config
     if row not in STUDIES.get(study, ()):
         expected = (
             f"{study}/ with one of {STUDIES[study]}"
@@ -56,7 +64,7 @@ def get_config(arg: str = "dcnv2/dcnv2_mimic") -> ConfigDict:
 def _harder(arg: str) -> ConfigDict:
     """A counterpart of the demo, on harder and smaller images."""
     config = digits.get_config(arg)
-    config.steps = 3000
+    config.steps = 1500
     config.batch_size = 4
     data = config.data
     data.options.update(

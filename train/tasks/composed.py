@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from train.config_dict import ConfigDict
 from train.sections import construct, settings_of
 from train.skeleton import variables_of
 from train.task import Network, Start
+from train.whole_file import whole_file
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Sections of the model that weights depend on, though shapes may not tell ...
@@ -58,9 +60,11 @@ class Composed:
 
     Attributes:
       fields: Of the task's configurations; a task sets it.
+      network_file: Name of the file with the trained network; a task sets it.
     """
 
     fields: Fields
+    network_file: str
     kept_fields: tuple[str, ...] = ("model.backbone.frozen_stages",)
 
     def check(self, config: ConfigDict) -> None:
@@ -135,6 +139,20 @@ class Composed:
                 + ", ".join(report.restarted)
             )
         return Start(values, tuple(notes))
+
+    def write_network(
+        self,
+        folder: Path,
+        config: ConfigDict,
+        num_classes: int,
+        variables: Mapping[str, np.ndarray],
+    ) -> None:
+        """Writes our own form, which `import_detector` reads too."""
+        from dcn_jax.weights.own_format import write_own
+
+        arguments = {"num_classes": num_classes, **self.arguments(config)}
+        with whole_file(folder / self.network_file) as path:
+            write_own(path, config.network, arguments, variables)
 
 
 def _flat(path: str, value: Any) -> dict[str, Any]:

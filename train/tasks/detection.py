@@ -38,6 +38,7 @@ class Detection(Composed):
 
     Batch = Batch
     fields = _detection
+    network_file = "detector.safetensors"
 
     def arguments(self, config: ConfigDict) -> dict[str, Any]:
         """Adds RoI pooling, and leaves mimicking out where it is not wanted."""

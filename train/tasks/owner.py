@@ -53,8 +53,8 @@ def conventions(config: ConfigDict, usual: ConfigDict) -> dict[str, Any]:
         return {}
     if detector is None:
         return {}
-    # Every detector that is read has a pyramid.
-    whole = config.network.endswith("_fpn")
+    # Every detector of others that is read has a pyramid.
+    whole = config.network in (detector.network, "faster_rcnn_fpn", "mask_rcnn_fpn")
     fields = {}
     for section, names in (_DETECTOR if whole else _BACKBONE).items():
         given = detector.arguments.get(section, {})

@@ -26,6 +26,7 @@ class Segmentation(Composed):
 
     Batch = Batch
     fields = _segmentation
+    network_file = "segmenter.safetensors"
 
     def usable(self, source: Source) -> np.ndarray:
         """Images with a labelled pixel."""
