@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dcn_jax.modules import DeformRoIPool
-from dcn_jax.networks import faster_rcnn, faster_rcnn_fpn, mask_rcnn_fpn
+from dcn_jax.modules import DeformRoIPool, RoIAlign
+from dcn_jax.networks import NETWORKS, faster_rcnn, faster_rcnn_fpn, mask_rcnn_fpn
 from dcn_jax.weights import init_from
 from dcn_jax.weights.detector import variables_of
+from dcn_jax.weights.own_format import write_own
 from dcn_jax.weights.torch_writer import write_pth
 from tests.support import owner_networks as owners
 from tests.support.owner_networks import Body
@@ -160,3 +161,82 @@ def test_another_network_is_refused(tmp_path, body, changes, message):
         init_from(model, path)
     for name, value in variables_of(model).items():
         np.testing.assert_array_equal(value, before[name])
+
+
+# Networks of our own, on one map and with a norm that no other owner has.
+OF_OUR_OWN: dict[str, dict[str, Any]] = {
+    "faster_rcnn": dict(
+        rpn=dict(features=8),
+        pool_layer=RoIAlign,
+        pool=dict(output_size=3),
+        box=dict(features=16),
+    ),
+    "r_fcn": dict(rpn=dict(features=8), psroi=dict(bins=3)),
+    "class_aware_rpn": dict(rpn=dict(features=8)),
+    "deeplab": {},
+}
+
+
+def our_own(network, num_classes, **backbone):
+    body = BACKBONE | dict(output_stride=16, norm="group_norm", modulated=False)
+    settings = dict(backbone=body | backbone, neck=dict(features=8))
+    return num_classes, settings | OF_OUR_OWN[network]
+
+
+def make_own(network, num_classes, **backbone):
+    classes, settings = our_own(network, num_classes, **backbone)
+    make = NETWORKS[network]
+    return filled(lambda: make(classes, **settings, rngs=nnx.Rngs(0)))
+
+
+def write_own_file(path, network, num_classes):
+    """Writes a regular network; returns its variables."""
+    classes, settings = our_own(network, num_classes, deform_blocks=(0, 0, 0, 0))
+    model = make_own(network, classes, **settings["backbone"])
+    rng = np.random.default_rng(1)
+    arrays = {
+        name: rng.standard_normal(value.shape).astype(value.dtype)
+        for name, value in variables_of(model).items()
+    }
+    write_own(path, network, {"num_classes": classes, **settings}, arrays)
+    return arrays
+
+
+@pytest.mark.parametrize("network", OF_OUR_OWN)
+def test_a_network_of_our_own_is_gone_on_with(tmp_path, network):
+    path = tmp_path / "a.safetensors"
+    arrays = write_own_file(path, network, 3)
+    model = make_own(network, 3, deform_blocks=(0, 0, -1, -1))
+    report = init_from(model, path)
+    assert report.restarted == () and report.unused == ()
+    assert report.kept and all("offset_conv" in name for name in report.kept)
+    found = variables_of(model)
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("network", OF_OUR_OWN)
+def test_one_of_other_classes_starts_their_layers_anew(tmp_path, network):
+    path = tmp_path / "a.safetensors"
+    arrays = write_own_file(path, network, 5)
+    model = make_own(network, 3, deform_blocks=(0, 0, 0, 0))
+    before = variables_of(model)
+    report = init_from(model, path)
+    found = variables_of(model)
+    differing = {n for n, value in arrays.items() if value.shape != found[n].shape}
+    assert differing and set(report.restarted) == differing
+    for name, value in found.items():
+        expected = before[name] if name in differing else arrays[name]
+        np.testing.assert_array_equal(value, expected, err_msg=name)
+
+
+def test_another_kind_of_our_own_takes_the_backbone(tmp_path):
+    path = tmp_path / "a.safetensors"
+    arrays = write_own_file(path, "r_fcn", 3)
+    model = make_own("faster_rcnn", 3)
+    before = variables_of(model)
+    init_from(model, path)
+    for name, value in variables_of(model).items():
+        taken = name.startswith("trunk.backbone.") and "offset_conv" not in name
+        expected = arrays[name] if taken else before[name]
+        np.testing.assert_array_equal(value, expected, err_msg=name)

@@ -84,8 +84,7 @@ class DetectionDouble(Detection):
         return self._network(num_classes, rngs)
 
     def write_network(self, folder, config, num_classes, variables):
-        """No file can describe the network."""
-        raise ValueError(f"a {self._network.__name__} is none of ours")
+        """Nothing: no file describes the network."""
 
 
 def batch(n=8, side=32, seed=0):

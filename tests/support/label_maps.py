@@ -118,6 +118,7 @@ class DenseClassification:
 
     Batch = Batch
     kept_fields: tuple[str, ...] = ()
+    network_file = "classifier"
 
     def check(self, config):
         check_config(config, get_config(), {**_base.RULES, "network.width": COUNT})
@@ -135,6 +136,9 @@ class DenseClassification:
 
     def weights(self, config, network):
         return Start({}, ())
+
+    def write_network(self, folder, config, num_classes, variables):
+        (folder / self.network_file).write_text(" ".join(sorted(variables)))
 
     def usable(self, source):
         return np.ones(len(source), bool)

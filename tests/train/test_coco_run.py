@@ -11,6 +11,8 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from dcn_jax.backbones import ResNet
+from dcn_jax.weights import import_detector
+from dcn_jax.weights.detector import variables_of
 from tests.support import launch
 from tests.support.coco_folder import write_coco_folder
 from train.checkpoint import read_arrays
@@ -159,6 +161,17 @@ def test_it_starts_from_the_weights(run):
     expected = tensors["layer3.0.conv2.weight"].transpose(2, 3, 1, 0)
     moved = np.abs(found["trunk.backbone.layer3.0.conv2.kernel"] - expected).max()
     assert 0 < moved < 0.05
+
+
+def test_it_leaves_the_network(run):
+    workdir, _, _ = run
+    arrays = read_arrays(workdir / "checkpoints" / "3")
+    names = {n.split("'")[1]: n for n in arrays if n.startswith("model[")}
+    network = import_detector(workdir / "detector.safetensors")
+    found = variables_of(network)
+    assert found.keys() == names.keys() and network.roi.num_classes == 3
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, arrays[names[name]], err_msg=name)
 
 
 def test_bad_input_gets_one_line(run, folder, tmp_path):

@@ -34,6 +34,7 @@ def test_it_learns_in_ten_steps(trained):
     # Of eleven classes.
     assert 0.3 < evaluation["eval/pixels/accuracy"] <= 1
     assert (workdir / "curves.png").exists()
+    assert "kernel" in (workdir / "classifier").read_text()
 
 
 def test_it_is_evaluated_again(trained, tmp_path):

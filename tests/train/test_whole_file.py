@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.whole_file import write_whole
+from train.whole_file import whole_file, write_whole
 
 
 def test_a_file_is_replaced(tmp_path):
@@ -23,3 +23,13 @@ def test_what_was_there_stays_where_there_is_no_space(tmp_path):
         write_whole(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_mistake_on_the_way_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="of its own"), whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise ValueError("of its own")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "old"
