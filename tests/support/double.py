@@ -20,6 +20,7 @@ from flax import nnx
 
 from dcn_jax.detection.records import Detections
 from dcn_jax.modules.deform_conv import Samples
+from train.task import Passes
 from train.tasks.detection import Detection
 
 
@@ -83,6 +84,11 @@ class DetectionDouble(Detection):
     def build(self, config, num_classes, rngs):
         return self._network(num_classes, rngs)
 
+    def passes(self, network):
+        if hasattr(network, "trunk"):
+            return super().passes(network)
+        return Passes(type(network).features, None, (0.0, 0.0, 0.0))
+
 
 def batch(n=8, side=32, seed=0):
     """A random training batch, as the loader yields it."""
@@ -106,4 +112,6 @@ if __name__ == "__main__":
 
     named = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
     program = importlib.import_module(sys.argv.pop(1) if named else "train.main")
+    if hasattr(program, "__path__"):
+        program = importlib.import_module(f"{program.__name__}.__main__")
     cli.run(program.main, {"detection": DetectionDouble()})

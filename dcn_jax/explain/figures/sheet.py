@@ -1,0 +1,196 @@
+"""Nodes of networks in one figure: a page of one node, and the sheet of the papers.
+
+Shape letters: H W image, h w bins.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+
+from dcn_jax.explain.figures.bins import draw_bins
+from dcn_jax.explain.figures.image import grey, show_image
+from dcn_jax.explain.figures.locations import draw_locations
+from dcn_jax.explain.figures.receptive_field import PERCENTILE, draw_receptive_field
+from dcn_jax.explain.figures.saliency import draw_error_curve, draw_saliency
+from dcn_jax.explain.saliency import SaliencyRegion
+
+# Room around images where points lie outside of them, as a share of the longer side.
+_MARGIN = 0.1
+# Lengths of a sheet in inches: the longer side of a picture, gaps between pictures and
+# between networks, the rims.
+_CELL, _GAP, _GROUP = 2.0, 0.06, 0.22
+_LEFT, _TOP, _BOTTOM = 0.3, 0.5, 0.3
+# Above a picture of a region, for its title.
+_TITLE = 0.2
+# Areas of the strongest markers of a sheet in points^2.
+_MARKER = 16.0
+_FIELD = (
+    f"Receptive fields: norm of the gradient by the pixel, from 0 to percentile "
+    f"{PERCENTILE:g}."
+)
+
+
+class Points(NamedTuple):
+    """Where a position's convolutions read, as `draw_locations` takes it."""
+
+    position: Float[np.ndarray, "points 2"]
+    strength: Float[np.ndarray, "points *2"]
+    inside: Bool[np.ndarray, " points"]
+    node: tuple[float, float]
+
+
+class RoIBins(NamedTuple):
+    """Where a RoI is pooled, as `draw_bins` takes it."""
+
+    centre: Float[np.ndarray, "h w 2"]
+    size: Float[np.ndarray, "2"]
+    mask: Float[np.ndarray, "h w"]
+    roi: tuple[float, float, float, float]
+    strength: Float[np.ndarray, "h w"]
+
+
+class NodeView(NamedTuple):
+    """What a network sees of a node, in pixels of the image that it was given."""
+
+    label: str
+    where: Points | RoIBins
+    field: Float[np.ndarray, "H W"]  # strength of the receptive field
+    saliency: SaliencyRegion
+
+
+class NetworkView(NamedTuple):
+    """An image as a network was given it, and what it sees of nodes there."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    nodes: Sequence[NodeView]
+
+
+def node_page(
+    networks: Mapping[str, NetworkView], index: int, *, bound: float
+) -> Figure:
+    """Returns a figure of one node: a row for each network.
+
+    Each has the places that are read, the receptive field, the saliency region, and the
+    curve of that one's error.
+
+    Args:
+      networks: Name -> what it sees.
+      index: Of the node.
+      bound: Of the saliency regions' error.
+    """
+    height, width = next(iter(networks.values())).image.shape[:2]
+    row = 3.4 * min(1.3, height / width) + 0.4
+    figure = Figure((15.0, row * len(networks) + 0.4), layout="constrained")
+    axes = figure.subplots(len(networks), 4, squeeze=False)
+    margin = _margin(networks)
+    for line, (name, network) in zip(axes, networks.items(), strict=True):
+        node = network.nodes[index]
+        places = _draw_where(line[0], network.image, node.where, margin)
+        label = "gradient by the place, share of the strongest"
+        figure.colorbar(places, ax=line[0], label=label, shrink=0.85)
+        heat = draw_receptive_field(line[1], network.image, node.field, margin=margin)
+        label = f"gradient by the pixel, up to percentile {PERCENTILE:g}"
+        figure.colorbar(heat, ax=line[1], label=label, shrink=0.85, extend="max")
+        draw_saliency(line[2], network.image, node.saliency, margin=margin)
+        draw_error_curve(line[3], node.saliency, bound=bound)
+        line[3].set_box_aspect(1)
+        line[0].set_ylabel(name, fontsize=10)
+        titles = (_title(node.where), "effective receptive field")
+        for axis, title in zip(line, titles, strict=False):
+            axis.set_title(title, fontsize=8, pad=3)
+    first = next(iter(networks.values())).nodes[index]
+    figure.suptitle(first.label, fontsize=11)
+    return figure
+
+
+def sheet(networks: Mapping[str, NetworkView], *, bound: float) -> Figure:
+    """Returns the figure of the papers: a block for each network.
+
+    A block has a column for each node, and rows of the places that are read, receptive
+    fields and saliency regions, as Figures 1 and 2 of Zhu et al. 2019 (arXiv:
+    1811.11168), whose nodes are a small object, a large object and the background.
+
+    Args:
+      networks: Name -> what it sees; all have the same nodes, of one kind.
+      bound: Of the saliency regions' error.
+    """
+    first = next(iter(networks.values()))
+    height, width = first.image.shape[:2]
+    wide, high = (_CELL * side / max(height, width) for side in (width, height))
+    count = len(first.nodes)
+    block = count * wide + (count - 1) * _GAP
+    total = _LEFT + len(networks) * block + (len(networks) - 1) * _GROUP + _GAP
+    tall = _TOP + 3 * high + 2 * _GAP + _TITLE + _BOTTOM
+    figure = Figure((max(total, 5.0), tall))
+    margin = _margin(networks)
+
+    def cell(row: int, left: float) -> Axes:
+        top = _TOP + row * (high + _GAP) + (_TITLE if row == 2 else 0)
+        size = figure.get_size_inches()
+        corner = left / size[0], 1 - (top + high) / size[1]
+        return figure.add_axes((*corner, wide / size[0], high / size[1]))
+
+    for i, (name, network) in enumerate(networks.items()):
+        start = _LEFT + i * (block + _GROUP)
+        middle = (start + block / 2) / figure.get_figwidth()
+        figure.text(middle, 1 - 0.06 / tall, name, ha="center", va="top", fontsize=11)
+        for j, node in enumerate(network.nodes):
+            axes = [cell(row, start + j * (wide + _GAP)) for row in range(3)]
+            _draw_column(axes, network.image, node, margin)
+            axes[0].set_title(node.label, fontsize=9, pad=3)
+            if i == j == 0:
+                rows = (_title(node.where), "receptive field", "saliency region")
+                for axis, row in zip(axes, rows, strict=True):
+                    axis.set_ylabel(row, fontsize=9)
+    caption = f"{_FIELD} Regions: error at most {bound:g}."
+    figure.text(
+        *(_LEFT / figure.get_figwidth(), 0.08 / tall, caption),
+        ha="left",
+        va="bottom",
+        fontsize=7,
+    )
+    return figure
+
+
+def _draw_column(
+    axes: Sequence[Axes], image: np.ndarray, node: NodeView, margin: float
+) -> None:
+    _draw_where(axes[0], image, node.where, margin, size=_MARKER)
+    draw_receptive_field(axes[1], image, node.field, margin=margin)
+    draw_saliency(axes[2], image, node.saliency, margin=margin)
+    region = node.saliency
+    short = f"{100 * region.region.mean():.1f} %, error {region.error:.3f}"
+    axes[2].set_title(short, fontsize=8, pad=3)
+
+
+def _draw_where(
+    axes: Axes, image: np.ndarray, where: Points | RoIBins, margin: float, **size: float
+) -> ScalarMappable:
+    show_image(axes, grey(image), margin=margin)
+    if isinstance(where, RoIBins):
+        return draw_bins(axes, *where[:-1], strength=where.strength)
+    return draw_locations(axes, *where[:-1], node=where.node, **size)
+
+
+def _title(where: Points | RoIBins) -> str:
+    return "bin locations" if isinstance(where, RoIBins) else "sampling locations"
+
+
+def _margin(networks: Mapping[str, NetworkView]) -> float:
+    """Room for points outside, the same in all pictures."""
+    found = False
+    for network in networks.values():
+        edges = np.asarray(network.image.shape[:2])
+        for node in network.nodes:
+            if isinstance(node.where, Points):
+                found |= not node.where.inside.all()
+            else:
+                reach = node.where.size / 2
+                middle = node.where.centre
+                found |= bool(((middle < reach) | (middle > edges - reach)).any())
+    return _MARGIN if found else 0.0
