@@ -103,7 +103,8 @@ class ExplainedNetwork:
         self._floats = jnp.asarray(self.image, jnp.float32)
         self._sizes = jnp.asarray([self.geometry.size], jnp.int32)
         shape = jax.eval_shape(
-            lambda x: self._map(self._skeleton.abstract, x[None]), self._floats
+            lambda v, x: self._map(self._skeleton.model(v), x[None]),
+            *(self._variables, self._floats),
         ).shape
         self.stride = map_stride(self.geometry.canvas, shape[1:3])
         rows, columns = (-(-side // self.stride) for side in self.geometry.size)

@@ -95,9 +95,9 @@ def choose_nodes(
     """Chooses a small object, a large object, and background.
 
     Objects are the boxes of least and of most area, and their centres. Background is
-    the position of the map that is farthest from all boxes, and round it a square as
-    large as the mean (geometric) of both objects. Without boxes it is the middle of the
-    image, and a box of half its sides.
+    the position of the map that is farthest from all boxes and from the border of the
+    image, and round it a square as large as the mean (geometric) of both objects.
+    Without boxes it is the middle of the image, and a box of half its sides.
 
     Args:
       boxes: Of objects, x1 y1 x2 y2.
@@ -117,7 +117,7 @@ def choose_nodes(
     chosen = {"object": boxes[small]}
     if small != large:
         chosen = {"small object": boxes[small], "large object": boxes[large]}
-    centre = _farthest(boxes, pixels)
+    centre = _farthest(boxes, pixels, size)
     if centre is not None:
         half = (areas[small] * areas[large]) ** 0.25 / 2
         chosen["background"] = np.concatenate([centre - half, centre + half])
@@ -125,12 +125,16 @@ def choose_nodes(
 
 
 def _farthest(
-    boxes: Float[np.ndarray, "D 4"], pixels: Float[np.ndarray, "P Q 2"]
+    boxes: Float[np.ndarray, "D 4"],
+    pixels: Float[np.ndarray, "P Q 2"],
+    size: tuple[int, int],
 ) -> Float[np.ndarray, "2"] | None:
-    """(x, y) of the position farthest from boxes, in edges; None: all are in boxes."""
+    """(x, y), in edges, of the position farthest from boxes; None: all are in boxes."""
     centres = pixels.reshape(-1, 1, 2)[..., ::-1] + 0.5
     outside = np.maximum(boxes[:, :2] - centres, centres - boxes[:, 2:]).clip(0)
     distance = np.hypot(*np.moveaxis(outside, -1, 0)).min(1)
+    border = np.minimum(centres, np.asarray(size[::-1]) - centres).min((1, 2))
+    distance = np.minimum(distance, border)
     best = int(distance.argmax())
     return centres[best, 0] if distance[best] > 0 else None
 

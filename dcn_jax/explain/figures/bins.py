@@ -24,7 +24,7 @@ def draw_bins(
     centre: Float[Array | np.ndarray, "h w 2"],
     size: Float[Array | np.ndarray, "2"],
     mask: Float[Array | np.ndarray, "h w"],
-    roi: Sequence[float],
+    roi: Sequence[int | float],
     *,
     strength: Float[Array | np.ndarray, "h w"] | None = None,
 ) -> ScalarMappable:
@@ -71,7 +71,7 @@ def draw_bins(
     return colours
 
 
-def _draw_grid(axes: Axes, roi: Sequence[float], h: int, w: int) -> None:
+def _draw_grid(axes: Axes, roi: Sequence[int | float], h: int, w: int) -> None:
     x1, y1, x2, y2 = np.asarray(roi, np.float64) - 0.5
     rows, columns = np.linspace(y1, y2, h + 1), np.linspace(x1, x2, w + 1)
     lines = [[(x1, y), (x2, y)] for y in rows] + [[(x, y1), (x, y2)] for x in columns]

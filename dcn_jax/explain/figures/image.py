@@ -11,8 +11,6 @@ from matplotlib.patheffects import AbstractPathEffect, Normal, withStroke
 
 # Its lightness grows, and most of those who are colour-blind see it as others do.
 COLOUR_MAP = "viridis"
-# What is around an image.
-_AROUND = "0.88"
 # Weights of R, G, B in the lightness of a pixel, those of ITU-R BT.601.
 _LIGHTNESS = (0.299, 0.587, 0.114)
 
@@ -32,7 +30,7 @@ def show_image(
     room = margin * max(height, width)
     axes.set_xlim(-0.5 - room, width - 0.5 + room)
     axes.set_ylim(height - 0.5 + room, -0.5 - room)
-    axes.set_facecolor(_AROUND)
+    axes.set_facecolor("none")
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():

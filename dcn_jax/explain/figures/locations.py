@@ -17,17 +17,17 @@ _SMALLEST, _LARGEST = 1.5, 36.0
 def draw_locations(
     axes: Axes,
     position: Float[Array | np.ndarray, "points 2"],
-    strength: Float[Array | np.ndarray, "points *2"],
+    strength: Float[Array | np.ndarray, "points *c"],
     inside: Bool[Array | np.ndarray, " points"],
     *,
-    node: Sequence[float] | None = None,
-    size: float = _LARGEST,
+    node: Sequence[int | float] | None = None,
+    size: int | float = _LARGEST,
 ) -> PathCollection:
     """Draws the points that a node reads, the strongest largest and lightest.
 
     Points at the same place are one, with the sum of their strengths, or the norm of
     the sum of their gradients. Those that do not count as inside are crosses. In the
-    lower right corner stands how many points the axes do not show.
+    lower right corner stands how many places the axes do not show.
 
     Args:
       axes: Show the image, see `show_image`.
@@ -74,19 +74,18 @@ def draw_locations(
 
 _LOOKS = (
     {"marker": "o", "edgecolors": "black", "linewidths": 0.3, "zorder": 3},
-    {"marker": "x", "linewidths": 0.8, "zorder": 2},
+    {"marker": "X", "edgecolors": "black", "linewidths": 0.3, "zorder": 2},
 )
 
 
 def _together(
-    position: Float[np.ndarray, "all 2"], strength: Float[np.ndarray, "all *2"]
+    position: Float[np.ndarray, "all 2"], strength: Float[np.ndarray, "all *c"]
 ) -> tuple[Float[np.ndarray, "points 2"], Float[np.ndarray, " points"]]:
     """Distinct places, and the strength at each."""
-    axes = strength.reshape(len(strength), -1).T
-    sums = [distinct_points(position, axis) for axis in axes]
-    if len(sums) == 1:
-        return sums[0].position, sums[0].weight
-    return sums[0].position, np.hypot(*(s.weight for s in sums))
+    parts = strength.T if strength.ndim == 2 else strength[None]
+    sums = [distinct_points(position, part) for part in parts]
+    norm = np.linalg.norm([points.weight for points in sums], axis=0)
+    return sums[0].position, norm
 
 
 def _tell_hidden(axes: Axes, position: Float[np.ndarray, "points 2"]) -> None:

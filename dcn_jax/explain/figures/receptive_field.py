@@ -21,7 +21,7 @@ def draw_receptive_field(
     image: UInt8[np.ndarray, "H W 3"],
     strength: Float[Array | np.ndarray, "H W"],
     *,
-    percentile: float = PERCENTILE,
+    percentile: int | float = PERCENTILE,
     margin: float = 0.0,
 ) -> AxesImage:
     """Draws a field over the grey image.

@@ -14,7 +14,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def render(figure: Figure, kind: str, *, dpi: float = 200) -> bytes:
+def render(figure: Figure, kind: str, *, dpi: int = 200) -> bytes:
     """Returns a figure as a file; the same figure, made anew, gives the same bytes.
 
     Args:

@@ -11,7 +11,7 @@ _GREYS = ("black", "0.45")
 
 def draw_resolution(
     axes: Axes,
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    curves: Mapping[str, tuple[Sequence[int | float], Sequence[int | float]]],
     *,
     value: str,
 ) -> None:

@@ -37,8 +37,8 @@ def draw_saliency(
     outline = LineCollection(
         list(region_outline(inside)),
         colors="white",
-        linewidths=1.0,
-        path_effects=outlined(2.2),
+        linewidths=0.8,
+        path_effects=outlined(1.8),
         capstyle="projecting",
     )
     axes.add_collection(outline, autolim=False)

@@ -39,9 +39,9 @@ class Points(NamedTuple):
     """Where a position's convolutions read, as `draw_locations` takes it."""
 
     position: Float[np.ndarray, "points 2"]
-    strength: Float[np.ndarray, "points *2"]
+    strength: Float[np.ndarray, "points *c"]
     inside: Bool[np.ndarray, " points"]
-    node: tuple[float, float]
+    node: Sequence[int | float]
 
 
 class RoIBins(NamedTuple):
@@ -50,7 +50,7 @@ class RoIBins(NamedTuple):
     centre: Float[np.ndarray, "h w 2"]
     size: Float[np.ndarray, "2"]
     mask: Float[np.ndarray, "h w"]
-    roi: tuple[float, float, float, float]
+    roi: Sequence[int | float]
     strength: Float[np.ndarray, "h w"]
 
 
@@ -91,11 +91,10 @@ def node_page(
     for line, (name, network) in zip(axes, networks.items(), strict=True):
         node = network.nodes[index]
         places = _draw_where(line[0], network.image, node.where, margin)
-        label = "gradient by the place, share of the strongest"
-        figure.colorbar(places, ax=line[0], label=label, shrink=0.85)
+        _add_bar(figure, line[0], places, "gradient by the place / the strongest")
         heat = draw_receptive_field(line[1], network.image, node.field, margin=margin)
-        label = f"gradient by the pixel, up to percentile {PERCENTILE:g}"
-        figure.colorbar(heat, ax=line[1], label=label, shrink=0.85, extend="max")
+        label = f"gradient by the pixel, to percentile {PERCENTILE:g}"
+        _add_bar(figure, line[1], heat, label, extend="max")
         draw_saliency(line[2], network.image, node.saliency, margin=margin)
         draw_error_curve(line[3], node.saliency, bound=bound)
         line[3].set_box_aspect(1)
@@ -155,6 +154,17 @@ def sheet(networks: Mapping[str, NetworkView], *, bound: float) -> Figure:
         fontsize=7,
     )
     return figure
+
+
+def _add_bar(
+    figure: Figure, axes: Axes, colours: ScalarMappable, label: str, **look: str
+) -> None:
+    """Adds a colour bar with the ends of its scale."""
+    end = colours.get_clim()[1]
+    bar = figure.colorbar(colours, ax=axes, shrink=0.8, aspect=30, pad=0.02, **look)
+    bar.set_ticks([0, end], labels=["0", f"{end:.2g}"])
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label(label, fontsize=7, labelpad=-8)
 
 
 def _draw_column(
