@@ -22,7 +22,6 @@ def draw_receptive_field(
     strength: Float[Array | np.ndarray, "H W"],
     *,
     percentile: int | float = PERCENTILE,
-    margin: float = 0.0,
 ) -> AxesImage:
     """Draws a field over the grey image.
 
@@ -34,7 +33,6 @@ def draw_receptive_field(
       image: RGB, that of the field.
       strength: As of `ReceptiveField`.
       percentile: Where the scale ends.
-      margin: As of `show_image`.
 
     Returns:
       The heat; its norm ends at the percentile. For a colour bar.
@@ -42,10 +40,9 @@ def draw_receptive_field(
     strength = np.asarray(strength)
     end = float(np.percentile(strength, percentile))
     end = end or float(strength.max()) or 1.0
-    show_image(axes, blended(grey(image), 0.0, _DARKER), margin=margin)
+    show_image(axes, blended(grey(image), 0.0, _DARKER))
     height, width = image.shape[:2]
-    limits = axes.get_xlim(), axes.get_ylim()
-    heat = axes.imshow(
+    return axes.imshow(
         strength,
         cmap=COLOUR_MAP,
         vmin=0,
@@ -53,5 +50,3 @@ def draw_receptive_field(
         alpha=np.sqrt(np.clip(strength / end, 0, 1)),
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
     )
-    axes.set(xlim=limits[0], ylim=limits[1])
-    return heat

@@ -19,8 +19,6 @@ def draw_saliency(
     axes: Axes,
     image: UInt8[np.ndarray, "H W 3"],
     region: SaliencyRegion,
-    *,
-    margin: float = 0.0,
 ) -> None:
     """Draws a region: what is outside of it fades; the title is its area and error.
 
@@ -30,10 +28,9 @@ def draw_saliency(
       axes: Where.
       image: RGB, that of the region.
       region: The region.
-      margin: As of `show_image`.
     """
     inside = region.region
-    show_image(axes, blended(image, 1.0, _FADED * ~inside), margin=margin)
+    show_image(axes, blended(image, 1.0, _FADED * ~inside))
     outline = LineCollection(
         list(region_outline(inside)),
         colors="white",

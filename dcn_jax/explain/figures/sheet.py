@@ -19,19 +19,21 @@ from dcn_jax.explain.figures.receptive_field import PERCENTILE, draw_receptive_f
 from dcn_jax.explain.figures.saliency import draw_error_curve, draw_saliency
 from dcn_jax.explain.saliency import SaliencyRegion
 
-# Room around images where points lie outside of them, as a share of the longer side.
-_MARGIN = 0.1
+# Room around the places that are read where some lie outside of the image, as a share
+# of its longer side.
+_MARGIN = 0.06
 # Lengths of a sheet in inches: the longer side of a picture, gaps between pictures and
-# between networks, the rims.
-_CELL, _GAP, _GROUP = 2.0, 0.06, 0.22
-_LEFT, _TOP, _BOTTOM = 0.3, 0.5, 0.3
+# between networks, the least width, the rims.
+_CELL, _GAP, _GROUP, _LEAST = 2.0, 0.06, 0.22, 5.0
+_LEFT, _TOP, _BOTTOM = 0.3, 0.5, 0.4
 # Above a picture of a region, for its title.
 _TITLE = 0.2
 # Areas of the strongest markers of a sheet in points^2.
 _MARKER = 16.0
-_FIELD = (
-    f"Receptive fields: norm of the gradient by the pixel, from 0 to percentile "
-    f"{PERCENTILE:g}."
+_CAPTION = (
+    "Size and colour of {places}: gradient by the place.{outside}\n"
+    f"Receptive fields: gradient by the pixel, to percentile {PERCENTILE:g}. Regions: "
+    "error at most {bound:g}; dashed: where they were searched."
 )
 
 
@@ -92,10 +94,10 @@ def node_page(
         node = network.nodes[index]
         places = _draw_where(line[0], network.image, node.where, margin)
         _add_bar(figure, line[0], places, "gradient by the place / the strongest")
-        heat = draw_receptive_field(line[1], network.image, node.field, margin=margin)
+        heat = draw_receptive_field(line[1], network.image, node.field)
         label = f"gradient by the pixel, to percentile {PERCENTILE:g}"
         _add_bar(figure, line[1], heat, label, extend="max")
-        draw_saliency(line[2], network.image, node.saliency, margin=margin)
+        draw_saliency(line[2], network.image, node.saliency)
         draw_error_curve(line[3], node.saliency, bound=bound)
         line[3].set_box_aspect(1)
         line[0].set_ylabel(name, fontsize=10)
@@ -120,40 +122,48 @@ def sheet(networks: Mapping[str, NetworkView], *, bound: float) -> Figure:
     """
     first = next(iter(networks.values()))
     height, width = first.image.shape[:2]
+    margin = _margin(networks)
+    room = margin * _CELL
+    gap = _GAP + 2 * room
     wide, high = (_CELL * side / max(height, width) for side in (width, height))
     count = len(first.nodes)
-    block = count * wide + (count - 1) * _GAP
-    total = _LEFT + len(networks) * block + (len(networks) - 1) * _GROUP + _GAP
-    tall = _TOP + 3 * high + 2 * _GAP + _TITLE + _BOTTOM
-    figure = Figure((max(total, 5.0), tall))
-    margin = _margin(networks)
+    block = count * wide + (count - 1) * gap
+    total = _LEFT + len(networks) * (block + _GROUP + 2 * room)
+    # Below the first row is room for its points, above the last are titles.
+    tops = np.cumsum([_TOP + room, high + _GAP + room, high + _GAP + _TITLE])
+    figure = Figure((max(total, _LEAST), tops[2] + high + _BOTTOM))
+    size = figure.get_size_inches()
 
     def cell(row: int, left: float) -> Axes:
-        top = _TOP + row * (high + _GAP) + (_TITLE if row == 2 else 0)
-        size = figure.get_size_inches()
-        corner = left / size[0], 1 - (top + high) / size[1]
-        return figure.add_axes((*corner, wide / size[0], high / size[1]))
+        around = room if row == 0 else 0.0
+        corner = left - around, size[1] - tops[row] - high - around
+        extent = wide + 2 * around, high + 2 * around
+        return figure.add_axes((*(corner / size), *(extent / size)))
 
     for i, (name, network) in enumerate(networks.items()):
-        start = _LEFT + i * (block + _GROUP)
-        middle = (start + block / 2) / figure.get_figwidth()
-        figure.text(middle, 1 - 0.06 / tall, name, ha="center", va="top", fontsize=11)
+        start = _LEFT + room + i * (block + _GROUP + 2 * room)
+        middle = (start + block / 2) / size[0]
+        figure.text(middle, 1 - 0.06 / size[1], name, ha="center", va="top")
         for j, node in enumerate(network.nodes):
-            axes = [cell(row, start + j * (wide + _GAP)) for row in range(3)]
+            axes = [cell(row, start + j * (wide + gap)) for row in range(3)]
             _draw_column(axes, network.image, node, margin)
-            axes[0].set_title(node.label, fontsize=9, pad=3)
             if i == j == 0:
-                rows = (_title(node.where), "receptive field", "saliency region")
-                for axis, row in zip(axes, rows, strict=True):
-                    axis.set_ylabel(row, fontsize=9)
-    caption = f"{_FIELD} Regions: error at most {bound:g}."
-    figure.text(
-        *(_LEFT / figure.get_figwidth(), 0.08 / tall, caption),
-        ha="left",
-        va="bottom",
-        fontsize=7,
+                _label_rows(axes, node)
+    roi = isinstance(first.nodes[0].where, RoIBins)
+    caption = _CAPTION.format(
+        places="bins" if roi else "points",
+        outside=" Opacity: the mask." if roi else " Crosses: outside of the map.",
+        bound=bound,
     )
+    corner = _LEFT / size[0], 0.06 / size[1]
+    figure.text(*corner, caption, ha="left", va="bottom", fontsize=7)
     return figure
+
+
+def _label_rows(axes: Sequence[Axes], node: NodeView) -> None:
+    rows = (_title(node.where), "receptive field", "saliency region")
+    for axis, row in zip(axes, rows, strict=True):
+        axis.set_ylabel(row, fontsize=9)
 
 
 def _add_bar(
@@ -171,8 +181,9 @@ def _draw_column(
     axes: Sequence[Axes], image: np.ndarray, node: NodeView, margin: float
 ) -> None:
     _draw_where(axes[0], image, node.where, margin, size=_MARKER)
-    draw_receptive_field(axes[1], image, node.field, margin=margin)
-    draw_saliency(axes[2], image, node.saliency, margin=margin)
+    draw_receptive_field(axes[1], image, node.field)
+    draw_saliency(axes[2], image, node.saliency)
+    axes[0].set_title(node.label, fontsize=9, pad=3)
     region = node.saliency
     short = f"{100 * region.region.mean():.1f} %, error {region.error:.3f}"
     axes[2].set_title(short, fontsize=8, pad=3)

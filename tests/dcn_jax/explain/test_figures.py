@@ -257,11 +257,18 @@ def test_a_sheet_has_a_block_for_each_network():
     said = [text.get_text() for text in figure.texts]
     assert said[:2] == ["v1", "v2"]
     assert "percentile 99.5" in said[2] and "error at most 0.1" in said[2]
+    assert "Crosses: outside of the map" in said[2]
     assert figure.axes[0].get_title() == figure.axes[6].get_title() == "small"
     rows = [axes.get_ylabel() for axes in figure.axes[:3]]
     assert rows == ["sampling locations", "receptive field", "saliency region"]
-    # Room for what is outside, the same in all.
-    assert {limits(axes) for axes in figure.axes} == {limits(on_image(0.1))}
+    # Room for what is outside, at the same scale.
+    assert limits(figure.axes[0]) == limits(on_image(0.06))
+    assert limits(figure.axes[1]) == limits(figure.axes[2]) == limits(on_image())
+    inches = [
+        axes.get_position().width * figure.get_figwidth() / np.ptp(axes.get_xlim())
+        for axes in figure.axes
+    ]
+    np.testing.assert_allclose(inches, inches[0])
     boxes = [axes.get_position() for axes in figure.axes]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
 
