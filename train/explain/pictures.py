@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from dcn_jax.explain.figures import (
@@ -89,6 +90,7 @@ def _view(found: Explanation, network: ExplainedNetwork) -> NodeView:
     else:
         y, x = network.geometry.scale
         x1, y1, x2, y2 = found.node.box
+        strength = np.linalg.norm(where.gradient, axis=-1)
         roi = (x1 * x, y1 * y, x2 * x, y2 * y)
-        places = RoIBins(where.centre, where.size, where.mask, roi, where.strength)
+        places = RoIBins(where.centre, where.size, where.mask, roi, strength)
     return NodeView(found.node.label, places, found.field, found.saliency)

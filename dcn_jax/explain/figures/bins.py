@@ -31,7 +31,7 @@ def draw_bins(
     """Draws a RoI, where its bins would lie, and where they do.
 
     The bins' opacity is their mask, and their colour the strength, where there is one;
-    the strongest are on top. The grid they would form is dotted.
+    the strongest are on top. The grid they would form is thin and grey.
 
     Args:
       axes: Show the image, see `show_image`.
@@ -76,10 +76,7 @@ def _draw_grid(axes: Axes, roi: Sequence[int | float], h: int, w: int) -> None:
     rows, columns = np.linspace(y1, y2, h + 1), np.linspace(x1, x2, w + 1)
     lines = [[(x1, y), (x2, y)] for y in rows] + [[(x, y1), (x, y2)] for x in columns]
     outer = [lines[0], lines[h], lines[h + 1], lines[-1]]
-    for drawn, width, style in ((lines, 0.5, ":"), (outer, 1.0, "-")):
-        for colour, more, order in (("black", 0.8, 1), ("white", 0.0, 2)):
-            grid = LineCollection(
-                drawn, colors=colour, linewidths=width + more, linestyles=style,
-                zorder=order,
-            )  # fmt: skip
-            axes.add_collection(grid, autolim=False)
+    looks = (lines, "0.55", 0.5), (outer, "black", 1.8), (outer, "white", 1.0)
+    for drawn, colour, width in looks:
+        grid = LineCollection(drawn, colors=colour, linewidths=width, zorder=2)
+        axes.add_collection(grid, autolim=False)

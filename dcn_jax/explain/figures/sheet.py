@@ -31,10 +31,15 @@ _TITLE = 0.2
 # Areas of the strongest markers of a sheet in points^2.
 _MARKER = 16.0
 _CAPTION = (
-    "Size and colour of {places}: gradient by the place.{outside}\n"
+    "{places}\n"
     f"Receptive fields: gradient by the pixel, to percentile {PERCENTILE:g}. Regions: "
     "error at most {bound:g}; dashed: where they were searched."
 )
+_OF_POINTS = (
+    "Points: size and colour are the gradient by the place; crosses are outside of the "
+    "map."
+)
+_OF_BINS = "Bins: colour is the gradient by the place, opacity the mask."
 
 
 class Points(NamedTuple):
@@ -150,11 +155,7 @@ def sheet(networks: Mapping[str, NetworkView], *, bound: float) -> Figure:
             if i == j == 0:
                 _label_rows(axes, node)
     roi = isinstance(first.nodes[0].where, RoIBins)
-    caption = _CAPTION.format(
-        places="bins" if roi else "points",
-        outside=" Opacity: the mask." if roi else " Crosses: outside of the map.",
-        bound=bound,
-    )
+    caption = _CAPTION.format(places=_OF_BINS if roi else _OF_POINTS, bound=bound)
     corner = _LEFT / size[0], 0.06 / size[1]
     figure.text(*corner, caption, ha="left", va="bottom", fontsize=7)
     return figure

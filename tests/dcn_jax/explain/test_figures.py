@@ -257,7 +257,7 @@ def test_a_sheet_has_a_block_for_each_network():
     said = [text.get_text() for text in figure.texts]
     assert said[:2] == ["v1", "v2"]
     assert "percentile 99.5" in said[2] and "error at most 0.1" in said[2]
-    assert "Crosses: outside of the map" in said[2]
+    assert "crosses are outside of the map" in said[2]
     assert figure.axes[0].get_title() == figure.axes[6].get_title() == "small"
     rows = [axes.get_ylabel() for axes in figure.axes[:3]]
     assert rows == ["sampling locations", "receptive field", "saliency region"]

@@ -1,5 +1,6 @@
 """`train.explain` with a network that compiles in a moment, in this process."""
 
+import functools
 import json
 import logging
 
@@ -13,6 +14,7 @@ from flax import nnx
 
 from dcn_jax.detection.records import Detections
 from dcn_jax.explain import (
+    SaliencyRegion,
     area_side,
     bin_locations,
     effective_receptive_field,
@@ -20,18 +22,19 @@ from dcn_jax.explain import (
     sampling_locations,
     square_side,
 )
+from dcn_jax.explain.figures import render
+from dcn_jax.explain.saliency import Curve
 from dcn_jax.modules import DeformConv, DeformRoIPool
-from tests.support import double
+from tests.support import double, launch
 from tests.support.tiny_detector import (
-    make_class_aware_rpn,
     make_deeplab,
-    make_detector,
     make_mask_rcnn,
     make_r_fcn,
 )
 from train.configs import digits
+from train.data.source import Example
 from train.explain import __main__ as program
-from train.explain import network, run
+from train.explain import network, pictures, run
 from train.explain.nodes import parse_node
 from train.skeleton import build_skeleton
 from train.task import Passes
@@ -135,9 +138,20 @@ def explain(tmp_path, *nodes, task=None, beside=(), output="out"):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
+def coarse(monkeypatch):
+    """Pictures take less time with fewer pixels."""
+    monkeypatch.setattr(pictures, "render", functools.partial(render, dpi=30))
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """No pictures, and no search of saliency regions."""
     monkeypatch.setattr(run, "save_nodes", lambda *_: None)
     monkeypatch.setattr(run, "save_offsets", lambda *_: [])
+    curve = Curve(np.array([1.0]), np.array([0.0]))
+    whole = np.ones((32, 64), bool)
+    region = SaliencyRegion(whole, 0.0, (0, 0, 64, 32), curve, curve, 33, True)
+    monkeypatch.setattr(network, "saliency_region", lambda *_, **__: region)
 
 
 def direct(call, places, locate, **options):
@@ -163,6 +177,7 @@ def direct(call, places, locate, **options):
     return *jax.device_get(jax.jit(see)(model, image)), region
 
 
+@pytest.mark.usefixtures("coarse")
 def test_a_position_and_a_roi_are_explained_in_pixels_of_the_image(tmp_path):
     # x is 41 * 64 / 60 of the resized image, nearest to 44 of the map's pixels.
     record = explain(tmp_path, "41,13", "roi=30,3,57,27")
@@ -214,6 +229,13 @@ def test_a_position_and_a_roi_are_explained_in_pixels_of_the_image(tmp_path):
     check_field(found, field[0], (16, 46))
     check_saliency(found, region(box.tolist()))
 
+    # Once more, and without the second node: the same files.
+    explain(tmp_path, "41,13", output="again")
+    again = sorted((tmp_path / "again").glob("*.*g"))
+    assert len(again) == 6
+    for path in again:
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
 
 def check_field(found, strength, pixel):
     scale = np.sqrt(SCALE.prod())
@@ -238,16 +260,7 @@ def check_saliency(found, region):
     assert (said["passes"], said["complete"]) == (region.passes, region.complete)
 
 
-def test_two_runs_write_the_same_files(tmp_path):
-    for output in ("one", "two"):
-        explain(tmp_path, "20,10", output=output)
-    files = sorted((tmp_path / "one").iterdir())
-    assert len(files) == 7
-    for path in files:
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
-
-
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("brief")
 def test_auto_takes_what_the_network_finds(tmp_path, said):
     record = explain(tmp_path, "auto")
     labels = ["small object", "large object", "background"]
@@ -261,7 +274,7 @@ def test_auto_takes_what_the_network_finds(tmp_path, said):
     assert "small object, digits: saliency region of" in said()
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("brief")
 def test_without_objects_auto_says_so(tmp_path, said):
     record = explain(tmp_path, "auto", task=SmallTask(Blind, rois=False))
     assert [node["label"] for node in record["nodes"]] == ["the middle"]
@@ -277,7 +290,7 @@ def write_run(folder, **fields):
     return folder
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("brief")
 def test_runs_beside_have_their_own_configurations(tmp_path):
     other = write_run(tmp_path / "other", name="regular")
     record = explain(tmp_path, "20,10", beside=[other])
@@ -343,15 +356,21 @@ def test_one_image_is_read(tmp_path):
         program.read_image(CONFIG, SmallTask(), ["b.png"], None)
 
 
-def test_an_example_is_one_of_the_evaluation(tmp_path):
-    config = config_of()
-    config.data.data_dir = str(tmp_path)
-    config.data.options.update({"train_images": 1, "test_images": 2})
-    shown, image = program.read_image(config, SmallTask(), [], 1)
-    assert shown == {"example": 1, "split": "test"}
-    assert image.shape == (256, 256, 3)
-    with pytest.raises(ValueError, match=r"`--example` is 2; expected .* below 2"):
-        program.read_image(config, SmallTask(), [], 2)
+def test_an_example_is_one_of_the_evaluation(monkeypatch):
+    opened = []
+
+    def open_source(config, task, split):
+        opened.append(split)
+        example = Example(IMAGE, 5, np.zeros((0, 4)), np.zeros(0), [])
+        return [example._replace(image=IMAGE[::-1]), example]
+
+    monkeypatch.setattr(program.inputs, "open_source", open_source)
+    shown, image = program.read_image(CONFIG, SmallTask(), [], 1)
+    assert shown == {"example": 1, "split": "test"} and opened == ["test"]
+    np.testing.assert_array_equal(image, IMAGE)
+    for number in (-1, 2):
+        with pytest.raises(ValueError, match=rf"is {number}; expected .* below 2"):
+            program.read_image(CONFIG, SmallTask(), [], number)
 
 
 def test_mistakes_in_flags_show_before_anything_is_loaded():
@@ -370,10 +389,8 @@ def test_mistakes_in_flags_show_before_anything_is_loaded():
 @pytest.mark.parametrize(
     ("make", "task", "channels", "features"),
     [
-        (make_detector, Detection(), 256, 16),
         (make_mask_rcnn, Detection(), 256, 16),
         (make_r_fcn, Detection(), 256, None),
-        (make_class_aware_rpn, Detection(), 256, None),
         (make_deeplab, Segmentation(), 256, None),
     ],
 )
@@ -395,3 +412,25 @@ def test_what_of_the_networks_is_explained(make, task, channels, features):
 def test_a_network_without_a_trunk_is_refused():
     with pytest.raises(ValueError, match="a TinyDetector without a `trunk`"):
         Detection().passes(double.TinyDetector(3, nnx.Rngs(0)))
+
+
+@pytest.mark.slow
+def test_a_trained_detector_is_explained(tmp_path):
+    """The demo's network after one step, started as a user does."""
+    folders = {"data": tmp_path, "workdir": tmp_path / "run"}
+    assert launch.run("train.main", "--config.steps=1", **folders)[0] == 0
+    flags = ("--example=1", "--max_passes=40", "--config.steps=1")
+    for output in ("one", "two"):
+        out = f"--output={tmp_path / output}"
+        status, errors = launch.run("train.explain", *flags, out, **folders)
+        assert status == 0, errors
+    files = sorted((tmp_path / "one").iterdir())
+    record = json.loads((tmp_path / "one" / "explanation.json").read_text())
+    kinds = [("roi" if "roi" in node else "position") for node in record["nodes"]]
+    assert kinds[0] == "position" and kinds[-1] == "roi"
+    assert {"figure1.svg", "figure2.png", "node1.png"} <= {path.name for path in files}
+    layers = [f"trunk.backbone.layer{n}.conv2" for n in ("4.0", "3.1", "3.0")]
+    assert record["networks"][0]["layers"] == layers
+    assert len(record["networks"][0]["offsets"]) == 4
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
