@@ -27,7 +27,7 @@ from train.whole_file import write_whole
 _log = logging.getLogger("train")
 
 # Of nodes: their class, how they are explained, and their sheet.
-_KINDS = (
+_KINDS: tuple[tuple[type, Any, str], ...] = (
     (Position, ExplainedNetwork.explain_positions, "figure1"),
     (RoI, ExplainedNetwork.explain_rois, "figure2"),
 )

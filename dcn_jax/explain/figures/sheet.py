@@ -4,7 +4,7 @@ Shape letters: H W image, h w bins.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -168,7 +168,7 @@ def _label_rows(axes: Sequence[Axes], node: NodeView) -> None:
 
 
 def _add_bar(
-    figure: Figure, axes: Axes, colours: ScalarMappable, label: str, **look: str
+    figure: Figure, axes: Axes, colours: ScalarMappable, label: str, **look: Any
 ) -> None:
     """Adds a colour bar with the ends of its scale."""
     end = colours.get_clim()[1]

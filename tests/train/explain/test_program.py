@@ -419,15 +419,14 @@ def test_a_trained_detector_is_explained(tmp_path):
     """The demo's network after one step, started as a user does."""
     folders = {"data": tmp_path, "workdir": tmp_path / "run"}
     assert launch.run("train.main", "--config.steps=1", **folders)[0] == 0
-    flags = ("--example=1", "--max_passes=40", "--config.steps=1")
+    flags = ("--example=1", "--node=auto", "--node=9,9", "--max_passes=40")
     for output in ("one", "two"):
         out = f"--output={tmp_path / output}"
         status, errors = launch.run("train.explain", *flags, out, **folders)
         assert status == 0, errors
     files = sorted((tmp_path / "one").iterdir())
     record = json.loads((tmp_path / "one" / "explanation.json").read_text())
-    kinds = [("roi" if "roi" in node else "position") for node in record["nodes"]]
-    assert kinds[0] == "position" and kinds[-1] == "roi"
+    assert record["nodes"][-1]["position"] == [9, 9] and "roi" in record["nodes"][-2]
     assert {"figure1.svg", "figure2.png", "node1.png"} <= {path.name for path in files}
     layers = [f"trunk.backbone.layer{n}.conv2" for n in ("4.0", "3.1", "3.0")]
     assert record["networks"][0]["layers"] == layers
