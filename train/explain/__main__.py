@@ -11,7 +11,7 @@ large one and the background, found by the network itself. It can be given again
 
 DIR, "explanation" by default, gets as PNG and SVG: a page for each node (node1, ...),
 the papers' sheets (figure1 of positions, figure2 of RoIs), the offsets of each
-deformable layer as arrows (offsets1_LAYER, ... of the first run), and explanation.json.
+deformable layer as arrows (offsets1_LAYER of the first run), and explanation.json.
 """
 
 if __name__ == "__main__":
