@@ -145,7 +145,9 @@ def _check_tuples(argv: list[str]) -> None:
         name, separator, value = argument.lstrip("-").partition("=")
         if not argument.startswith("-") or name not in flags.FLAGS:
             continue
-        if not isinstance(flags.FLAGS[name], flags.MultiFlag):
+        if not name.startswith("config.") or not isinstance(
+            flags.FLAGS[name], flags.MultiFlag
+        ):
             continue
         if name in seen:
             raise ValueError(f"--{name} is given twice.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config_dict import ConfigDict
+from train.run_config import tuples_of
 from train.task import Task
 from train.whole_file import write_whole
 
@@ -76,7 +77,7 @@ def _with_fields(config: ConfigDict, fields: dict[str, Any]) -> ConfigDict:
         section: Any = config
         for key in sections:
             section = section[key]
-        section[name] = _tuples(value)
+        section[name] = tuples_of(value)
     return config
 
 
@@ -94,8 +95,3 @@ def _has(config: ConfigDict, path: str) -> bool:
             return False
         value = value[key]
     return True
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that fields are."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

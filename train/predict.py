@@ -42,7 +42,11 @@ from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
 
-_SCORE = flags.DEFINE_float("score", 0.5, "Lowest score of what is drawn and listed.")
+_SCORE = flags.DEFINE_float(
+    "score",
+    0.5,
+    "Lowest score of what is drawn and listed, or chosen to be explained.",
+)
 # Of the files of a folder, those that are taken for images.
 _ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
 # Bytes of a picture's name that are taken from the image's: file systems have 255.
@@ -73,8 +77,7 @@ def predict_files(
         all others are done.
     """
     # Before the model is loaded: mistakes show at once.
-    if not 0 <= score <= 1:
-        raise ValueError(f"`--score` is {score}; expected a number from 0 to 1.")
+    check_score(score)
     paths = image_files(files)
     output.mkdir(parents=True, exist_ok=True)
     config = conventions.kept(config, workdir)
@@ -101,6 +104,36 @@ def predict_files(
         raise ValueError(
             f"{len(failures)} of {len(paths)} images failed: {failures[0]}{more}"
         )
+
+
+def lowest_score() -> float:
+    """Returns what `--score` says."""
+    return _SCORE.value
+
+
+def check_score(score: float) -> None:
+    """Refuses what is no score.
+
+    Raises:
+      ValueError: It is not from 0 to 1.
+    """
+    if not 0 <= score <= 1:
+        raise ValueError(f"`--score` is {score}; expected a number from 0 to 1.")
+
+
+def read_upright(path: str, max_pixels: int) -> np.ndarray:
+    """Reads an image as it is shown, [H, W, 3] uint8 RGB.
+
+    Raises:
+      ValueError: The image is broken or too large.
+      OSError: It cannot be read.
+    """
+    file = transforms.read_file(path, max_pixels)
+    image = transforms.decode_image(file, path, max_pixels, upright=True)
+    if (tag := read_header(file, path).orientation) != 1:
+        shown = one_line(path, 300)
+        _log.info("%s is turned as its orientation tag (%d) says", shown, tag)
+    return image
 
 
 def image_files(arguments: Sequence[str]) -> list[str]:
@@ -172,7 +205,7 @@ class _Predictor:
           ValueError: The image is broken or too large.
           OSError: It cannot be read.
         """
-        image = self._read(path)
+        image = read_upright(path, self._data.max_pixels)
         canvas, geometry = transforms.fit_image(
             image,
             canvases=self._data.canvases,
@@ -188,22 +221,13 @@ class _Predictor:
         picture = self._task.draw(image, prediction, geometry, self._names, self._score)
         return records, picture
 
-    def _read(self, path: str) -> np.ndarray:
-        """Reads an image as it is shown."""
-        most = self._data.max_pixels
-        file = transforms.read_file(path, most)
-        image = transforms.decode_image(file, path, most, upright=True)
-        if (tag := read_header(file, path).orientation) != 1:
-            shown = one_line(path, 300)
-            _log.info("%s is turned as its orientation tag (%d) says", shown, tag)
-        return image
-
 
 @interrupt.interruptible
 def main(arguments: list[str], task: Task) -> None:
     """Predicts what is in the images named as arguments."""
     output = output_folder() or Path("predictions")
-    predict_files(cli.config(), cli.workdir(), task, arguments, output, _SCORE.value)
+    score = lowest_score()
+    predict_files(cli.config(), cli.workdir(), task, arguments, output, score)
 
 
 if __name__ == "__main__":

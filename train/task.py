@@ -7,7 +7,7 @@ stands here. A run is handed its task as a value; `train.tasks` has those that t
 Shape letters: N images, H W canvas.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -86,6 +86,21 @@ class Start(NamedTuple):
     notes: tuple[str, ...]  # what the log should say of them
 
 
+class Passes(NamedTuple):
+    """What `train.explain` looks into: pure functions of a network and one image.
+
+    Arguments of both begin with the network, `images` [1, H, W, 3] and `sizes` [1, 2].
+    """
+
+    # To the map [1, P, Q, F] whose positions are explained.
+    map: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    # With a fourth argument, RoIs [1, B, 4], to their features [1, B, F]; None where
+    # RoIs are not explained.
+    rois: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array] | None
+    # Of a pixel that says nothing, RGB of 0 to 255.
+    mean_colour: tuple[float, float, float]
+
+
 class Task(Protocol):
     """What is learned from which ground truth, and how it is judged and shown."""
 
@@ -117,6 +132,17 @@ class Task(Protocol):
 
         Raises:
           ValueError: An argument is out of its range.
+        """
+        ...
+
+    def passes(self, network: Any) -> Passes:
+        """Returns what is explained of a network.
+
+        Args:
+          network: As `build` made it, or with shapes in place of arrays.
+
+        Raises:
+          ValueError: It has nothing that could be.
         """
         ...
 

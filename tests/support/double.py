@@ -20,6 +20,7 @@ from flax import nnx
 
 from dcn_jax.detection.records import Detections
 from dcn_jax.modules.deform_conv import Samples
+from train.task import Passes
 from train.tasks.detection import Detection
 
 
@@ -86,6 +87,11 @@ class DetectionDouble(Detection):
     def write_network(self, folder, config, num_classes, variables):
         """Nothing: no file describes the network."""
 
+    def passes(self, network):
+        if hasattr(network, "trunk"):
+            return super().passes(network)
+        return Passes(type(network).features, None, (0.0, 0.0, 0.0))
+
 
 def batch(n=8, side=32, seed=0):
     """A random training batch, as the loader yields it."""
@@ -109,4 +115,6 @@ if __name__ == "__main__":
 
     named = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
     program = importlib.import_module(sys.argv.pop(1) if named else "train.main")
+    if hasattr(program, "__path__"):
+        program = importlib.import_module(f"{program.__name__}.__main__")
     cli.run(program.main, {"detection": DetectionDouble()})

@@ -12,10 +12,11 @@ import numpy as np
 from flax import nnx
 
 from dcn_jax.networks import NETWORKS
+from dcn_jax.trunk import Trunk
 from train.config_dict import ConfigDict
 from train.sections import construct, settings_of
 from train.skeleton import variables_of
-from train.task import Network, Start
+from train.task import Network, Passes, Start
 from train.whole_file import whole_file
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -92,6 +93,17 @@ class Composed:
             rngs=rngs,
         )
 
+    def passes(self, network: Any) -> Passes:
+        """The last map of the backbone, as the papers show it, and no RoIs."""
+        trunk = getattr(network, "trunk", None)
+        if not isinstance(trunk, Trunk):
+            raise ValueError(
+                f"The network is a {type(network).__name__} without a `trunk`; "
+                "expected one that has it, or a task with `passes` of its own."
+            )
+        r, g, b = trunk.pixel_mean
+        return Passes(_conv5, None, (r, g, b))
+
     def arguments(self, config: ConfigDict) -> dict[str, Any]:
         """Returns the stages' settings, and the records of the network as a whole."""
         return {
@@ -165,6 +177,12 @@ class Composed:
 
 def _shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {path: tuple(value.shape) for path, value in variables.items()}
+
+
+def _conv5(network: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
+    trunk = network.trunk
+    images = trunk.normalise(images, sizes)
+    return trunk.backbone(images, sizes if trunk.clear_padding else None)["c5"]
 
 
 def _flat(path: str, value: Any) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import numpy as np
 
 from dcn_jax.detection.paste import paste_mask
 from dcn_jax.detection.records import Batch, Detections
+from dcn_jax.detection.roi_head import RepresentingHead
+from dcn_jax.modules.roi_pool import DeformRoIPooling, RoIAlign
 from dcn_jax.networks import POOL_LAYERS
 from train import draw
 from train.config_dict import ConfigDict
@@ -23,6 +25,7 @@ from train.evaluation.coco import AveragePrecision
 from train.evaluation.coco_results import coco_results, original_boxes
 from train.evaluation.voc import VocAveragePrecision
 from train.sections import settings_of
+from train.task import Passes
 from train.tasks.composed import Composed
 
 # What `Source.judged_by` may name.
@@ -51,6 +54,15 @@ class Detection(Composed):
             if not model.mimicking:
                 del arguments["mimic"]
         return arguments
+
+    def passes(self, network: Any) -> Passes:
+        """Adds RoIs after the second fully connected layer, where bins are told."""
+        passes, head = super().passes(network), getattr(network, "roi", None)
+        pool = getattr(head, "pool", None)
+        told = isinstance(pool, RoIAlign | DeformRoIPooling)
+        if told and isinstance(head, RepresentingHead):
+            passes = passes._replace(rois=_representation)
+        return passes
 
     def usual(self, config: ConfigDict) -> ConfigDict:
         """Returns the defaults for the configured network and RoI pooling."""
@@ -124,6 +136,12 @@ class Detection(Composed):
             {"label": categories[label - 1]["name"], **result}
             for label, result in zip(labels, results, strict=True)
         ]
+
+
+def _representation(
+    network: Any, images: jax.Array, sizes: jax.Array, rois: jax.Array
+) -> jax.Array:
+    return network.roi.represent(network.features(images, sizes), rois)
 
 
 def padded_boxes(

@@ -1,0 +1,8 @@
+"""What networks see of an image: `python -m train.explain`.
+
+nodes     what is explained: positions and RoIs, given or found
+network   a trained network and what it sees of nodes
+run       one or several networks on one image, and the files of that
+pictures  the figures
+record    explanation.json
+"""
