@@ -1,0 +1,1 @@
+"""Explains what a trained network sees of an image."""
