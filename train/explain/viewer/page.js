@@ -15,13 +15,13 @@ async function start() {
   const [page] = Bokeh.documents;
   model = (name) => page.get_model_by_name(name);
   for (const [i, text] of facts.stacks.entries()) {
-    element("stack").append(new Option(text, i));
+    element("stack").append(new Option(text, i, false, i === facts.first.stack));
   }
   element("stack").addEventListener("change", showPoints);
   element("whole").addEventListener("click", showWhole);
   element("panels").addEventListener("keydown", move);
   addEventListener("pick", ({ detail }) => point(detail));
-  point(facts.first);
+  point(facts.first.place);
 }
 
 // Shows what is at a place, in the coordinates of boxes.
@@ -38,7 +38,7 @@ function show() {
   const [nx, ny] = ["x", "y"].map((axis) => column("nodes", axis)[state.node]);
   const [rows, columns] = facts.map_size;
   element("node").textContent = `x ${nx}, y ${ny} of a map of ${columns} × ${rows}`;
-  element("pixel").textContent = `x ${x}, y ${y}, ${facts.stride} to a node`;
+  element("pixel").textContent = `x ${x}, y ${y} (stride ${facts.stride})`;
   showPoints();
   showField();
   showDetections();
@@ -59,13 +59,14 @@ function showPoints() {
   model("shown points").data = {
     ...places(within),
     level: within.map((i) => level[i]),
-    size: within.map((i) => 4 + (6 * level[i]) / facts.levels),
+    size: within.map((i) => 3 + (5 * level[i]) / facts.levels),
   };
   model("shown points outside").data = places(without);
+  element("layers").textContent = facts.layers[stack].join(", ") || "the model";
   const count = facts.counts[stack];
   const shown = inside.length < count ? `, ${inside.length} strongest shown` : "";
   const outside = column(name, "outside")[state.node];
-  element("count").textContent = `${count}, ${outside} outside of the map${shown}`;
+  element("count").textContent = `${count}, of which ${outside} outside of the map${shown}`;
 }
 
 function showField() {
@@ -74,7 +75,7 @@ function showField() {
   source.change.emit();
   for (const [id, name] of [["area", "area_side"], ["square", "square_side"]]) {
     const side = column("nodes", name)[state.node];
-    element(id).textContent = `side of ${side.toFixed(0)} pixels`;
+    element(id).textContent = `${side.toFixed(0)} pixels`;
   }
 }
 
@@ -96,7 +97,12 @@ function showDetections() {
     y2: corner("y2"),
     width: order.map((d) => [1, 2, 3][rank(d)]),
     alpha: order.map((d) => [0.55, 1, 1][rank(d)]),
-    text: order.map((d) => (rank(d) === 2 ? text(d) : "")),
+  };
+  const chosen = order.filter((d) => d === state.chosen);
+  model("shown name").data = {
+    x: chosen.map((d) => column("detections", "x1")[d]),
+    y: chosen.map((d) => column("detections", "y1")[d]),
+    text: chosen.map(text),
   };
   element("here").textContent = here.length
     ? `${here.length} of ${names.length} here:`
@@ -145,7 +151,7 @@ function showBins() {
 }
 
 function showWhole() {
-  const { x_range, y_range } = model("picture of points");
+  const { x_range, y_range } = model("points-picture");
   x_range.setv({ start: facts.view.x[0], end: facts.view.x[1] });
   y_range.setv({ start: facts.view.y[0], end: facts.view.y[1] });
 }

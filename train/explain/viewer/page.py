@@ -144,19 +144,28 @@ def _facts(atlas: Atlas, detected: Detected) -> dict[str, Any]:
         "steps": STEPS,
         "levels": LEVELS,
         "view": whole_view(*atlas.size)._asdict(),
-        "first": {"x": float(place[0]), "y": float(place[1])},
-        "stacks": [_stack_name(points.layers) for points in atlas.points],
+        "first": {
+            "place": {"x": float(place[0]), "y": float(place[1])},
+            "stack": int(np.argmax([len(points.layers) for points in atlas.points])),
+        },
+        "stacks": _stack_names(atlas),
+        "layers": [points.layers for points in atlas.points],
         "counts": [points.count for points in atlas.points],
         "bins": None if bins is None else bins.mask.shape[1:],
         # Modulation of 1 changes nothing, and some layers' is up to 2.
-        "most_mask": 1.0
-        if bins is None
-        else max(1.0, float(np.max(bins.mask, initial=0))),
+        "most_mask": 1.0 if bins is None else float(np.max(bins.mask, initial=1)),
     }
 
 
-def _stack_name(layers: tuple[str, ...]) -> str:
-    return " ← ".join(name or "the model" for name in layers)
+def _stack_names(atlas: Atlas) -> list[str]:
+    """How each stack of layers is offered for choice."""
+    deepest = max((points.layers for points in atlas.points), key=len)
+    return [
+        f"{count} layer{'s' * (count > 1)} from the node down"
+        if layers == deepest[: (count := len(layers))]
+        else f"Only {layers[0] or 'the model'}"
+        for layers in (points.layers for points in atlas.points)
+    ]
 
 
 def _notes(atlas: Atlas, detected: Detected) -> str:
@@ -175,9 +184,10 @@ def _notes(atlas: Atlas, detected: Detected) -> str:
         f"Size and colour say {strength}. White crosses are outside of the map, or "
         "come from a point that is.",
         "<b>The receptive field</b> is the gradient of the node's response by each "
-        f"pixel, the mean over {atlas.cell} × {atlas.cell} pixels. Its sides are those "
-        "of a square with as many pixels as are above 4.55 % of the strongest, and of "
-        "the smallest square round the node with 99 % of all strength.",
+        f"pixel, the mean over {atlas.cell} × {atlas.cell} pixels. Its side by area is "
+        "that of a square with as many pixels as are above 4.55 % of the strongest; "
+        "that with 99 %, of the smallest square round the node with so much of all "
+        "strength, part of which may lie outside of the image.",
         "<b>Colours</b> are square roots of strengths, as a share of the node's "
         "strongest.",
     ]

@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from train.explain.viewer.columns import LEVELS
 
 # Space round the image, as a share of its longer side: for points that left the map.
-_MARGIN = 0.08
+_MARGIN = 0.06
 # Of a receptive field; the weakest is clear.
 _OPACITY = 0.9
 # Outlines that are seen on bright and dark pictures, and in grey.
@@ -70,11 +70,13 @@ def make_plots(
     view = whole_view(*image.shape[:2])
     ranges = {"x_range": Range1d(*view.x), "y_range": Range1d(*view.y)}
     pick = CustomJS(args={"columns": columns}, code=_PICK)
+    # Darker than what is drawn on them, whose strongest are the brightest.
+    dark = (image * 0.6).astype(np.uint8)
     grey = np.repeat(image.mean(-1, keepdims=True) / 2, 3, axis=-1).astype(np.uint8)
     plots = [
         _plot(name, picture, ranges, view)
         for name, picture in (
-            ("points", image),
+            ("points", dark),
             ("field", grey),
             ("detections", image),
         )
@@ -107,7 +109,7 @@ def _plot(
     height, width = picture.shape[:2]
     plot = figure(
         **ranges,
-        name=f"picture of {name}",
+        name=f"{name}-picture",
         sizing_mode="scale_width",
         aspect_ratio=(view.x[1] - view.x[0]) / (view.y[0] - view.y[1]),
         toolbar_location=None,
@@ -147,8 +149,7 @@ def _draw_points(plot: figure) -> None:
             "field": "level",
             "transform": LinearColorMapper(PALETTE, low=0, high=LEVELS),
         },
-        line_color=_PAPER,
-        line_alpha=0.8,
+        line_color=_INK,
         line_width=0.7,
     )
 
@@ -173,7 +174,7 @@ def _draw_field(plot: figure, cells: tuple[int, int], cell: int) -> None:
 
 def _draw_detections(plot: figure) -> None:
     empty: dict[str, Any] = {
-        name: [] for name in ("x1", "y1", "x2", "y2", "width", "alpha", "text")
+        name: [] for name in ("x1", "y1", "x2", "y2", "width", "alpha")
     }
     boxes = ColumnDataSource(empty, name="shown boxes")
     corners = dict(left="x1", top="y1", right="x2", bottom="y2", source=boxes)
@@ -192,8 +193,8 @@ def _draw_detections(plot: figure) -> None:
         *("x", "y", "width", "height"),
         source=bins,
         fill_color=colour,
-        fill_alpha=0.45,
-        line_color=_PAPER,
+        fill_alpha=0.3,
+        line_color=_INK,
         line_alpha=0.6,
     )
     plot.scatter(
@@ -201,7 +202,7 @@ def _draw_detections(plot: figure) -> None:
         source=bins,
         size=6,
         fill_color=colour,
-        line_color=_PAPER,
+        line_color=_INK,
         line_width=0.7,
     )
     plot.quad(
@@ -212,10 +213,8 @@ def _draw_detections(plot: figure) -> None:
         line_alpha="alpha",
     )
     plot.text(
-        x="x1",
-        y="y1",
-        text="text",
-        source=boxes,
+        *("x", "y", "text"),
+        source=ColumnDataSource({"x": [], "y": [], "text": []}, name="shown name"),
         anchor="top_left",
         text_font_size="12px",
         text_color=_INK,
