@@ -21,12 +21,10 @@ pytestmark = pytest.mark.skipif(
     reason="needs Chromium and its driver: apt-get install chromium chromium-driver",
 )
 
-# From a pointer's release to the frame after the one that Bokeh draws in.
+# Says when a pick is drawn: Bokeh draws in the next frame.
 WATCH = """
-let since;
-addEventListener("pointerup", () => { since = performance.now(); }, true);
 addEventListener("pick", () => requestAnimationFrame(() => requestAnimationFrame(() => {
-  window.took = performance.now() - since;
+  window.drawn = true;
 })));
 """
 SHOWN = """
@@ -62,6 +60,9 @@ def browser(tmp_path_factory):
         driver.get(path.as_uri())
         WebDriverWait(driver, 120).until(lambda d: text(d, "count"))
         driver.execute_script(WATCH)
+        # Processor time, which other programs do not lengthen.
+        time_domain = {"timeDomain": "threadTicks"}
+        driver.execute_cdp_cmd("Performance.enable", time_domain)
         yield driver
     finally:
         driver.quit()
@@ -77,7 +78,7 @@ def shown(browser, *names):
 
 
 def click(browser, picture, x, y):
-    """Points at a place of the image; returns the milliseconds until it is drawn."""
+    """Points at a place of the image; returns the seconds of work until it is drawn."""
     picture = browser.find_element(By.ID, f"{picture}-picture")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
     # The margin is 6 % of the longer side, 64 pixels.
@@ -85,14 +86,19 @@ def click(browser, picture, x, y):
     left = (x + margin) / (64 + 2 * margin) - 0.5
     top = (y + margin) / (40 + 2 * margin) - 0.5
     size = picture.size
-    browser.execute_script("window.took = null")
+    browser.execute_script("window.drawn = false")
+    before = work(browser)
     webdriver.ActionChains(browser).move_to_element_with_offset(
         picture, round(left * size["width"]), round(top * size["height"])
     ).click().perform()
-    WebDriverWait(browser, 60).until(
-        lambda d: d.execute_script("return window.took") is not None
-    )
-    return browser.execute_script("return window.took")
+    WebDriverWait(browser, 60).until(lambda d: d.execute_script("return window.drawn"))
+    return work(browser) - before
+
+
+def work(browser):
+    """Seconds that the page's thread has worked."""
+    metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    return {m["name"]: m["value"] for m in metrics}["TaskDuration"]
 
 
 def choose(browser, stack):
@@ -139,9 +145,8 @@ def test_a_click_shows_the_node_next_to_it(browser):
         # A little off its centre.
         took.append(click(browser, picture, x + 3, y + 2))
         check_node(browser, stack, node)
-    print(f"clicks took {[round(t) for t in took]} ms")
-    # Of the fastest, since other programs may run beside it.
-    assert min(took) < 300
+    print(f"seconds of each click: {took}")
+    assert max(took) < 0.3
 
 
 def test_detections_at_a_place_are_listed_and_show_their_bins(browser):
@@ -186,10 +191,12 @@ def test_no_errors_and_no_requests(browser):
     logged = [e["message"] for e in browser.get_log("browser") if e["level"] != "INFO"]
     assert logged == []
     messages = [json.loads(e["message"]) for e in browser.get_log("performance")]
+    # Not those of the browser itself.
     requests = [
-        m["message"]["params"]["request"]["url"]
+        m["message"]["params"]["request"]["url"].split(":")[0]
         for m in messages
         if m["message"]["method"] == "Network.requestWillBeSent"
+        and m["message"]["params"]["documentURL"] == browser.current_url
     ]
-    assert len([url for url in requests if url.startswith("file:")]) == 1
-    assert all(url.split(":")[0] in ("file", "data", "blob") for url in requests)
+    assert requests.count("file") == 1
+    assert set(requests) <= {"file", "data", "blob"}

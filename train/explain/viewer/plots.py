@@ -96,7 +96,9 @@ def make_plots(
                 line_color=colour,
                 line_width=width,
             )
-        plot.js_on_event("tap", pick)
+        # A press is a long click, and a double one comes in place of a second click.
+        for event in ("tap", "press", "doubletap"):
+            plot.js_on_event(event, pick)
     return plots
 
 
