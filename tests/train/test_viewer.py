@@ -66,7 +66,7 @@ def make_page(**changes):
 
 def test_it_holds_the_arrays():
     scripts = Elements(make_page()).scripts
-    sources, atlas, detected = sources_of(scripts["document"]), make_atlas(), None
+    sources, atlas = sources_of(scripts["document"]), make_atlas()
     nodes = sources["nodes"]
     np.testing.assert_array_equal(np.stack([nodes["y"], nodes["x"]], -1), atlas.nodes)
     strongest = atlas.field.max((1, 2), keepdims=True)
@@ -138,7 +138,7 @@ def test_places_and_strengths_that_are_no_numbers():
     assert {32767, -32767} <= set(columns["x"][0].tolist())
 
 
-class Regular(nnx.Module):
+class Deformable(nnx.Module):
     def __init__(self):
         rngs = nnx.Rngs(0)
         self.deform = modules.DeformConv(3, 2, 3, strides=2, rngs=rngs)
@@ -151,10 +151,10 @@ def test_it_is_written_for_a_model_and_a_padded_image(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (8, 12, 3), np.uint8)
     told = []
     write_viewer(
-        *(tmp_path / "viewer.html", Regular()),
+        *(tmp_path / "viewer.html", Deformable()),
         lambda model, x: model(x.astype(jnp.float32)),
         image,
-        title="regular",
+        title="t",
         size=(8, 9),
         layers=1,
         report=lambda done, of: told.append((done, of)),

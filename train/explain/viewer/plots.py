@@ -68,7 +68,10 @@ def make_plots(
       columns: What the page reads; the pictures only carry them.
     """
     view = whole_view(*image.shape[:2])
-    ranges = {"x_range": Range1d(*view.x), "y_range": Range1d(*view.y)}
+    ranges: dict[str, Any] = {
+        "x_range": Range1d(start=view.x[0], end=view.x[1]),
+        "y_range": Range1d(start=view.y[0], end=view.y[1]),
+    }
     pick = CustomJS(args={"columns": columns}, code=_PICK)
     # Darker than what is drawn on them, whose strongest are the brightest.
     dark = (image * 0.6).astype(np.uint8)
@@ -105,7 +108,7 @@ def make_plots(
 def _plot(
     name: str,
     picture: UInt8[np.ndarray, "H W 3"],
-    ranges: dict[str, Range1d],
+    ranges: dict[str, Any],
     view: View,
 ) -> figure:
     height, width = picture.shape[:2]
@@ -127,7 +130,8 @@ def _plot(
     plot.grid.visible = False
     opaque = np.full((height, width, 1), 255, np.uint8)
     pixels = np.concatenate([picture, opaque], axis=-1).view(np.uint32)[..., 0]
-    plot.image_rgba([pixels], x=0, y=0, dw=width, dh=height)
+    shown = ColumnDataSource({"image": [pixels]})
+    plot.image_rgba(image="image", source=shown, x=0, y=0, dw=width, dh=height)
     return plot
 
 
@@ -147,10 +151,7 @@ def _draw_points(plot: figure) -> None:
         *("x", "y"),
         source=inside,
         size="size",
-        fill_color={
-            "field": "level",
-            "transform": LinearColorMapper(PALETTE, low=0, high=LEVELS),
-        },
+        fill_color=_by_level(),
         line_color=_INK,
         line_width=0.7,
     )
@@ -163,6 +164,9 @@ def _draw_field(plot: figure, cells: tuple[int, int], cell: int) -> None:
         f"{colour}{round(255 * _OPACITY * np.sqrt(i / LEVELS)):02x}"
         for i, colour in enumerate(PALETTE)
     ]
+    style: dict[str, Any] = {
+        "color_mapper": LinearColorMapper(palette=clear, low=0, high=LEVELS)
+    }
     plot.image(
         image="image",
         source=shown,
@@ -170,7 +174,7 @@ def _draw_field(plot: figure, cells: tuple[int, int], cell: int) -> None:
         y=0,
         dw=cell * width,
         dh=cell * height,
-        color_mapper=LinearColorMapper(clear, low=0, high=LEVELS),
+        **style,
     )
 
 
@@ -179,7 +183,9 @@ def _draw_detections(plot: figure) -> None:
         name: [] for name in ("x1", "y1", "x2", "y2", "width", "alpha")
     }
     boxes = ColumnDataSource(empty, name="shown boxes")
-    corners = dict(left="x1", top="y1", right="x2", bottom="y2", source=boxes)
+    corners: dict[str, Any] = dict(
+        left="x1", top="y1", right="x2", bottom="y2", source=boxes
+    )
     plot.quad(
         **corners, fill_color=None, line_color=_INK, line_width=4, line_alpha="alpha"
     )
@@ -187,10 +193,7 @@ def _draw_detections(plot: figure) -> None:
         {name: [] for name in ("x", "y", "width", "height", "level")},
         name="shown bins",
     )
-    colour = {
-        "field": "level",
-        "transform": LinearColorMapper(PALETTE, low=0, high=LEVELS),
-    }
+    colour = _by_level()
     plot.rect(
         *("x", "y", "width", "height"),
         source=bins,
@@ -214,12 +217,18 @@ def _draw_detections(plot: figure) -> None:
         line_width="width",
         line_alpha="alpha",
     )
-    plot.text(
-        *("x", "y", "text"),
-        source=ColumnDataSource({"x": [], "y": [], "text": []}, name="shown name"),
+    style: dict[str, Any] = dict(
         anchor="top_left",
         text_font_size="12px",
         text_color=_INK,
         background_fill_color=_BOX,
         padding=2,
     )
+    name = ColumnDataSource({"x": [], "y": [], "text": []}, name="shown name")
+    plot.text(*("x", "y", "text"), source=name, **style)
+
+
+def _by_level() -> Any:
+    """Colour by a column of levels."""
+    mapper = LinearColorMapper(palette=list(PALETTE), low=0, high=LEVELS)
+    return {"field": "level", "transform": mapper}
