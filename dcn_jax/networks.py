@@ -288,6 +288,7 @@ def _pool(layer: Any, settings: Settings, neck: Neck, types: dict[str, Any]) -> 
     return layer(**settings, **wired)
 
 
+Network = TwoStage | OneStage | DeepLab
 # What a configuration may name.
 NETWORKS = {
     "faster_rcnn": faster_rcnn,

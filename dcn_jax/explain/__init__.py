@@ -1,5 +1,8 @@
 """What a network sees: reads what layers record, and is imported by none."""
 
+from dcn_jax.explain.atlas import Atlas as Atlas
+from dcn_jax.explain.atlas import PointSet as PointSet
+from dcn_jax.explain.atlas import node_atlas as node_atlas
 from dcn_jax.explain.bins import BinLocations as BinLocations
 from dcn_jax.explain.bins import bin_locations as bin_locations
 from dcn_jax.explain.convolutions import Convolution as Convolution

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 from dcn_jax.explain.models import Call, check_model, copy_of
 from dcn_jax.explain.nodes import Nodes, check_image, pull_back
@@ -83,7 +83,7 @@ def area_side(
 
 def square_side(
     strength: Float[Array, "*s H W"],
-    pixel: tuple[int, int],
+    pixel: tuple[int | Int[Array, ""], int | Int[Array, ""]],
     share: float = 0.99,
 ) -> Float[Array, "*s"]:
     """Side of the smallest square round a pixel that holds a share of all strength.

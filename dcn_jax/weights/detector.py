@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dcn_jax.detection.two_stage import TwoStage
-from dcn_jax.networks import NETWORKS
+from dcn_jax.networks import NETWORKS, Network
 from dcn_jax.quoting import one_line, quoted
 from dcn_jax.weights.detector_file import DetectorFile, read_detector
 
 
 def import_detector(
     path: str | os.PathLike, *, coco_ids: bool = True, dtype: Any = None
-) -> TwoStage:
+) -> Network:
     """Builds the detector of a file, which does what its owner's does.
 
     Args:
@@ -49,7 +48,7 @@ def import_detector(
 
 def build_detector(
     detector: DetectorFile, *, dtype: Any = None, param_dtype: Any = jnp.float32
-) -> TwoStage:
+) -> Network:
     """Builds the network of a description and fills it.
 
     Raises:
@@ -87,7 +86,7 @@ def with_variables(abstract: Any, variables: Mapping[str, np.ndarray]) -> Any:
 
 def abstract_detector(
     detector: DetectorFile, dtype: Any = None, param_dtype: Any = jnp.float32
-) -> TwoStage:
+) -> Network:
     """The network without values: its variables have shapes and types.
 
     Raises:

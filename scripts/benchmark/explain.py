@@ -28,6 +28,7 @@ from dcn_jax.explain import (
     saliency_region,
     sampling_locations,
 )
+from dcn_jax.modules import DeformConv
 from scripts.benchmark.layers import CANVAS
 from scripts.benchmark.markdown import replace_section
 from scripts.benchmark.peak_rss import peak_growth
@@ -77,14 +78,14 @@ PROGRAMS = {
 SALIENCY = "saliency region of a node"
 
 
-def detector() -> nnx.Module:
+def detector() -> Any:
     """The network, with random weights and offsets of about two pixels."""
     config = coco_faster_rcnn.get_config("dcnv2,800")
-    model = TASKS[config.task].build(config, 80, nnx.Rngs(0))
+    model: Any = TASKS[config.task].build(config, 80, nnx.Rngs(0))
     rng = np.random.default_rng(0)
-    for path, module in nnx.iter_modules(model):
-        if path and path[-1] == "offset_conv":
-            bias = module.bias
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, DeformConv):
+            bias = module.offset_conv.bias
             bias[...] = jnp.asarray(rng.normal(0, 2, bias.shape), bias.dtype)
     return model
 

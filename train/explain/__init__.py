@@ -5,4 +5,5 @@ network   a trained network and what it sees of nodes
 run       one or several networks on one image, and the files of that
 pictures  the figures
 record    explanation.json
+viewer    a page on which one points at a place of the image
 """

@@ -54,6 +54,9 @@ _MAX_PASSES = flags.DEFINE_integer(
     "How many masked images the search of a saliency region may try.",
     lower_bound=33,
 )
+_VIEWER = flags.DEFINE_bool(
+    "viewer", False, "Write a page, too, that explains any place that one points at."
+)
 
 
 def read_image(
@@ -103,6 +106,7 @@ def main(arguments: list[str], task: Task) -> None:
         *(networks, shown, nodes, output_folder() or Path("explanation")),
         score=lowest_score(),
         max_passes=_MAX_PASSES.value,
+        viewer=_VIEWER.value,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from tqdm import tqdm
 
 from dcn_jax.explain import (
@@ -37,6 +38,7 @@ from train.data import transforms
 from train.evaluate import load_variables
 from train.evaluator import make_predict
 from train.explain.nodes import Position, RoI
+from train.explain.viewer import Detected, write_viewer
 from train.task import Task
 
 # Of the saliency regions' error.
@@ -118,6 +120,53 @@ class ExplainedNetwork:
 
     def boxes(self, score: float) -> np.ndarray:
         """Boxes [D, 4] that it finds in the given image, as `--score` says."""
+        return self._boxes_of(self._found(score))
+
+    def write_viewer(self, path: Path, score: float) -> None:
+        """Writes the page on which one points at a place of the image.
+
+        Args:
+          path: The file.
+          score: Lowest score of the objects that it shows.
+
+        Raises:
+          OSError: It cannot be written.
+        """
+        model = self._skeleton.model(self._variables)
+        with tqdm(desc=f"viewer, {self.name}", unit="node", disable=None) as bar:
+            write_viewer(
+                *(path, model, self._map, np.asarray(self._floats)),
+                title=f"{self.name}, step {self.step}",
+                detected=self._detected(model, score),
+                layers=self.layers,
+                report=functools.partial(_count, bar),
+            )
+
+    def _detected(self, model: Any, score: float) -> Detected:
+        """Objects in pixels of the image, with their bins where RoIs are explained."""
+        records, bins = self._found(score), None
+        y, x = self.geometry.scale
+        boxes = np.asarray(self._boxes_of(records) * (x, y, x, y), np.float32)
+        if self._passes.rois is not None and records:
+            call = functools.partial(self._rois, rois=jnp.asarray(boxes[None]))
+            nodes = np.arange(len(boxes), dtype=np.int32)[:, None]
+            find = nnx.jit(lambda m, image: bin_locations(m, call, image, nodes))
+            bins = jax.device_get(find(model, self._floats))
+        return Detected(
+            boxes,
+            np.asarray([record["score"] for record in records], np.float32),
+            [record["label"] for record in records],
+            bins,
+        )
+
+    def _boxes_of(self, records: Sequence[dict[str, Any]]) -> np.ndarray:
+        boxes = np.array([record["bbox"] for record in records]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        height, width = self.geometry.original
+        return boxes.clip(0, [width, height, width, height])
+
+    def _found(self, score: float) -> list[dict[str, Any]]:
+        """Records of the objects in the given image."""
         predict = make_predict(self._skeleton, self._mesh)
         images, sizes = self._canvas[None], np.asarray(self._sizes)
         found = jax.device_get(predict(self._variables, images, sizes))
@@ -125,10 +174,7 @@ class ExplainedNetwork:
             jax.tree.map(operator.itemgetter(0), found),
             *(self.geometry, self._categories, score),
         )
-        boxes = np.array([r["bbox"] for r in records if "bbox" in r]).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        height, width = self.geometry.original
-        return boxes.clip(0, [width, height, width, height])
+        return [record for record in records if "bbox" in record]
 
     def offsets(self) -> dict[str, OffsetField]:
         """Fields of its deformable layers on the way to the map.
@@ -288,6 +334,11 @@ class ExplainedNetwork:
             offset=field.offset[0, :rows, :columns] * stride,
             mask=mask,
         )
+
+
+def _count(bar: Any, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
 
 
 def _show(bar: Any, passes: int, area: float) -> None:

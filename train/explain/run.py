@@ -86,6 +86,7 @@ def explain_image(
     *,
     score: float,
     max_passes: int,
+    viewer: bool,
 ) -> None:
     """Writes pictures and explanation.json.
 
@@ -96,6 +97,7 @@ def explain_image(
       output: Folder for the results.
       score: Lowest score of an object that is found.
       max_passes: As of `saliency_region`, for each node and network.
+      viewer: Whether to write viewer1.html and so on, which take longer.
 
     Raises:
       OSError: A file cannot be written.
@@ -135,6 +137,8 @@ def explain_image(
     about = []
     for number, (folder, network) in enumerate(networks.values(), 1):
         offsets = save_offsets(output, number, network)
+        if viewer:
+            network.write_viewer(output / f"viewer{number}.html", score)
         about.append({**network_record(network, str(folder)), "offsets": offsets})
     height, width = first.geometry.original
     record = {

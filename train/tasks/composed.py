@@ -163,7 +163,7 @@ class Composed:
         from dcn_jax.weights.own_format import write_own
 
         # A task may build another network than the configuration names.
-        named = nnx.eval_shape(
+        named: Any = nnx.eval_shape(
             lambda: Composed.build(self, config, num_classes, nnx.Rngs(0))
         )
         if _shapes(variables) != _shapes(variables_of(named)):

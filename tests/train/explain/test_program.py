@@ -133,6 +133,7 @@ def explain(tmp_path, *nodes, task=None, beside=(), output="out"):
         *(networks, {"file_name": "a.png"}, [parse_node(n) for n in nodes], folder),
         score=0.5,
         max_passes=60,
+        viewer=False,
     )
     return json.loads((folder / "explanation.json").read_text())
 
