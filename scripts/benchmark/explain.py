@@ -85,7 +85,7 @@ def detector() -> Any:
     rng = np.random.default_rng(0)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, DeformConv):
-            bias = module.offset_conv.bias
+            bias: Any = module.offset_conv.bias
             bias[...] = jnp.asarray(rng.normal(0, 2, bias.shape), bias.dtype)
     return model
 

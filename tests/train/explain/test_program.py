@@ -125,7 +125,7 @@ def said(caplog, monkeypatch):
     return lambda: "\n".join(r.getMessage() for r in caplog.records)
 
 
-def explain(tmp_path, *nodes, task=None, beside=(), output="out"):
+def explain(tmp_path, *nodes, task=None, beside=(), output="out", viewer=False):
     task = task or SmallTask()
     networks = run.open_networks(CONFIG, tmp_path / "run", beside, task, IMAGE)
     folder = tmp_path / output
@@ -133,7 +133,7 @@ def explain(tmp_path, *nodes, task=None, beside=(), output="out"):
         *(networks, {"file_name": "a.png"}, [parse_node(n) for n in nodes], folder),
         score=0.5,
         max_passes=60,
-        viewer=False,
+        viewer=viewer,
     )
     return json.loads((folder / "explanation.json").read_text())
 
@@ -273,6 +273,32 @@ def test_auto_takes_what_the_network_finds(tmp_path, said):
     assert (x + 0.5, y + 0.5) == pytest.approx(((large[0] + large[2]) / 2, 15))
     assert "nodes: small object at 7,7; large object at" in said()
     assert "small object, digits: saliency region of" in said()
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_viewer_is_written_of_what_the_network_finds(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        network, "write_viewer", lambda *given, **named: written.append((given, named))
+    )
+    explain(tmp_path, "20,10", viewer=True)
+    (((path, model, call, image), named),) = written
+    assert path == tmp_path / "out" / "viewer1.html"
+    assert image.shape == (32, 64, 3) and named["title"] == "digits, step 7"
+    # The image alone is given, and its map is that of the canvas.
+    assert call(model, jnp.asarray(image[None])).shape == (1, 16, 16, 4)
+    assert named["layers"] == ("conv",)
+    found = named["detected"]
+    np.testing.assert_allclose(found.boxes, BOXES, atol=1e-4)
+    np.testing.assert_allclose(found.scores, 0.8, rtol=1e-6)
+    assert list(found.names) == ["0", "0"]
+    rois = jnp.asarray([BOXES], jnp.float32)
+    expected = bin_locations(
+        *(model, lambda m, x: m.represent(x, None, rois)),
+        jnp.pad(jnp.asarray(image), ((0, 32), (0, 0), (0, 0))),
+        [(0,), (1,)],
+    )
+    np.testing.assert_allclose(found.bins.centre, expected.centre, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("brief")
