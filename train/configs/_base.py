@@ -31,7 +31,8 @@ def get_config() -> ConfigDict:
     config.seed = 0
     # Type of the computation, "float32" or "bfloat16"; parameters stay float32.
     config.dtype = "float32"
-    # File of torchvision's ResNet weights to start from (.pth, .safetensors), or "".
+    # File of weights to start from, of a ResNet or of a whole network, or "": see
+    # dcn_jax.weights.init_from.
     config.init_from = ""
     # Length of the run: passes over the training images ...
     config.epochs = 16.0
