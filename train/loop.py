@@ -313,8 +313,8 @@ class _Run:
         try:
             self._task.write_network(self._workdir, self._config, classes, variables)
         except ValueError as error:
-            # A layer of the user's own. The checkpoint has everything.
-            _log.warning("WARNING: no file of the network: %s", one_line(str(error)))
+            # The checkpoint has everything.
+            _log.info("no file of the network alone: %s", one_line(str(error)))
 
     def close(self) -> None:
         """Ends the workers and closes the files."""

@@ -84,9 +84,6 @@ class DetectionDouble(Detection):
     def build(self, config, num_classes, rngs):
         return self._network(num_classes, rngs)
 
-    def write_network(self, folder, config, num_classes, variables):
-        """Nothing: no file describes the network."""
-
     def passes(self, network):
         if hasattr(network, "trunk"):
             return super().passes(network)
