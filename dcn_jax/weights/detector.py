@@ -19,9 +19,12 @@ def import_detector(
 ) -> Network:
     """Builds the detector of a file, which does what its owner's does.
 
+    Of our own form it is any network of `dcn_jax.networks`, DeepLab among them.
+
     Args:
-      path: Of torchvision, mmdetection or detectron2, or written by
-        `dcn_jax.weights.convert`; see `read_detector`.
+      path: Of torchvision, mmdetection or detectron2, or of our own form, as
+        `dcn_jax.weights.convert` and runs of `train.main` write it; see
+        `read_detector`.
       coco_ids: As in `read_detector`.
       dtype: Of the computation; None takes that of the parameters, float32.
 

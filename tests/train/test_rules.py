@@ -62,7 +62,11 @@ def test_our_own_are_accepted(config):
 
 
 ON_DIGITS = ("", "regular", "dcnv1", "fpn", "mask", "rfcn", "rpn", "deeplab")
-STUDIES = [f"{name}/{row}" for name, rows in ablation.STUDIES.items() for row in rows]
+STUDIES = [
+    f"{name}/{row}"
+    for name, rows in ablation.STUDIES.items()
+    for row in (ablation.START, *rows)
+]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,10 @@ def test_strengths_of_nothing_are_drawn():
     nothing = np.zeros((0, 2))
     draw_locations(axes, nothing, nothing[:, 0], np.zeros(0, bool))
     draw_locations(axes, np.ones((1, 2)), np.zeros(1), np.ones(1, bool))
-    render(axes.figure, "png", dpi=20)
+    drawn = [c.get_offsets().tolist() for c in collections(axes, PathCollection)]
+    assert drawn == [[], [], [[1, 1]], []]
+    assert np.isfinite(collections(axes, PathCollection)[2].get_sizes()).all()
+    assert render(axes.figure, "png", dpi=20).startswith(b"\x89PNG")
 
 
 def test_a_receptive_field_ends_at_its_percentile():

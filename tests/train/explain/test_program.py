@@ -203,8 +203,11 @@ def test_a_position_and_a_roi_are_explained_in_pixels_of_the_image(tmp_path):
     found = position["explanations"]["digits"]
     assert found["map_position"] == [11, 3]
     places = [(3, 11)]
-    call = lambda m, x: m.features(x, None)  # noqa: E731
-    where, field, region = direct(call, places, sampling_locations, layers=1)
+
+    def features(model, images):
+        return model.features(images, None)
+
+    where, field, region = direct(features, places, sampling_locations, layers=1)
     # The lowest map is the resized image itself, on its canvas.
     points = (where.position[0] + 0.5) / SCALE - 0.5
     locations = found["locations"]
@@ -219,8 +222,11 @@ def test_a_position_and_a_roi_are_explained_in_pixels_of_the_image(tmp_path):
     found = roi["explanations"]["digits"]
     box = np.array([30, 3, 57, 27]) * np.tile(SCALE[::-1], 2)
     rois = jnp.asarray(box[None, None], jnp.float32)
-    call = lambda m, x: m.represent(x, None, rois)  # noqa: E731
-    where, field, region = direct(call, [(0,)], bin_locations)
+
+    def representation(model, images):
+        return model.represent(images, None, rois)
+
+    where, field, region = direct(representation, [(0,)], bin_locations)
     centres = (where.centre[0] / SCALE)[..., ::-1]
     np.testing.assert_allclose(found["bins"]["centres"], centres, rtol=1e-4)
     np.testing.assert_allclose(found["bins"]["size"], (27 / 2, 24 / 2), rtol=1e-4)
