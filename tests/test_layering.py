@@ -30,13 +30,14 @@ INNER = {
         "roi": {"_jax", "arguments"},
     },
     "dcn_jax": {
-        "__init__": set(),
+        "__init__": {"torch_layout"},
         "quoting": set(),
+        "torch_layout": set(),
         "regular_file": {"quoting"},
         "padding": set(),
         "losses": set(),
         "boxes": set(),
-        "modules": {"padding"},
+        "modules": {"padding", "quoting", "torch_layout"},
         "backbones": {"modules", "padding"},
         "necks": {"modules", "padding"},
         "trunk": {"backbones", "necks", "padding"},
@@ -48,7 +49,7 @@ INNER = {
         },
         "weights": {
             *("backbones", "boxes", "detection", "modules", "networks", "trunk"),
-            *("quoting", "regular_file"),
+            *("quoting", "regular_file", "torch_layout"),
         },
     },
 }
