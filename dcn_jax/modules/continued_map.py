@@ -18,10 +18,14 @@ from xla_ops import sampling_positions
 
 # How `jnp.pad` names them.
 _MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
-CONTINUED = tuple(_MODES)
 # Rows and columns of the map that are there twice, before and behind it: a place on the
 # border may be rounded across it, and its derivative reads the pixel that follows.
 _BEFORE, _BEHIND = 1, 2
+
+
+def is_continued(padding: Any) -> bool:
+    """Whether a layer's padding is one of the two."""
+    return isinstance(padding, str) and padding in _MODES
 
 
 class Continued(NamedTuple):
@@ -61,7 +65,7 @@ def continue_map(
     Args:
       x: The map.
       offset: (dy, dx) in its pixels.
-      padding: One of `CONTINUED`.
+      padding: "CIRCULAR" or "REFLECT".
       kernel_size: (R, S), each more than 1.
       strides: As in `deform_conv2d`.
       kernel_dilation: As in `deform_conv2d`.

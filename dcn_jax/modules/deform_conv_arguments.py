@@ -12,7 +12,7 @@ from dcn_jax.modules.arguments import (
     check_padding,
     check_pair,
 )
-from dcn_jax.modules.continued_map import CONTINUED
+from dcn_jax.modules.continued_map import is_continued
 from xla_ops.deform_conv.arguments import check_precision
 from xla_ops.deform_conv.border import BORDERS
 
@@ -131,7 +131,7 @@ def check_places(x: Any, offset_features: Any) -> None:
 
 
 def _check_padding(padding: Any, kernel_size: tuple[int, int], border: str) -> Any:
-    if not isinstance(padding, str) or padding not in CONTINUED:
+    if not is_continued(padding):
         return check_padding(padding)
     if border != "zeros":
         raise ValueError(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from dcn_jax.modules.continued_map import CONTINUED, continue_map, undeformed_padding
+from dcn_jax.modules.continued_map import continue_map, is_continued, undeformed_padding
 from dcn_jax.modules.deform_conv_arguments import Arguments
 from xla_ops import deform_conv2d, sampling_positions
 
@@ -33,7 +33,7 @@ def sampled_conv(
         for array in (x, offset, mask, map_sizes)
     )
     padding, dilation = arguments.padding, arguments.kernel_dilation
-    if padding in CONTINUED:
+    if is_continued(padding):
         x, offset, padding, dilation = continue_map(
             x,
             offset,
@@ -70,7 +70,7 @@ def samples(
     size, axes = x.shape[-3:-1], x.ndim - 3
     offset = one_batch(offset, axes)
     padding = arguments.padding
-    if padding in CONTINUED:
+    if is_continued(padding):
         padding = undeformed_padding(arguments.kernel_size, arguments.kernel_dilation)
     positions = functools.partial(
         sampling_positions,
