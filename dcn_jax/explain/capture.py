@@ -11,7 +11,7 @@ import jax
 from flax import linen, nnx
 from jaxtyping import Array
 
-from dcn_jax.explain.models import Model, check_model
+from dcn_jax.explain.models import check_model
 from dcn_jax.modules import linen as linen_layers
 from dcn_jax.modules.deform_conv import DeformConv, Samples
 
@@ -28,7 +28,7 @@ class Record(NamedTuple):
     stacked: bool  # whether `nnx.scan` or `nnx.vmap` runs L layers; else L is 1
 
 
-def capture_samples(module: Model, call: Callable[[Any], Any]) -> list[Record]:
+def capture_samples(module: Any, call: Callable[[Any], Any]) -> list[Record]:
     """Records what is sampled, without gradients.
 
     Args:
@@ -45,7 +45,7 @@ def capture_samples(module: Model, call: Callable[[Any], Any]) -> list[Record]:
       ValueError: It is a Linen module without variables, or one whose layers leave no
         record, as under a lifted transformation that does not keep them.
     """
-    module = check_model(module)
+    module = check_model(module, "module")
     if isinstance(module, linen.Module):
         return _capture_linen(module, call)
     layers = {

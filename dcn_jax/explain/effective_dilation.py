@@ -20,7 +20,6 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from dcn_jax.explain.capture import Record, capture_samples
 from dcn_jax.explain.convolutions import map_stride
-from dcn_jax.explain.models import Model
 from dcn_jax.explain.moments import Moments, merge, moments_of_groups
 from dcn_jax.modules.arguments import check_pair
 
@@ -32,7 +31,7 @@ SIZE_BOUNDS = (32.0, 96.0)
 
 
 def effective_dilation(
-    module: Model,
+    module: Any,
     call: Callable[[Any], Any],
     *,
     canvas: Sequence[int],

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dcn_jax.explain.capture import capture_samples
-from dcn_jax.explain.models import Model
 from dcn_jax.modules.continued_map import is_continued
 
 # A sample with less weight than this neither says nor learns much.
@@ -20,7 +19,7 @@ DEAD_MASK = 0.01
 
 
 def offset_health(
-    module: Model, call: Callable[[Any], Any]
+    module: Any, call: Callable[[Any], Any]
 ) -> dict[str, Float[Array, ""]]:
     """Offset statistics of a forward pass, averaged over the deformable layers.
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dcn_jax.explain.capture import Record, capture_samples
-from dcn_jax.explain.models import Model
 
 
 class OffsetField(NamedTuple):
@@ -23,7 +22,7 @@ class OffsetField(NamedTuple):
     map_size: Int[Array, "2"]  # (H, W) of that map
 
 
-def offset_fields(module: Model, call: Callable[[Any], Any]) -> dict[str, OffsetField]:
+def offset_fields(module: Any, call: Callable[[Any], Any]) -> dict[str, OffsetField]:
     """Mean offset and mask of every filter of every deformable convolution.
 
     Taps that move apart from one another cancel in the mean; how far apart they lie is

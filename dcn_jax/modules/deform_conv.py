@@ -6,7 +6,7 @@ as that of the batch, or none.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -193,7 +193,7 @@ class DeformConv(nnx.Module):
         feature_group_count: int = 1,
         offset_groups: int = 1,
         **arguments: Any,
-    ) -> Self:
+    ) -> "DeformConv":
         """Makes a layer with weights of torch, whose branch is in the state dict too.
 
         It does what mmcv's `DeformConv2dPack` and `ModulatedDeformConv2dPack` do, and a

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -193,7 +194,8 @@ def test_tensors_that_do_not_fit(shapes, arguments, message):
         DeformConv.from_torch(random_tensors(**shapes), padding=1, **arguments)
 
 
-def test_what_is_no_state_dict():
+def test_what_is_no_state_dict(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(TypeError, match="`state_dict` is list; expected a mapping"):
         DeformConv.from_torch([], padding=1)
     tensors = random_tensors(**GOOD) | {"weight": [1.0]}
