@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The examples of the README and of docs/ run as they stand."""
 
 import json
 import re
@@ -16,7 +16,7 @@ import pytest
 from tests.support import launch
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+README = "README.md"
 
 # The double, which trains in seconds, stands in for the demo's detector.
 TINY = (
@@ -32,14 +32,15 @@ TINY = (
 )
 
 
-def examples(language: str) -> list[str]:
-    """Code blocks of the README that are marked to be tested."""
-    return re.findall(rf"<!-- test -->\n```{language}\n(.*?)```", README, re.S)
+def examples(document: str, language: str) -> list[str]:
+    """Code blocks of a document that are marked to be tested."""
+    text = (ROOT / document).read_text()
+    return re.findall(rf"<!-- test -->\n```{language}\n(.*?)```", text, re.S)
 
 
 def run_example(number: int) -> dict:
     names: dict = {}
-    exec(compile(examples("python")[number], "README.md", "exec"), names)
+    exec(compile(examples(README, "python")[number], README, "exec"), names)
     return names
 
 
@@ -72,6 +73,23 @@ def test_hessian_vector_product():
     np.testing.assert_allclose(product, difference / (2 * step), atol=2e-2 * scale)
 
 
+def test_coming_from_torch():
+    """Its blocks go on from one another."""
+    document = "docs/from_torch.md"
+    names: dict = {}
+    for block in examples(document, "python"):
+        exec(compile(block, document, "exec"), names)
+    # A sum of so many ones as taps lie on the map; half of it at the mask's start.
+    assert names["y"].shape == (1, 8, 8, 5)
+    assert names["y"][0, 4, 4].tolist() == [36] * 5
+    assert names["output"].shape == (1, 4, 4, 5)
+    np.testing.assert_array_equal(names["same"], names["output"])
+    assert names["aligned"].shape == (1, 8, 8, 4)
+    assert names["aligned"][0, 4, 4].tolist() == [36] * 4
+    # The second frame is read one pixel further: its taps leave the map there.
+    assert names["aligned"][0, 6, 6].tolist() == [26] * 4
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
@@ -95,7 +113,7 @@ def run(*arguments: str) -> None:
 def test_prediction_on_a_picture(workdir):
     photo = workdir / "photo.jpg"
     cv2.imwrite(str(photo), np.full((90, 120, 3), 128, np.uint8))
-    (command,) = examples("bash")
+    (command,) = examples(README, "bash")
     words = shlex.split(command.replace("\\\n", " "))
     assert words[:2] == ["python", "-m"]
     replaced = {
