@@ -275,15 +275,13 @@ def test_linens_sampling_and_health_are_nnxs():
 
 
 class Stack(nn.Module):
-    kept: bool
+    kept: tuple[str, ...]
 
     @nn.compact
     def __call__(self, x):
         run = nn.scan(
             lambda layer, x, _: (layer(x), None),
-            variable_axes={"params": 0, "intermediates": 0}
-            if self.kept
-            else {"params": 0},
+            variable_axes=dict.fromkeys(self.kept, 0),
             split_rngs={"params": True},
             length=3,
         )

@@ -71,7 +71,7 @@ def check_arguments(
     check_rank("kernel", kernel, "R, S, C/feature_group_count, K")
     offset = check_beside("offset", offset, x)
     groups = check_integer("feature_group_count", feature_group_count)
-    check_map_and_kernel(x, kernel, groups)
+    check_map_and_kernel(x, kernel, offset, groups)
     _check_sizes(x, kernel, groups)
     if precision is not None:
         check_precision(precision)

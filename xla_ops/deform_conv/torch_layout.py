@@ -12,22 +12,30 @@ from collections.abc import Sequence
 import jax
 
 
-def check_map_and_kernel(x: jax.Array, kernel: jax.Array, groups: int) -> None:
+def check_map_and_kernel(
+    x: jax.Array, kernel: jax.Array, offset: jax.Array, groups: int
+) -> None:
     """Checks that a map and a kernel do not fit together in torch's layout alone.
 
     Args:
       x: [N, H, W, C], or torch's [N, C, H, W].
       kernel: [R, S, C/groups, K], or torch's [K, C/groups, R, S].
+      offset: In either layout; its taps should be those of the kernel.
       groups: Of channels.
 
     Raises:
       ValueError: They do; the message has the lines that convert them.
     """
+    maps = [(False, x.shape[3]), (True, x.shape[1])]
+    kernels = [
+        (False, kernel.shape[2] * groups, kernel.shape[:2]),
+        (True, kernel.shape[1] * groups, kernel.shape[2:]),
+    ]
     fits = [
-        (x_axis == 1, kernel_axis == 1)
-        for x_axis in (3, 1)
-        for kernel_axis in (2, 1)
-        if x.shape[x_axis] == kernel.shape[kernel_axis] * groups
+        (of_x, of_kernel)
+        for of_x, channels in maps
+        for of_kernel, wanted, taps in kernels
+        if channels == wanted and _has_taps(offset, taps)
     ]
     if not fits or (False, False) in fits:
         return
@@ -63,6 +71,14 @@ def told_mask(mask: jax.Array, kernel_size: Sequence[int]) -> str:
         return ""
     size = tuple(kernel_size)
     return _told(f"mask = dcn_jax.from_torch_mask(mask, {size})")
+
+
+def _has_taps(offset: jax.Array, kernel_size: Sequence[int]) -> bool:
+    """Whether an offset may be of a kernel; True where its rank does not tell."""
+    taps = math.prod(kernel_size)
+    if offset.ndim == 6:
+        return offset.shape[4] == taps
+    return offset.ndim != 4 or (taps > 0 and offset.shape[1] % (2 * taps) == 0)
 
 
 def _told(*lines: str) -> str:
