@@ -31,8 +31,10 @@ INNER = {
     },
     "dcn_jax": {
         "__init__": set(),
+        "categories": {"quoting"},
         "quoting": set(),
         "regular_file": {"quoting"},
+        "images": {"quoting", "regular_file"},
         "padding": set(),
         "losses": set(),
         "boxes": set(),
@@ -43,12 +45,16 @@ INNER = {
         "detection": {"boxes", "losses", "modules", "padding", "trunk"},
         "segmentation": {"losses", "modules", "padding", "trunk"},
         "explain": {"backbones", "modules"},
+        "inference": {
+            *("categories", "detection", "images", "networks", "quoting"),
+            *("segmentation", "weights"),
+        },
         "networks": {
             *("backbones", "detection", "modules", "necks", "segmentation", "trunk"),
         },
         "weights": {
             *("backbones", "boxes", "detection", "modules", "networks", "trunk"),
-            *("quoting", "regular_file"),
+            *("categories", "images", "quoting", "regular_file"),
         },
     },
 }
@@ -60,7 +66,10 @@ KNOWING = {
     "effective_dilation.py",
 }
 # All that they may take from `dcn_jax`, none of which is a detector's.
-NEUTRAL = ("dcn_jax.quoting", "dcn_jax.regular_file", "dcn_jax.explain")
+NEUTRAL = (
+    *("dcn_jax.quoting", "dcn_jax.regular_file", "dcn_jax.images", "dcn_jax.explain"),
+    *("dcn_jax.categories", "dcn_jax.inference.predictor"),
+)
 TASKS = (
     *("train.tasks", "train.evaluation"),
     *("train.configs._detection", "train.configs._segmentation"),

@@ -309,9 +309,9 @@ class _Run:
             self._write_network(jax.device_get(variables))
 
     def _write_network(self, variables: dict[str, np.ndarray]) -> None:
-        classes = len(self._description["categories"])
+        categories = self._description["categories"]
         try:
-            self._task.write_network(self._workdir, self._config, classes, variables)
+            self._task.write_network(self._workdir, self._config, categories, variables)
         except ValueError as error:
             # The checkpoint has everything.
             _log.info("no file of the network alone: %s", one_line(str(error)))
