@@ -96,7 +96,7 @@ class Detector:
     ) -> list[ImageDetections]: ...
 
     def detect(
-        self, images: Image | Sequence[Image], *, score: float = 0.0
+        self, images: Any, *, score: float = 0.0
     ) -> ImageDetections | list[ImageDetections]:
         """Finds objects.
 

@@ -52,10 +52,14 @@ class Predictor:
 
     def of(
         self,
-        images: Image | Sequence[Image],
+        images: Any,
         result: Callable[[Any, Geometry], Result],
     ) -> Result | list[Result]:
         """Returns what `result` makes of an image, or a list for a sequence of them.
+
+        Args:
+          images: An `Image`, or a sequence of them.
+          result: From what is predicted of one, and its geometry.
 
         Raises:
           OSError: A file cannot be opened.
@@ -68,7 +72,7 @@ class Predictor:
             images = [images]  # refused below
         return [result(*self(self.read(image))) for image in images]
 
-    def read(self, image: Image) -> np.ndarray:
+    def read(self, image: Any) -> np.ndarray:
         """Returns an image as an array, a photograph upright; see `of`."""
         if isinstance(image, str | os.PathLike):
             return read_image(

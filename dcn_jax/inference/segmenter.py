@@ -88,9 +88,7 @@ class Segmenter:
     @overload
     def segment(self, images: Sequence[Image]) -> list[ImageLabels]: ...
 
-    def segment(
-        self, images: Image | Sequence[Image]
-    ) -> ImageLabels | list[ImageLabels]:
+    def segment(self, images: Any) -> ImageLabels | list[ImageLabels]:
         """Labels every pixel.
 
         Args:
