@@ -27,6 +27,7 @@ from train.interrupt import Interrupts
 from train.metrics import Clock, MetricWriter, log_line, read_metrics
 from train.optim import highest_rate, learning_rate, make_optimizer, trainable
 from train.resume import say_changes
+from train.run_config import config_path
 from train.skeleton import Skeleton, build_skeleton
 from train.step import (
     Metrics,
@@ -192,7 +193,7 @@ class _Run:
         active = jax.process_index() == 0
         if active:
             text = json.dumps(self._description["config"], indent=2)
-            write_whole(workdir / "config.json", text + "\n")
+            write_whole(config_path(workdir), text + "\n")
         self._writer = MetricWriter(
             workdir, step=step, active=active, wandb=_wandb(config, workdir, active)
         )
