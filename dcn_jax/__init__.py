@@ -1,4 +1,9 @@
-"""Deformable ConvNets for Flax: layers, detectors and their parts."""
+"""Deformable ConvNets for Flax: layers, networks, and detectors for pictures.
+
+Layers are in `dcn_jax.modules`, their Linen twins in `dcn_jax.modules.linen`, networks
+in `dcn_jax.networks`, files of weights in `dcn_jax.weights`, and what a network sees in
+`dcn_jax.explain`; the names below stand here too.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -6,20 +11,57 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dcn_jax.inference.detector import Detector as Detector
     from dcn_jax.inference.segmenter import Segmenter as Segmenter
+    from dcn_jax.modules import DeformConv as DeformConv
+    from dcn_jax.modules import DeformRoIPool as DeformRoIPool
+    from dcn_jax.modules import DeformRoIPoolByLevel as DeformRoIPoolByLevel
+    from dcn_jax.modules import PSRoIPool as PSRoIPool
+    from dcn_jax.modules import RoIAlign as RoIAlign
+    from dcn_jax.modules import RoIPool as RoIPool
+    from dcn_jax.networks import class_aware_rpn as class_aware_rpn
+    from dcn_jax.networks import deeplab as deeplab
+    from dcn_jax.networks import faster_rcnn as faster_rcnn
+    from dcn_jax.networks import faster_rcnn_fpn as faster_rcnn_fpn
+    from dcn_jax.networks import mask_rcnn_fpn as mask_rcnn_fpn
+    from dcn_jax.networks import r_fcn as r_fcn
 
-# Imported when they are asked for: a program that only reads weights, or a worker that
-# only reads images, needs no network.
-_HOMES = {
-    "Detector": "dcn_jax.inference.detector",
-    "Segmenter": "dcn_jax.inference.segmenter",
+    __version__: str
+
+# Module -> its names that stand here. They are imported when they are asked for: who
+# reads weights or images alone needs no network, and no OpenCV.
+_NAMES = {
+    "dcn_jax.inference.detector": ("Detector",),
+    "dcn_jax.inference.segmenter": ("Segmenter",),
+    "dcn_jax.modules": (
+        *("DeformConv", "DeformRoIPool", "DeformRoIPoolByLevel", "PSRoIPool"),
+        *("RoIAlign", "RoIPool"),
+    ),
+    "dcn_jax.networks": (
+        *("class_aware_rpn", "deeplab", "faster_rcnn", "faster_rcnn_fpn"),
+        *("mask_rcnn_fpn", "r_fcn"),
+    ),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("dcn-jax")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "cv2":
+            raise
+        raise ImportError(
+            f"dcn_jax.{name} reads and resizes images with OpenCV, which is not "
+            "installed: pip install 'dcn-jax[detect]'"
+        ) from error
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

@@ -30,7 +30,7 @@ INNER = {
         "roi": {"_jax", "arguments"},
     },
     "dcn_jax": {
-        "__init__": set(),
+        "__init__": {"inference", "modules", "networks"},
         "categories": {"quoting"},
         "quoting": set(),
         "regular_file": {"quoting"},
