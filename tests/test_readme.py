@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.support import launch
+from tests.support.run_files import CATEGORIES, SMALL, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -37,9 +39,14 @@ def examples(language: str) -> list[str]:
     return re.findall(rf"<!-- test -->\n```{language}\n(.*?)```", README, re.S)
 
 
-def run_example(number: int) -> dict:
+def run_example(number: int, replaced: Mapping[str, str] = {}) -> dict:
+    """The names that an example leaves, with texts of it replaced."""
+    code = examples("python")[number]
+    for old, new in replaced.items():
+        assert old in code
+        code = code.replace(old, new)
     names: dict = {}
-    exec(compile(examples("python")[number], "README.md", "exec"), names)
+    exec(compile(code, "README.md", "exec"), names)
     return names
 
 
@@ -70,6 +77,15 @@ def test_hessian_vector_product():
     difference = gradient(offset + step * vector) - gradient(offset - step * vector)
     scale = float(jnp.abs(product).max())
     np.testing.assert_allclose(product, difference / (2 * step), atol=2e-2 * scale)
+
+
+def test_a_detector_is_asked_about_a_picture(tmp_path):
+    write_run(tmp_path, "class_aware_rpn", categories=CATEGORIES, preprocessing=SMALL)
+    photo = tmp_path / "photo.jpg"
+    cv2.imwrite(str(photo), np.full((90, 120, 3), 128, np.uint8))
+    names = run_example(3, {"runs/demo": str(tmp_path), "photo.jpg": str(photo)})
+    assert names["found"].size == (90, 120)
+    assert names["picture"].shape == (512, 683, 3)
 
 
 @pytest.fixture(scope="module")
