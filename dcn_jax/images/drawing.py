@@ -16,11 +16,16 @@ _SHORT_SIDE, _LONG_SIDE = 512, 2048
 _TINT = 0.4
 # The same where all pixels have one; many of their colours are dark.
 _MAP_TINT = 0.6
+# Beyond any picture; OpenCV takes no larger numbers.
+_FAR = 1e5
 # Colours of the labels, repeated (Tableau's ten).
 _COLOURS = (
     (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189),
     (140, 86, 75), (227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207),
 )  # fmt: skip
+
+# left, top, right, bottom.
+_Rectangle = tuple[int, int, int, int]
 
 
 def check_size(image: np.ndarray, size: tuple[int, int]) -> None:
@@ -100,25 +105,61 @@ def draw_boxes(
       names: Of the categories.
     """
     picture = image.copy()
-    size = (image.shape[1], image.shape[0])
     width = _line_width(image)
-    font = max(min(size), _SHORT_SIDE / 2) / 900
-    # The best detection is drawn last, on top.
-    for i in np.argsort(scores):
-        colour = _colour(labels[i])
-        x1, y1, x2, y2 = (round(float(v)) for v in boxes[i])
-        cv2.rectangle(picture, (x1, y1), (x2, y2), colour, width)
+    corners = np.rint(np.clip(boxes, -_FAR, _FAR)).astype(int).tolist()
+    # The best detection is drawn last, on top, and its label chooses its place first.
+    order = np.argsort(scores, kind="stable").tolist()
+    for i in order:
+        x1, y1, x2, y2 = corners[i]
+        cv2.rectangle(picture, (x1, y1), (x2, y2), _colour(labels[i]), width)
+    font = max(min(image.shape[:2]), _SHORT_SIDE / 2) / 900
+    taken: list[_Rectangle] = []
+    for i in reversed(order):
         text = f"{names[labels[i] - 1]} {scores[i]:.2f}"
         (tw, th), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font, width)
-        # Above the box, or inside it where that would leave the picture.
-        top = y1 - th - base if y1 >= th + base else y1
-        left = max(0, min(x1, size[0] - tw))
-        cv2.rectangle(picture, (left, top), (left + tw, top + th + base), colour, -1)
+        place = _free_place(corners[i], (tw, th + base), image.shape[:2], taken)
+        taken.append(place)
+        left, top, right, bottom = place
+        cv2.rectangle(picture, (left, top), (right, bottom), _colour(labels[i]), -1)
         cv2.putText(
             picture, text, (left, top + th), cv2.FONT_HERSHEY_SIMPLEX, font,
             (255, 255, 255), max(1, width - 1), cv2.LINE_AA,
         )  # fmt: skip
     return picture
+
+
+def _free_place(
+    box: Sequence[int],
+    size: tuple[int, int],
+    shape: tuple[int, ...],
+    taken: Sequence[_Rectangle],
+) -> _Rectangle:
+    """Where a label hides no other: above its box, else in it, below it, or further.
+
+    Args:
+      box: x1 y1 x2 y2.
+      size: (width, height) of the label.
+      shape: (height, width) of the picture, which a label does not leave.
+      taken: Places of the labels before it.
+    """
+    (width, height), (high, wide) = size, shape
+    x1, y1, _, y2 = box
+    left = max(0, min(x1, wide - width))
+    lines = range(y1 + height, max(high, y1 + height + 1), height + 1)
+    tops = [y1 - height, y1, y2 - height, y2, *lines]
+    tops = [top for top in tops if 0 <= top <= high - height] or [max(0, y1)]
+    places = [(left, top, left + width, top + height) for top in tops]
+    free = (p for p in places if not any(_overlap(p, other) for other in taken))
+    return next(free, places[0])
+
+
+def _overlap(one: _Rectangle, other: _Rectangle) -> bool:
+    return (
+        one[0] < other[2]
+        and other[0] < one[2]
+        and one[1] < other[3]
+        and other[1] < one[3]
+    )
 
 
 def _colour(label: int) -> tuple[int, int, int]:

@@ -55,3 +55,36 @@ def test_a_mask_is_tinted_and_outlined_on_a_copy():
     np.testing.assert_array_equal(again, picture)
     nothing = drawing.draw_mask(image, np.zeros_like(mask), 2)
     np.testing.assert_array_equal(nothing, image)
+
+
+def test_labels_do_not_hide_each_other():
+    """Boxes in one place, as of an object that is taken for several."""
+    taken = []
+    for _ in range(12):
+        place = drawing._free_place([100, 60, 300, 200], (50, 14), (300, 400), taken)
+        left, top, right, bottom = place
+        assert (right - left, bottom - top) == (50, 14)
+        assert left >= 0 and top >= 0 and right <= 400 and bottom <= 300
+        taken.append(place)
+    # Above the box, at its top, at its bottom, below it.
+    assert [top for _, top, _, _ in taken[:4]] == [46, 60, 186, 200]
+    pixels = np.zeros((300, 400), int)
+    for left, top, right, bottom in taken:
+        pixels[top:bottom, left:right] += 1
+    assert pixels.max() == 1
+
+
+@pytest.mark.parametrize("box", [(-9, -9, 20, 20), (390, 295, 500, 400), (0, 0, 1, 1)])
+def test_a_label_stays_in_the_picture(box):
+    image = np.zeros((300, 400, 3), np.uint8)
+    picture = drawing.draw_boxes(
+        image, np.float32([box]), np.float32([0.5]), [1], ["name"]
+    )
+    # Its text is the only thing that is white.
+    assert (picture.min(-1) > 120).sum() > 20
+
+
+def test_boxes_may_be_anywhere():
+    image = np.zeros((30, 40, 3), np.uint8)
+    boxes = np.float32([[-1e30, -5, 1e30, 8], [3e9, 3e9, 4e9, 4e9]])
+    drawing.draw_boxes(image, boxes, np.float32([0.5, 0.4]), [1, 1], ["name"])
