@@ -300,6 +300,8 @@ NETWORKS = {
 }
 # Those of them that learn and predict masks.
 MASK_NETWORKS = frozenset({"mask_rcnn_fpn"})
+# Those that label pixels.
+SEGMENTERS = frozenset({"deeplab"})
 POOL_LAYERS = {
     "RoIPool": RoIPool,
     "RoIAlign": RoIAlign,

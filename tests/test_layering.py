@@ -30,10 +30,12 @@ INNER = {
         "roi": {"_jax", "arguments"},
     },
     "dcn_jax": {
-        "__init__": {"torch_layout"},
+        "__init__": {"inference", "modules", "networks", "torch_layout"},
+        "categories": {"quoting"},
         "quoting": set(),
         "torch_layout": set(),
         "regular_file": {"quoting"},
+        "images": {"quoting", "regular_file"},
         "padding": set(),
         "losses": set(),
         "boxes": set(),
@@ -44,12 +46,16 @@ INNER = {
         "detection": {"boxes", "losses", "modules", "padding", "trunk"},
         "segmentation": {"losses", "modules", "padding", "trunk"},
         "explain": {"backbones", "modules"},
+        "inference": {
+            *("categories", "detection", "images", "networks", "quoting"),
+            *("segmentation", "weights"),
+        },
         "networks": {
             *("backbones", "detection", "modules", "necks", "segmentation", "trunk"),
         },
         "weights": {
             *("backbones", "boxes", "detection", "modules", "networks", "trunk"),
-            *("quoting", "regular_file", "torch_layout"),
+            *("categories", "images", "quoting", "regular_file", "torch_layout"),
         },
     },
 }
@@ -61,7 +67,10 @@ KNOWING = {
     "effective_dilation.py",
 }
 # All that they may take from `dcn_jax`, none of which is a detector's.
-NEUTRAL = ("dcn_jax.quoting", "dcn_jax.regular_file", "dcn_jax.explain")
+NEUTRAL = (
+    *("dcn_jax.quoting", "dcn_jax.regular_file", "dcn_jax.images", "dcn_jax.explain"),
+    *("dcn_jax.categories", "dcn_jax.inference.predictor"),
+)
 TASKS = (
     *("train.tasks", "train.evaluation"),
     *("train.configs._detection", "train.configs._segmentation"),

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.support import launch
+from tests.support.run_files import CATEGORIES, SMALL, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
 README = "README.md"
@@ -38,9 +40,14 @@ def examples(document: str, language: str) -> list[str]:
     return re.findall(rf"<!-- test -->\n```{language}\n(.*?)```", text, re.S)
 
 
-def run_example(number: int) -> dict:
+def run_example(number: int, replaced: Mapping[str, str] = {}) -> dict:
+    """The names that an example leaves, with texts of it replaced."""
+    code = examples(README, "python")[number]
+    for old, new in replaced.items():
+        assert old in code
+        code = code.replace(old, new)
     names: dict = {}
-    exec(compile(examples(README, "python")[number], README, "exec"), names)
+    exec(compile(code, README, "exec"), names)
     return names
 
 
@@ -73,21 +80,13 @@ def test_hessian_vector_product():
     np.testing.assert_allclose(product, difference / (2 * step), atol=2e-2 * scale)
 
 
-def test_coming_from_torch():
-    """Its blocks go on from one another."""
-    document = "docs/from_torch.md"
-    names: dict = {}
-    for block in examples(document, "python"):
-        exec(compile(block, document, "exec"), names)
-    # A sum of so many ones as taps lie on the map; half of it at the mask's start.
-    assert names["y"].shape == (1, 8, 8, 5)
-    assert names["y"][0, 4, 4].tolist() == [36] * 5
-    assert names["output"].shape == (1, 4, 4, 5)
-    np.testing.assert_array_equal(names["same"], names["output"])
-    assert names["aligned"].shape == (1, 8, 8, 4)
-    assert names["aligned"][0, 4, 4].tolist() == [36] * 4
-    # The second frame is read one pixel further: its taps leave the map there.
-    assert names["aligned"][0, 6, 6].tolist() == [26] * 4
+def test_a_detector_is_asked_about_a_picture(tmp_path):
+    write_run(tmp_path, "class_aware_rpn", categories=CATEGORIES, preprocessing=SMALL)
+    photo = tmp_path / "photo.jpg"
+    cv2.imwrite(str(photo), np.full((90, 120, 3), 128, np.uint8))
+    names = run_example(3, {"runs/demo": str(tmp_path), "photo.jpg": str(photo)})
+    assert names["found"].size == (90, 120)
+    assert names["picture"].shape == (512, 683, 3)
 
 
 @pytest.fixture(scope="module")

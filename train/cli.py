@@ -17,16 +17,22 @@ from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from dcn_jax.quoting import one_line, quoted
-from train import interrupt
+from train import flag_help, interrupt
 from train.config_dict import ConfigDict
+from train.run_config import config_path, read_config
 from train.task import Task
 from train.tasks import TASKS
 
 
 class _ConfigFile(ConfigFileFlagParser):
-    """Loads a configuration; raises what ml_collections keeps back until it is read."""
+    """Loads a configuration; raises what ml_collections keeps back until it is read.
+
+    Of a run's folder it may be the config.json.
+    """
 
     def parse(self, path: str) -> ConfigDict:
+        if path.endswith(".json"):
+            return read_config(Path(path))
         config = super().parse(path)
         if isinstance(config, ConfigDict):
             return config
@@ -40,7 +46,8 @@ class _ConfigFile(ConfigFileFlagParser):
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Experiment: FILE.py or FILE.py:ARG; --config.field=value overrides a field.",
+    "Experiment: FILE.py, FILE.py:ARG or the config.json of a run's folder, which is "
+    "the default where --workdir has one. --config.FIELD=VALUE overrides a field.",
     lock_config=True,
 )
 flags.FLAGS["config"].parser = _ConfigFile("config")
@@ -85,6 +92,9 @@ def run(
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+    if {"--help", "-help", "-h", "--helpshort"} & set(sys.argv[1:]):
+        print(flag_help.text_of(sys.modules["__main__"].__doc__ or ""))
+        return
     flags.mark_flag_as_required("config")
 
     def guarded(argv: list[str]) -> None:
@@ -102,12 +112,23 @@ def run(
         re.sub("^(--?config=)(~.*)", lambda m: m[1] + os.path.expanduser(m[2]), given)
         for given in sys.argv
     ]
+    argv[1:1] = _config_of_workdir(argv)
     try:
         app.run(guarded, argv=argv, flags_parser=lambda argv: _parse(argv, tasks))
     except KeyboardInterrupt:
         if _TRACEBACK.value:
             traceback.print_exc()
         interrupt.end_by_ctrl_c()
+
+
+def _config_of_workdir(argv: list[str]) -> list[str]:
+    """The flag that is left out where a run's own configuration is meant."""
+    given = "\n".join(argv)
+    if re.search(r"^--?config(=|$)", given, re.MULTILINE):
+        return []
+    folder = re.search(r"^--?workdir(?:=|\n)(.+)$", given, re.MULTILINE)
+    path = folder and config_path(Path(os.path.expanduser(folder[1])))
+    return [f"--config={path}"] if path and path.exists() else []
 
 
 def _task(config: ConfigDict, tasks: Mapping[str, Task]) -> Task:

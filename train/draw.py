@@ -1,4 +1,4 @@
-"""Pictures: detections on images, several of them in a grid, and a run's curves."""
+"""Pictures in a grid, and a run's curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,116 +6,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import UInt8
 
 from train.whole_file import write_whole
 
-# Small images are enlarged before labels are written on them: to this short side, where
-# the long one does not exceed the other.
-_SHORT_SIDE, _LONG_SIDE = 512, 2048
-# How much of a mask's colour covers the image.
-_TINT = 0.4
-# The same where all pixels have one; many of their colours are dark.
-_MAP_TINT = 0.6
 # Curves of each group of an evaluation.
 _DRAWN = 3
-# Colours of the labels, repeated (Tableau's ten).
-_COLOURS = (
-    (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189),
-    (140, 86, 75), (227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207),
-)  # fmt: skip
-
-
-def enlarged(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """Returns the image, or where it is small a larger copy, to draw on."""
-    short, long = sorted(image.shape[:2])
-    scale = max(1.0, min(_SHORT_SIDE / short, _LONG_SIDE / long))
-    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-
-
-def draw_mask(
-    image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], label: int
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the image with an object tinted and outlined.
-
-    Args:
-      image: RGB.
-      mask: Which pixels are inside of the object.
-      label: Of its category, from 1; says the colour.
-    """
-    colour = _colour(label)
-    paint = np.full_like(image, colour)
-    tinted = cv2.addWeighted(image, 1 - _TINT, paint, _TINT, 0)
-    picture = np.where(mask[..., None], tinted, image)
-    outlines, _ = cv2.findContours(
-        mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
-    )
-    return cv2.drawContours(picture, outlines, -1, colour, _line_width(image))
-
-
-def draw_label_map(
-    image: UInt8[np.ndarray, "H W 3"],
-    labels: Int[np.ndarray, "H W"],
-    colours: UInt8[np.ndarray, "C 3"],
-    shown: Bool[np.ndarray, " C"],
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the image with each pixel tinted in the colour of its label.
-
-    Args:
-      image: RGB.
-      labels: From 0.
-      colours: Of the labels.
-      shown: Which labels are tinted.
-    """
-    tinted = cv2.addWeighted(image, 1 - _MAP_TINT, colours[labels], _MAP_TINT, 0)
-    return np.where(shown[labels][..., None], tinted, image)
-
-
-def draw_boxes(
-    image: UInt8[np.ndarray, "H W 3"],
-    boxes: Float[np.ndarray, "D 4"],
-    scores: Float[np.ndarray, " D"],
-    labels: Sequence[int],
-    names: Sequence[str],
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the image with boxes, labels and scores on it.
-
-    Args:
-      image: RGB.
-      boxes: x1 y1 x2 y2 in pixels of `image`.
-      scores: Between 0 and 1.
-      labels: 1 is the first of `names`.
-      names: Of the categories.
-    """
-    picture = image.copy()
-    size = (image.shape[1], image.shape[0])
-    width = _line_width(image)
-    font = max(min(size), _SHORT_SIDE / 2) / 900
-    # The best detection is drawn last, on top.
-    for i in np.argsort(scores):
-        colour = _colour(labels[i])
-        x1, y1, x2, y2 = (round(float(v)) for v in boxes[i])
-        cv2.rectangle(picture, (x1, y1), (x2, y2), colour, width)
-        text = f"{names[labels[i] - 1]} {scores[i]:.2f}"
-        (tw, th), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font, width)
-        # Above the box, or inside it where that would leave the picture.
-        top = y1 - th - base if y1 >= th + base else y1
-        left = max(0, min(x1, size[0] - tw))
-        cv2.rectangle(picture, (left, top), (left + tw, top + th + base), colour, -1)
-        cv2.putText(
-            picture, text, (left, top + th), cv2.FONT_HERSHEY_SIMPLEX, font,
-            (255, 255, 255), max(1, width - 1), cv2.LINE_AA,
-        )  # fmt: skip
-    return picture
-
-
-def _colour(label: int) -> tuple[int, int, int]:
-    return _COLOURS[(label - 1) % len(_COLOURS)]
-
-
-def _line_width(image: np.ndarray) -> int:
-    return max(2, round(min(image.shape[:2]) / 250))
 
 
 def grid(pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "H W 3"]:

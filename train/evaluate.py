@@ -26,6 +26,7 @@ from train import cli, conventions, inputs, interrupt, sharding
 from train.checkpoint import Checkpoints, abstract, describe
 from train.config_dict import ConfigDict
 from train.evaluator import Evaluator, write_evaluation
+from train.run_page import write_page
 from train.skeleton import Skeleton, Variables, build_skeleton
 from train.task import Task
 
@@ -111,6 +112,8 @@ def evaluate_run(
         assert evaluation is not None
         if side == own:
             write_evaluation(folder, step, evaluation)
+            if folder == workdir:
+                write_page(workdir)
         if side in config.eval.sweep:
             write_evaluation(folder / "sweep" / str(side), step, evaluation)
 

@@ -14,9 +14,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from dcn_jax.images.geometry import Geometry
 from train import draw, inputs, sharding
 from train.config_dict import ConfigDict
-from train.data.geometry import Geometry
 from train.skeleton import Skeleton, Variables
 from train.task import Metric, Task
 from train.whole_file import write_whole
@@ -142,7 +142,7 @@ class Evaluator:
             canvas[:height, :width],
             prediction,
             geometry._replace(original=geometry.size),
-            [category["name"] for category in self._source.categories],
+            self._source.categories,
             self._config.eval.picture_score,
         )
 

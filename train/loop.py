@@ -27,6 +27,8 @@ from train.interrupt import Interrupts
 from train.metrics import Clock, MetricWriter, log_line, read_metrics
 from train.optim import highest_rate, learning_rate, make_optimizer, trainable
 from train.resume import say_changes
+from train.run_config import config_path
+from train.run_page import write_page
 from train.skeleton import Skeleton, build_skeleton
 from train.step import (
     Metrics,
@@ -192,7 +194,7 @@ class _Run:
         active = jax.process_index() == 0
         if active:
             text = json.dumps(self._description["config"], indent=2)
-            write_whole(workdir / "config.json", text + "\n")
+            write_whole(config_path(workdir), text + "\n")
         self._writer = MetricWriter(
             workdir, step=step, active=active, wandb=_wandb(config, workdir, active)
         )
@@ -298,20 +300,18 @@ class _Run:
         self._writer.write(self._step, scalars)
 
     def finish(self) -> None:
-        """Draws the curves, and writes the network alone."""
+        """Writes the network alone."""
         place = sharding.replicated(self._mesh)
         variables = jax.jit(lambda arrays: arrays, out_shardings=place)(
             self._state.variables
         )
         if jax.process_index() == 0:
-            records = read_metrics(self._workdir / "metrics.jsonl")
-            save_curves(self._workdir / "curves.png", records)
             self._write_network(jax.device_get(variables))
 
     def _write_network(self, variables: dict[str, np.ndarray]) -> None:
-        classes = len(self._description["categories"])
+        categories = self._description["categories"]
         try:
-            self._task.write_network(self._workdir, self._config, classes, variables)
+            self._task.write_network(self._workdir, self._config, categories, variables)
         except ValueError as error:
             # The checkpoint has everything.
             _log.info("no file of the network alone: %s", one_line(str(error)))
@@ -350,6 +350,10 @@ class _Run:
         if jax.process_index() == 0:
             write_evaluation(self._workdir, self._step, result)
         self._writer.write(self._step, result.scalars())
+        if jax.process_index() == 0:
+            records = read_metrics(self._workdir / "metrics.jsonl")
+            save_curves(self._workdir / "curves.png", records)
+            write_page(self._workdir)
         return True
 
 

@@ -20,7 +20,6 @@ if __name__ == "__main__":
 
 import json
 import logging
-import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,13 +29,14 @@ import jax
 import numpy as np
 from absl import flags
 
+from dcn_jax.images.files import decode_image, read_file
+from dcn_jax.images.headers import read_header
+from dcn_jax.inference.predictor import Predictor
 from dcn_jax.quoting import one_line
 from train import cli, conventions, draw, interrupt, sharding
 from train.config_dict import ConfigDict
-from train.data import transforms
-from train.data.image_headers import read_header
 from train.evaluate import load_variables, output_folder
-from train.evaluator import make_predict
+from train.preprocessing import preprocessing_of
 from train.task import Task
 from train.whole_file import write_whole
 
@@ -81,7 +81,7 @@ def predict_files(
     paths = image_files(files)
     output.mkdir(parents=True, exist_ok=True)
     config = conventions.kept(config, workdir)
-    predictor = _Predictor(config, workdir, task, score)
+    predictor = _Run(config, workdir, task, score)
     records: list[dict[str, Any]] = []
     failures: list[Exception] = []
     try:
@@ -128,8 +128,8 @@ def read_upright(path: str, max_pixels: int) -> np.ndarray:
       ValueError: The image is broken or too large.
       OSError: It cannot be read.
     """
-    file = transforms.read_file(path, max_pixels)
-    image = transforms.decode_image(file, path, max_pixels, upright=True)
+    file = read_file(path, max_pixels)
+    image = decode_image(file, path, max_pixels, upright=True)
     if (tag := read_header(file, path).orientation) != 1:
         shown = one_line(path, 300)
         _log.info("%s is turned as its orientation tag (%d) says", shown, tag)
@@ -185,18 +185,18 @@ def _beginning(name: str) -> str:
     return name.encode(errors="replace")[:_NAME_BYTES].decode(errors="ignore")
 
 
-class _Predictor:
+class _Run:
     """The newest checkpoint of a run, and what it says of an image file."""
 
     def __init__(self, config: ConfigDict, workdir: Path, task: Task, score: float):
-        self._data, self._task, self._score = config.data, task, score
+        self._task, self._score = task, score
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
-        _, skeleton, self._variables, description = load_variables(
+        _, skeleton, variables, description = load_variables(
             config, task, workdir, mesh
         )
         self._categories = description["categories"]
-        self._names = [category["name"] for category in self._categories]
-        self._predict = make_predict(skeleton, mesh)
+        preprocessing = preprocessing_of(config.data)
+        self._predict = Predictor(skeleton.model(variables), preprocessing)
 
     def __call__(self, path: str) -> tuple[list[dict[str, Any]], np.ndarray]:
         """Returns what is found in an image, and the image with that drawn on it.
@@ -205,21 +205,9 @@ class _Predictor:
           ValueError: The image is broken or too large.
           OSError: It cannot be read.
         """
-        image = read_upright(path, self._data.max_pixels)
-        canvas, geometry = transforms.fit_image(
-            image,
-            canvases=self._data.canvases,
-            short_side=self._data.eval_short_side,
-            max_side=self._data.max_side,
-        )
-        sizes = np.asarray([geometry.size], np.int32)
-        found = jax.device_get(self._predict(self._variables, canvas[None], sizes))
-        prediction = jax.tree.map(operator.itemgetter(0), found)
-        records = self._task.records(
-            prediction, geometry, self._categories, self._score
-        )
-        picture = self._task.draw(image, prediction, geometry, self._names, self._score)
-        return records, picture
+        image = read_upright(path, self._predict.preprocessing.max_pixels)
+        found = (*self._predict(image), self._categories, self._score)
+        return self._task.records(*found), self._task.draw(image, *found)
 
 
 @interrupt.interruptible

@@ -9,14 +9,21 @@ from train.config_dict import ConfigDict
 _FILE = "config.json"
 
 
-def read_config(workdir: Path) -> ConfigDict:
-    """Returns the configuration of the run in a folder.
+def config_path(workdir: Path) -> Path:
+    """Returns where the run in a folder has its configuration."""
+    return workdir / _FILE
+
+
+def read_config(path: Path) -> ConfigDict:
+    """Returns the configuration of a run.
+
+    Args:
+      path: Of its file, see `config_path`.
 
     Raises:
       OSError: There is none, or it cannot be read.
       ValueError: It is damaged.
     """
-    path = workdir / _FILE
     try:
         fields = json.loads(path.read_text())
     except ValueError as error:

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from dcn_jax.images.geometry import Geometry
 from train.config_dict import ConfigDict
-from train.data.geometry import Geometry
 
 
 class Network(Protocol):
@@ -174,7 +174,7 @@ class Task(Protocol):
         self,
         folder: Path,
         config: ConfigDict,
-        num_classes: int,
+        categories: Sequence[Mapping[str, Any]],
         variables: Mapping[str, np.ndarray],
     ) -> None:
         """Writes the trained network alone, in a form that `init_from` reads.
@@ -182,7 +182,7 @@ class Task(Protocol):
         Args:
           folder: Of the run.
           config: Its configuration.
-          num_classes: As for `build`.
+          categories: Of the data set, {"id", "name"} each.
           variables: By dotted path.
 
         Raises:
@@ -223,7 +223,7 @@ class Task(Protocol):
         image: np.ndarray,
         prediction: Any,
         geometry: Geometry,
-        names: Sequence[str],
+        categories: Sequence[Mapping[str, Any]],
         score: float,
     ) -> np.ndarray:
         """Returns the image with its prediction drawn on it.
@@ -232,7 +232,7 @@ class Task(Protocol):
           image: [h, w, 3], RGB, of `geometry.original`.
           prediction: As `Metric.update` takes it.
           geometry: From `image` to what the network saw.
-          names: Of the categories.
+          categories: Of the data set, {"id", "name"} each.
           score: What is less certain is not shown, where predictions are that.
         """
         ...

@@ -1,6 +1,6 @@
 """Operators of deformable networks for JAX, as XLA custom calls."""
 
-from xla_ops._jax import backends
+from xla_ops._jax import backends, custom_call_targets
 from xla_ops.deform_conv.convolution import deform_conv2d
 from xla_ops.deform_conv.positions import sampling_positions
 from xla_ops.non_max_suppression.greedy import nms
@@ -10,6 +10,7 @@ from xla_ops.roi.quantised import roi_pool
 
 __all__ = [
     "backends",
+    "custom_call_targets",
     "deform_conv2d",
     "deform_ps_roi_pool",
     "deform_roi_pool",

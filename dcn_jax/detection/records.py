@@ -6,6 +6,7 @@ D detections of an image (padded), S side of a ground-truth mask, m of a detecte
 
 from typing import NamedTuple
 
+from jax import export
 from jaxtyping import Array, Bool, Float, Float32, Int32, Num, UInt8
 
 
@@ -41,3 +42,9 @@ class Detections(NamedTuple):
     # Probabilities of the detection's class over its box; None where a network has no
     # masks.
     masks: Float[Array, "N D m m"] | None = None
+
+
+# So that a program that returns them can be exported, and loaded elsewhere.
+export.register_namedtuple_serialization(
+    Detections, serialized_name="dcn_jax.Detections"
+)

@@ -5,6 +5,7 @@ Shape letters: N images, H W canvas size.
 
 from typing import NamedTuple
 
+from jax import export
 from jaxtyping import Array, Int32, Integer, Num, UInt8
 
 # A pixel that is not judged, as in the files of VOC and Cityscapes' training labels.
@@ -23,3 +24,7 @@ class LabelMaps(NamedTuple):
     """What a network says of every pixel."""
 
     labels: UInt8[Array, "N H W"]  # from 0; IGNORED on the padding
+
+
+# So that a program that returns them can be exported, and loaded elsewhere.
+export.register_namedtuple_serialization(LabelMaps, serialized_name="dcn_jax.LabelMaps")

@@ -74,7 +74,14 @@ def _convert(source: str, target: str, to: str, coco_ids: bool) -> int:
     if _report(detector.ignored, detector.unused, missing):
         return 1
     if to == _OWN:
-        write_own(target, detector.network, detector.arguments, detector.variables)
+        write_own(
+            target,
+            detector.network,
+            detector.arguments,
+            detector.variables,
+            categories=detector.categories,
+            preprocessing=detector.preprocessing,
+        )
     else:
         tensors = state_dict_of(detector.variables, to)
         write_state_dict(target, tensors)

@@ -38,7 +38,20 @@ def import_detector(
         for which the network has no place; the message names the file.
     """
     file = quoted(os.path.basename(path), 260)
-    detector = read_detector(path, coco_ids=coco_ids)
+    return build(read_detector(path, coco_ids=coco_ids), file, dtype)
+
+
+def build(detector: DetectorFile, file: str, dtype: Any = None) -> Network:
+    """Builds the network of a file that has nothing else.
+
+    Args:
+      detector: Of the file.
+      file: Its name, quoted.
+      dtype: As in `import_detector`.
+
+    Raises:
+      ValueError: A tensor is lacking or has no place; the message names the file.
+    """
     if detector.unused:
         raise ValueError(
             f"{file} has {_listed(detector.unused)}, for which the network has no place"

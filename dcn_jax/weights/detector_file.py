@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dcn_jax.categories import Category
+from dcn_jax.images.preprocessing import Preprocessing
 from dcn_jax.quoting import one_line, quoted
 from dcn_jax.weights import own_format
 from dcn_jax.weights.architecture import detector_arguments
@@ -26,6 +28,9 @@ class DetectorFile(NamedTuple):
     names: dict[str, str]  # by dotted path, what the tensor is called in the file
     ignored: tuple[str, ...]  # tensors that are of no use, as counters of batches
     unused: tuple[str, ...]  # tensors with names that are not known
+    # What the labels mean, and how images are prepared; None: the file does not say.
+    categories: tuple[Category, ...] | None = None
+    preprocessing: Preprocessing | None = None
 
 
 def read_detector(path: str | os.PathLike, *, coco_ids: bool = True) -> DetectorFile:
@@ -73,10 +78,18 @@ def detector_in(
     """
     try:
         if own_format.is_own(weights.texts):
-            network, arguments = own_format.description(weights.texts)
-            tensors = weights.tensors
-            names = {name: name for name in tensors}
-            return DetectorFile("dcn_jax", network, arguments, tensors, names, (), ())
+            told, tensors = own_format.description(weights.texts), weights.tensors
+            return DetectorFile(
+                "dcn_jax",
+                told.network,
+                told.arguments,
+                tensors,
+                names={name: name for name in tensors},
+                ignored=(),
+                unused=(),
+                categories=told.categories,
+                preprocessing=told.preprocessing,
+            )
         owner = owner_of(weights.tensors)
         return None if owner is None else _translated(owner, weights, coco_ids)
     except ValueError as error:

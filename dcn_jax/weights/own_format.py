@@ -1,24 +1,27 @@
 """Our own form of a detector: .safetensors whose header describes the network.
 
-The header's texts are "format" ("dcn_jax"), "network", and "arguments" in JSON; tensors
-bear the dotted paths of the variables.
+The header's texts are "format" ("dcn_jax"), "network", and in JSON "arguments" and, of
+a network that was trained on a data set, "categories" and "preprocessing"; tensors bear
+the dotted paths of the variables.
 """
 
 import dataclasses
 import inspect
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dcn_jax.backbones import ResNet
+from dcn_jax.categories import Category, from_text, to_text
 from dcn_jax.detection.box_head import BoxHead, DetectionSelection, RoISampling
 from dcn_jax.detection.mask_head import MaskHead
 from dcn_jax.detection.mimic import Mimic
 from dcn_jax.detection.psroi_head import PSRoIHead
 from dcn_jax.detection.rpn import RPN
+from dcn_jax.images.preprocessing import Preprocessing
 from dcn_jax.networks import NETWORKS, POOL_LAYERS
 from dcn_jax.quoting import one_line, quoted
 from dcn_jax.trunk import Trunk
@@ -46,6 +49,15 @@ _RECORDS: Mapping[str, Any] = {
 }
 
 
+class Description(NamedTuple):
+    """What a header says; None of what it leaves out."""
+
+    network: str  # of `NETWORKS`
+    arguments: dict[str, Any]  # of that function, without types and `rngs`
+    categories: tuple[Category, ...] | None = None
+    preprocessing: Preprocessing | None = None
+
+
 def is_own(texts: Mapping[str, str]) -> bool:
     """Whether a header with these texts is of this form."""
     return texts.get("format") == _FORMAT
@@ -56,14 +68,19 @@ def write_own(
     network: str,
     arguments: Mapping[str, Any],
     variables: Mapping[str, np.ndarray],
+    *,
+    categories: Sequence[Category] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> None:
-    """Writes a detector.
+    """Writes a network.
 
     Args:
       path: .safetensors file.
       network: Of `NETWORKS`.
       arguments: Of that function, without types and `rngs`.
       variables: By dotted path.
+      categories: What its labels mean.
+      preprocessing: How images come onto its canvases.
 
     Raises:
       OSError: The file cannot be written.
@@ -80,11 +97,15 @@ def write_own(
 
     text = json.dumps(dict(arguments), default=plain)
     metadata = {"format": _FORMAT, "network": network, "arguments": text}
+    if categories is not None:
+        metadata["categories"] = to_text(categories)
+    if preprocessing is not None:
+        metadata["preprocessing"] = preprocessing.to_text()
     write_safetensors(path, variables, metadata)
 
 
-def description(texts: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """The network and its arguments.
+def description(texts: Mapping[str, str]) -> Description:
+    """What the texts of a header say.
 
     Raises:
       ValueError: The texts describe none.
@@ -112,7 +133,17 @@ def description(texts: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
                 f"{tuple(POOL_LAYERS)}"
             )
         arguments["pool_layer"] = POOL_LAYERS[layer]
-    return network, arguments
+    categories = preprocessing = None
+    if "categories" in texts:
+        categories = from_text(texts["categories"])
+        if len(categories) != (count := arguments.get("num_classes")):
+            raise ValueError(
+                f"it has {len(categories)} categories, and its network "
+                f"{quoted(count)} classes"
+            )
+    if "preprocessing" in texts:
+        preprocessing = Preprocessing.from_text(texts["preprocessing"])
+    return Description(network, arguments, categories, preprocessing)
 
 
 def _small(text: str) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from dcn_jax.images.geometry import Geometry
 from scripts.fuzz_files.bounded import Bounds
 from train.data import examples, masks
-from train.data.geometry import Geometry
 from train.data.sets import coco_annotations
 
 SUFFIXES = (".json",)

@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dcn_jax.images.files import read_image
+from dcn_jax.images.headers import read_header, turned_size
 from scripts.fuzz_files.bounded import Bounds
-from train.data import transforms
-from train.data.image_headers import read_header, turned_size
 
 SUFFIXES = (".jpg", ".png")
 REFUSALS = (ValueError, FileNotFoundError)
@@ -27,10 +27,10 @@ def bounds(size: int) -> Bounds:
 
 def read(path: Path) -> None:
     """Reads the file, as stored and upright; the sizes must be those of its header."""
-    stored = transforms.read_image(path, _MAX_PIXELS)
+    stored = read_image(path, _MAX_PIXELS)
     header = read_header(path.read_bytes(), str(path))
     assert stored.shape == (header.height, header.width, 3)
-    upright = transforms.read_image(path, _MAX_PIXELS, upright=True)
+    upright = read_image(path, _MAX_PIXELS, upright=True)
     assert upright.shape[:2] == turned_size(header)
 
 

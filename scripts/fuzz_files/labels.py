@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 from scipy.io import savemat
 
+from dcn_jax.images.palette import voc_palette
 from scripts.fuzz_files.bounded import Bounds
 from train.data import label_maps
 from train.data.sets import mat_files, voc_annotations
-from train.data.sets.palettes import voc_palette
 from train.data.sets.voc_folder import CLASSES
 
 SUFFIXES = (".xml", ".mat", ".png")

@@ -137,7 +137,7 @@ class DenseClassification:
     def weights(self, config, network):
         return Start({}, ())
 
-    def write_network(self, folder, config, num_classes, variables):
+    def write_network(self, folder, config, categories, variables):
         (folder / self.network_file).write_text(" ".join(sorted(variables)))
 
     def usable(self, source):
@@ -157,7 +157,7 @@ class DenseClassification:
     def metric(self, source):
         return PixelAccuracy(source)
 
-    def draw(self, image, prediction, geometry, names, score):
+    def draw(self, image, prediction, geometry, categories, score):
         shown = original(prediction, geometry) > 0
         return np.where(shown[..., None], image, image // 2)
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from scipy import io, sparse
 
-from train.data.sets.palettes import voc_palette
+from dcn_jax.images.palette import voc_palette
 from train.data.sets.voc_folder import CLASSES
 
 

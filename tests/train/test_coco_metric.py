@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from dcn_jax.categories import categories_of
 from dcn_jax.detection.records import Detections
-from train.data.geometry import Geometry
+from dcn_jax.images.geometry import Geometry
+from dcn_jax.inference.detections import ImageDetections
 from train.evaluation.coco import SUMMARY, AveragePrecision, average_precision
 from train.evaluation.coco_results import coco_results, run_lengths
 
@@ -87,11 +89,15 @@ def test_the_ground_truth_is_left_as_it_was():
 
 
 class Source:
+    categories = CATEGORIES
+
     def ground_truth(self):
         return truth()
 
-    def category_id(self, label):
-        return CATEGORIES[label - 1]["id"]
+
+def results_of(detections, geometry):
+    categories = categories_of(CATEGORIES)
+    return coco_results(ImageDetections.of(detections, geometry, categories))
 
 
 def test_results_are_in_original_pixels_without_padding_rows():
@@ -102,7 +108,7 @@ def test_results_are_in_original_pixels_without_padding_rows():
         valid=np.array([True, False]),
     )
     geometry = Geometry(original=(50, 200), size=(100, 100), canvas=(128, 128))
-    results = coco_results(detections, geometry, Source().category_id)
+    results = results_of(detections, geometry)
     assert results == [{"category_id": 9, "bbox": [20, 10, 40, 20], "score": 0.75}]
 
 
@@ -232,16 +238,14 @@ def detections(*boxes, probability=1.0):
 def test_masks_are_pasted_in_original_pixels():
     geometry = Geometry(original=(50, 200), size=(100, 100), canvas=(128, 128))
     found = detections([10, 20, 30, 60])
-    (result,) = coco_results(found, geometry, Source().category_id)
+    (result,) = results_of(found, geometry)
     runs: Any = result["segmentation"]
     json.dumps(runs)
     pixels = coco_mask.decode(runs)
     expected = np.zeros((50, 200), np.uint8)
     expected[10:30, 20:60] = 1
     np.testing.assert_array_equal(pixels, expected)
-    (result,) = coco_results(
-        detections([10, 20, 30, 60], probability=0.4), geometry, Source().category_id
-    )
+    (result,) = results_of(detections([10, 20, 30, 60], probability=0.4), geometry)
     assert coco_mask.area(result["segmentation"]) == 0
 
 

@@ -10,12 +10,14 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from dcn_jax import Detector
 from dcn_jax.backbones import ResNet
 from dcn_jax.weights import import_detector
 from dcn_jax.weights.detector import variables_of
 from tests.support import launch
 from tests.support.coco_folder import write_coco_folder
 from train.checkpoint import read_arrays
+from train.evaluation.coco_results import coco_results
 from train.metrics import read_metrics
 
 TINY = {
@@ -48,7 +50,8 @@ TINY = {
     "optim.lr": 0.002,
     "log.every": 1,
     "log.offset_health_every": 0,
-    "eval.batch_size": 8,
+    # As `Detector` does: other batches are rounded otherwise.
+    "eval.batch_size": 1,
     "eval.pictures": 1,
 }
 
@@ -172,6 +175,45 @@ def test_it_leaves_the_network(run):
     assert found.keys() == names.keys() and network.roi.num_classes == 3
     for name, value in found.items():
         np.testing.assert_array_equal(value, arrays[names[name]], err_msg=name)
+
+
+def test_the_detector_finds_what_was_evaluated(run, folder, tmp_path):
+    """To the bit; and so does train.predict, which needs the folder alone."""
+    workdir, _, _ = run
+    val = folder / "coco" / "val"
+    evaluated = json.loads((workdir / "detections.json").read_text())
+    instances = folder / "coco" / "annotations" / "instances_val.json"
+    ids = {
+        str(val / image["file_name"]): image["id"]
+        for image in json.loads(instances.read_text())["images"]
+    }
+    found = Detector.load(workdir).detect(list(ids))
+    expected = {i: [r for r in evaluated if r["image_id"] == i] for i in ids.values()}
+    assert expected == {
+        i: [{"image_id": i, **result} for result in coco_results(one)]
+        for i, one in zip(ids.values(), found, strict=True)
+    }
+    (tmp_path / "broken.jpg").write_bytes(b"none")
+    output = tmp_path / "out"
+    program = subprocess.run(
+        [
+            *(sys.executable, "-m", "train.predict", f"--workdir={workdir}"),
+            *("--score=0", f"--output={output}", str(tmp_path), str(val)),
+        ],
+        cwd=launch.ROOT,
+        env=launch.environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert program.returncode == 1 and "broken.jpg is not a JPEG" in program.stderr
+    predicted = json.loads((output / "predictions.json").read_text())
+    for record in predicted:
+        assert record.pop("label") in {"disc", "square", "triangle"}
+        record["image_id"] = ids[record.pop("file_name")]
+    assert expected == {
+        i: [r for r in predicted if r["image_id"] == i] for i in ids.values()
+    }
 
 
 def test_bad_input_gets_one_line(run, folder, tmp_path):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from dcn_jax.images.fit import fit_canvases, resized_sizes
 from train.configs import coco_faster_rcnn, dcnv1, dcnv2
-from train.data import transforms
 from train.data.loader import plan_batches
 
 # (height, width) of photographs: of VOC the longer side is 500, of COCO 640.
@@ -31,12 +31,12 @@ def test_a_mix_of_shapes_costs_at_most_six_compilations(name):
     shapes = set()
     for short_side in data.short_sides:
         sizes = np.repeat(photographs, 7, axis=0)
-        sizes = transforms.resized_sizes(sizes, short_side, data.max_side)
+        sizes = resized_sizes(sizes, short_side, data.max_side)
         if data.crop:
             canvas, canvases = np.zeros(len(sizes), np.int64), [data.crop]
         else:
             canvases = data.canvases
-            canvas, fitted = transforms.fit_canvases(sizes, canvases)
+            canvas, fitted = fit_canvases(sizes, canvases)
             # No photograph is made smaller than its row says.
             np.testing.assert_array_equal(fitted, sizes)
         number = np.arange(len(sizes))

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from dcn_jax.images.fit import fit_canvases, resize, resized_sizes
+from dcn_jax.images.geometry import Geometry
 from tests.train.test_data_loader import SETTINGS, Pictures
-from train.data import Example, label_maps, train_loader, transforms
-from train.data.geometry import Geometry
+from train.data import Example, label_maps, train_loader
 from train.tasks.detection import padded_boxes
 
 CROP = (32, 48)
@@ -18,7 +19,7 @@ INDEX = np.arange(37)
 
 def everything(example: Example, geometry: Geometry) -> dict[str, np.ndarray]:
     """The image made by hand, its geometry, and its boxes."""
-    image = transforms.resize(example.image, geometry.size)
+    image = resize(example.image, geometry.size)
     image = image[:, ::-1] if geometry.flip else image
     top, left = geometry.corner
     image = image[top : top + geometry.canvas[0], left : left + geometry.canvas[1]]
@@ -114,8 +115,8 @@ def test_without_a_crop_nothing_is_drawn_for_it():
     index = rng.permutation(INDEX)
     short_sides = rng.choice(np.array([30, 40]), 37)
     flip = rng.random(37) < 0.5
-    size = transforms.resized_sizes(pictures.sizes[index], short_sides, 80)
-    _, size = transforms.fit_canvases(size, settings["canvases"])
+    size = resized_sizes(pictures.sizes[index], short_sides, 80)
+    _, size = fit_canvases(size, settings["canvases"])
     expected = {
         int(i): (*s.tolist(), bool(f))
         for i, s, f in zip(index, size, flip, strict=True)

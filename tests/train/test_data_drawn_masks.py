@@ -12,9 +12,9 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from dcn_jax.images.geometry import Geometry
 from tests.support import coco_folder
 from train.data import Example, make_source, masks, train_loader
-from train.data.geometry import Geometry
 from train.tasks.detection import padded_boxes
 
 SIDE, FINE = 28, 9

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from dcn_jax.images.fit import place, resize
+from dcn_jax.images.geometry import Geometry
 from train.data import Example, eval_loader, make_source, train_loader, transforms
-from train.data.geometry import Geometry
 from train.data.loader import plan_batches
 from train.tasks.detection import padded_boxes
 
@@ -266,9 +267,9 @@ def test_targets_are_told_where_the_image_lies(pictures):
 
     def label_map(example: Example, geometry: Geometry) -> dict[str, np.ndarray]:
         assert geometry.original == example.image.shape[:2]
-        image = transforms.resize(example.image, geometry.size)
+        image = resize(example.image, geometry.size)
         image = transforms.flip_image(image) if geometry.flip else image
-        return {"truth": transforms.place(image, geometry.canvas)[..., 0]}
+        return {"truth": place(image, geometry.canvas)[..., 0]}
 
     settings = {**SETTINGS, "flip": True, "short_sides": (30, 40), "num_epochs": 1}
     for batch in train_loader(pictures, label_map, index=np.arange(37), **settings):

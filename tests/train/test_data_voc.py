@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dcn_jax.detection.records import Detections
+from dcn_jax.images.geometry import Geometry
 from tests.support import voc_folder
 from train.data import make_source
-from train.data.geometry import Geometry
 from train.data.sets import voc_annotations
 from train.data.sets.voc_folder import CLASSES, parts_of
 from train.data.source import DataSet, Source

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy import io
 
+from dcn_jax.images.palette import voc_palette
 from tests.support import voc_folder
 from train.data import make_source
 from train.data.sets import mat_files
-from train.data.sets.palettes import voc_palette
 from train.data.source import Source
 
 

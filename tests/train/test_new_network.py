@@ -146,7 +146,7 @@ def test_it_has_losses_and_predicts(make):
 def test_no_file_says_that_it_is_another(tmp_path):
     task = NewNetwork(next(iter(COMPOSED)))
     with pytest.raises(ValueError, match="NewNetwork builds a network of its own"):
-        task.write_network(tmp_path, digits.get_config(), 3, {})
+        task.write_network(tmp_path, digits.get_config(), [], {})
     assert not list(tmp_path.iterdir())
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, jaccard_score
 
+from dcn_jax.images.fit import resize_labels
+from dcn_jax.images.geometry import Geometry
 from dcn_jax.segmentation.records import LabelMaps
-from train.data import label_maps
-from train.data.geometry import Geometry
 from train.evaluation.segmentation import (
     MeanIoU,
     confusion,
@@ -40,7 +40,7 @@ def on_canvas(labels, size=None, canvas=(40, 40)):
     geometry = Geometry.of(labels.shape, size or labels.shape, canvas)
     found = np.random.default_rng(1).integers(0, 4, canvas).astype(np.uint8)
     height, width = geometry.size
-    found[:height, :width] = label_maps.resize(labels, geometry.size)
+    found[:height, :width] = resize_labels(labels, geometry.size)
     return LabelMaps(found), geometry
 
 
@@ -157,7 +157,7 @@ def test_sizes_that_the_network_saw():
     columns = [(2 * c + 1) * 37 // 40 for c in range(20)]
     back = by_pixels([(labels, shown[rows][:, columns])])
     assert [scores[f"pixels_per_class/{name}"] for name in NAMES] == back
-    larger = by_pixels([(label_maps.resize(labels, (31, 37)), shown)])
+    larger = by_pixels([(resize_labels(labels, (31, 37)), shown)])
     mean = np.mean([iou for iou in larger if iou is not None])
     assert scores["pixels/mIoU_resized"] == pytest.approx(mean, abs=1e-15)
     assert scores["pixels/mIoU_resized"] != scores["pixels/mIoU"]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from dcn_jax.images.geometry import Geometry
 from dcn_jax.segmentation.records import IGNORED, LabelMaps
 from tests.support import cityscapes_folder, segmentation, voc_folder
 from train import inputs, loop, sharding
 from train.configs import dcnv1
 from train.data import label_maps, make_source
-from train.data.geometry import Geometry
 from train.data.sets.cityscapes_labels import CLASSES
 from train.data.sets.palettes import colours_of
 from train.evaluate import evaluate_run
@@ -190,7 +190,7 @@ def test_a_picture_and_records_in_pixels_of_the_image():
     expected[4:12, 8:16] = 1
     np.testing.assert_array_equal(mask, expected)
     image = np.full((20, 24, 3), 100, np.uint8)
-    picture = TASK.draw(image, prediction, geometry, names, 0.5)
+    picture = TASK.draw(image, prediction, geometry, categories, 0.5)
     assert (picture[expected == 1] == [117, 40, 40]).all()
     assert (picture[:4] == 100).all() and picture.shape == image.shape
 

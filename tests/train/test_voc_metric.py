@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dcn_jax.detection.records import Detections
-from train.data.geometry import Geometry
+from dcn_jax.images.geometry import Geometry
 from train.evaluation.voc import (
     RULES,
     VocAveragePrecision,
@@ -159,6 +159,8 @@ def judged(annotations, detections, threshold=0.5, rule="area"):
 class Source:
     """A split with what a scene has."""
 
+    categories = CATEGORIES
+
     def __init__(self, truth):
         self._truth = truth
         for number, annotation in enumerate(truth["annotations"], start=1):
@@ -169,9 +171,6 @@ class Source:
 
     def ground_truth(self):
         return self._truth
-
-    def category_id(self, label):
-        return CATEGORIES[label - 1]["id"]
 
 
 def test_processes_judge_their_images_together():

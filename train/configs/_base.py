@@ -50,7 +50,9 @@ def get_config() -> ConfigDict:
     data.data_dir = "data"
     # Options of the data set's builder: fields of its BuilderConfig.
     data.options = ConfigDict()
+    # Split that is trained on ...
     data.train_split = "train"
+    # ... and the one that evaluations judge.
     data.eval_split = "val"
     # (height, width) of the arrays that images are fitted into; each is compiled once.
     data.canvases = ((800, 1344), (1344, 800), (1088, 1088))
@@ -82,14 +84,17 @@ def get_config() -> ConfigDict:
     optim.name = "sgd"
     # Peak rate, for batch_size images a step: scale both together.
     optim.lr = 0.02
+    # Of "sgd".
     optim.momentum = 0.9
     # Not applied to biases and norms.
     optim.weight_decay = 1e-4
     # The rate rises linearly from warmup_factor * lr during the first warmup_steps.
     optim.warmup_steps = 500
+    # Share of the peak rate that the first step has.
     optim.warmup_factor = 1 / 3
-    # At these fractions of the run the rate is multiplied by decay_factor.
+    # At these fractions of the run the rate is multiplied by decay_factor ...
     optim.decay_at = (10 / 16, 14 / 16)
+    # ... which is this.
     optim.decay_factor = 0.1
     # (regular expression, factor): multiplies the rate of the parameters whose path
     # it matches, the first match wins; 0 freezes them.

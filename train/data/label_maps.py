@@ -9,20 +9,19 @@ Shape letters: H W, h w height and width in pixels.
 import struct
 import zlib
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
+from dcn_jax.images.fit import place, resize_labels
+from dcn_jax.images.geometry import Geometry
+from dcn_jax.images.headers import MAX_PIXELS, read_header
 from dcn_jax.quoting import one_line
 from train.data import transforms
-from train.data.geometry import Geometry
-from train.data.image_headers import read_header
 
 IGNORE = 255
-# Name of the category of what belongs to no other.
-BACKGROUND = "background"
 
 _GRAY, _PALETTE = 0, 3
 _KINDS = {_GRAY: "gray values", _PALETTE: "a palette"}
@@ -36,7 +35,7 @@ def encode(label_map: UInt8[np.ndarray, "H W"]) -> bytes:
 def decode(
     data: bytes,
     name: str,
-    max_pixels: int = transforms.MAX_PIXELS,
+    max_pixels: int = MAX_PIXELS,
     *,
     palette: UInt8[np.ndarray, "256 3"] | None = None,
 ) -> UInt8[np.ndarray, "H W"]:
@@ -103,40 +102,14 @@ def check_labels(
             )
 
 
-def resize(
-    label_map: Int[np.ndarray, "H W"], size: tuple[int, int]
-) -> Int[np.ndarray, "h w"]:
-    """Takes for each pixel the value where its centre lies."""
-    if label_map.shape == tuple(size):
-        return label_map
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new)
-        for old, new in zip(label_map.shape, size, strict=True)
-    )
-    return label_map[rows[:, None], columns]
-
-
 def on_canvas(
     label_map: UInt8[np.ndarray, "H0 W0"], geometry: Geometry
 ) -> UInt8[np.ndarray, "H W"]:
     """Puts the label map of an image where the image lies; the rest is `IGNORE`."""
-    label_map = resize(label_map, geometry.size)
+    label_map = resize_labels(label_map, geometry.size)
     if geometry.flip:
         label_map = transforms.flip_image(label_map)
-    return transforms.place(
-        label_map, geometry.canvas, corner=geometry.corner, fill=IGNORE
-    )
-
-
-def on_original(labels: Any, geometry: Geometry) -> Int[np.ndarray, "H0 W0"]:
-    """Takes a canvas's labels back to the image, which was neither mirrored nor cut.
-
-    Args:
-      labels: [H, W] integers, of NumPy or JAX.
-      geometry: Of the image.
-    """
-    height, width = geometry.shown
-    return resize(np.asarray(labels)[:height, :width], geometry.original)
+    return place(label_map, geometry.canvas, corner=geometry.corner, fill=IGNORE)
 
 
 class _Gray(NamedTuple):

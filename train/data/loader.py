@@ -14,14 +14,20 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+import cv2
 import grain
 import jax
 import numpy as np
 
+from dcn_jax.images.fit import fit_canvases, place, resize, resized_sizes
+from dcn_jax.images.geometry import Geometry
 from train.data import transforms
 from train.data.batch_iterator import BatchIterator
-from train.data.geometry import Geometry
 from train.data.source import Example, Source
+
+# Several images are worked on at once already; OpenCV's own threads would only compete
+# with that and with XLA.
+cv2.setNumThreads(0)
 
 Canvases = Sequence[tuple[int, int]]
 # From an example and its geometry to its rows in the arrays of a batch.
@@ -143,14 +149,12 @@ class _TrainBatches(grain.sources.RandomAccessDataSource):
         index = rng.permutation(self._index)
         short_sides = rng.choice(self._short_sides, len(index))
         flip = (rng.random(len(index)) < 0.5) & self._flip
-        size = transforms.resized_sizes(
-            self._source.sizes[index], short_sides, self._max_side
-        )
+        size = resized_sizes(self._source.sizes[index], short_sides, self._max_side)
         if self._crop:
             canvas = np.zeros(len(index), np.int64)
             corner = rng.integers(np.maximum(size - self._crop, 0) + 1)
         else:
-            canvas, size = transforms.fit_canvases(size, self._canvases)
+            canvas, size = fit_canvases(size, self._canvases)
             corner = None
         plan = plan_batches(index, canvas, size, flip, self._batch_size, corner)
         order = rng.permutation(len(plan.index))
@@ -202,10 +206,10 @@ def _truth(
 
 def _placed(image: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Puts an image onto its canvas."""
-    image = transforms.resize(image, geometry.size)
+    image = resize(image, geometry.size)
     if geometry.flip:
         image = transforms.flip_image(image)
-    return transforms.place(image, geometry.canvas, corner=geometry.corner)
+    return place(image, geometry.canvas, corner=geometry.corner)
 
 
 class _EvalBatches(grain.sources.RandomAccessDataSource):
@@ -218,8 +222,8 @@ class _EvalBatches(grain.sources.RandomAccessDataSource):
         self._targets = targets
         self._rows = rows
         self._canvases = canvases
-        size = transforms.resized_sizes(source.sizes, short_side, max_side)
-        canvas, size = transforms.fit_canvases(size, canvases)
+        size = resized_sizes(source.sizes, short_side, max_side)
+        canvas, size = fit_canvases(size, canvases)
         index = np.arange(len(source))
         flip = np.zeros(len(source), bool)
         self._plan = plan_batches(index, canvas, size, flip, batch_size)

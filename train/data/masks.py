@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from train.data.geometry import Geometry
+from dcn_jax.images.geometry import Geometry
 from train.data.sets import coco_masks
 
 # COCO's polygons, [[x1, y1, x2, y2, ...], ...], or a run-length encoded mask; checked

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import tensorflow_datasets as tfds
 
-from train.data import examples, label_maps, prepared, transforms
+from dcn_jax.images.files import decode_image
+from dcn_jax.images.headers import MAX_PIXELS
+from train.data import examples, label_maps, prepared
 from train.data.sets import DATA_SETS
 from train.rules import check_fields, rule_of_type
 
@@ -52,7 +54,7 @@ class Source:
         self,
         copy: prepared.Copy,
         split: str,
-        max_pixels: int = transforms.MAX_PIXELS,
+        max_pixels: int = MAX_PIXELS,
         *,
         upright: bool = False,
         judged_by: str = "coco",
@@ -106,7 +108,7 @@ class Source:
     def __getitem__(self, index: int) -> Example:
         record = self._record(index)
         name = record["file_name"].decode()
-        image = transforms.decode_image(
+        image = decode_image(
             record["image"], name, self._max_pixels, upright=self.upright
         )
         objects = examples.usable_objects(
@@ -135,10 +137,6 @@ class Source:
             return self._records[index]
         except RuntimeError as error:  # array_record's
             raise self._copy.unreadable(error) from error
-
-    def category_id(self, label: int) -> int:
-        """The data set's category id of a label, from 1."""
-        return self.categories[label - 1]["id"]
 
     def ground_truth(self) -> dict[str, Any]:
         """All annotations, crowds and empty ones too, as `pycocotools` reads them.
@@ -216,7 +214,7 @@ class DataSet:
         split: str,
         data_dir: str | Path,
         *,
-        max_pixels: int = transforms.MAX_PIXELS,
+        max_pixels: int = MAX_PIXELS,
         upright: bool = False,
         **options: Any,
     ):
@@ -270,7 +268,7 @@ def make_source(
     split: str,
     data_dir: str | Path,
     *,
-    max_pixels: int = transforms.MAX_PIXELS,
+    max_pixels: int = MAX_PIXELS,
     upright: bool = False,
     **options: Any,
 ) -> Source:

@@ -11,8 +11,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from dcn_jax.categories import categories_of
 from dcn_jax.detection.records import Detections
-from train.data.geometry import Geometry
+from dcn_jax.images.geometry import Geometry
+from dcn_jax.inference.detections import ImageDetections
 from train.evaluation.coco_results import coco_results
 
 # What is compared: boxes or masks.
@@ -30,11 +32,12 @@ class AveragePrecision:
     And "segm/AP", ... of the masks, where masks are predicted.
 
     Args:
-      source: The split, with `category_id` and `ground_truth`.
+      source: The split, with `categories` and `ground_truth`.
     """
 
     def __init__(self, source: Any):
         self._source = source
+        self._categories = categories_of(source.categories)
         # COCO results of the images so far.
         self._results: list[dict[str, Any]] = []
         # Whether what was predicted had masks, even of images where nothing was found.
@@ -42,8 +45,9 @@ class AveragePrecision:
 
     def update(self, prediction: Detections, image_id: int, geometry: Geometry) -> None:
         """Takes note of the detections of an image."""
-        found = coco_results(prediction, geometry, self._source.category_id)
-        self._results += ({"image_id": image_id, **result} for result in found)
+        found = ImageDetections.of(prediction, geometry, self._categories)
+        results = coco_results(found)
+        self._results += ({"image_id": image_id, **result} for result in results)
         self._masks |= prediction.masks is not None
 
     def state(self) -> dict[str, Any]:

@@ -1,61 +1,32 @@
-"""Detections as COCO writes results down: in pixels of the original image.
+"""Detections as COCO writes results down: in pixels of the original image."""
 
-Shape letters: D detections of an image.
-"""
-
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from pycocotools import mask as coco_mask
 
-from dcn_jax.detection.paste import paste_mask
-from dcn_jax.detection.records import Detections
-from train.data.geometry import Geometry
+from dcn_jax.inference.detections import ImageDetections
 
 
-def original_boxes(
-    boxes: Float[np.ndarray, "D 4"], geometry: Geometry
-) -> Float[np.ndarray, "D 4"]:
-    """Returns boxes in pixels of the original image.
-
-    Args:
-      boxes: x1 y1 x2 y2 in canvas pixels of an image that is not mirrored.
-      geometry: Of the image.
-    """
-    y, x = geometry.scale
-    return boxes / np.asarray([x, y, x, y], boxes.dtype)
-
-
-def coco_results(
-    detections: Detections, geometry: Geometry, category_id: Callable[[int], int]
-) -> list[dict[str, Any]]:
-    """Returns the valid detections of one image as COCO results.
-
-    Args:
-      detections: Of one image, without the axis of the batch.
-      geometry: Of that image.
-      category_id: From a label, which is 1 or more.
+def coco_results(found: ImageDetections) -> list[dict[str, Any]]:
+    """Returns the detections of one image as COCO results.
 
     Returns:
       {"category_id", "bbox" (x y w h), "score"} each, and "segmentation" (run-length
       encoded) where there are masks.
     """
-    boxes = original_boxes(np.asarray(detections.boxes), geometry)
     results = []
-    for i in np.flatnonzero(detections.valid):
-        x1, y1, x2, y2 = boxes[i]
+    for i, category_id in enumerate(found.category_ids):
+        x1, y1, x2, y2 = found.boxes[i]
         result: dict[str, Any] = {
-            "category_id": category_id(int(detections.labels[i])),
+            "category_id": category_id,
             "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
-            "score": float(detections.scores[i]),
+            "score": float(found.scores[i]),
         }
-        if detections.masks is not None:
+        if found.box_masks is not None:
             # One after the other: each is as large as the image until it is encoded.
-            mask = np.asarray(detections.masks[i])
-            pasted = paste_mask(mask, boxes[i], geometry.original)
-            result["segmentation"] = run_lengths(pasted)
+            result["segmentation"] = run_lengths(found.mask(i))
         results.append(result)
     return results
 

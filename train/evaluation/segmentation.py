@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from dcn_jax.categories import categories_of
+from dcn_jax.images.fit import resize_labels
+from dcn_jax.images.geometry import Geometry
+from dcn_jax.inference.label_map import ImageLabels
 from dcn_jax.segmentation.records import LabelMaps
 from train.data import label_maps
-from train.data.geometry import Geometry
 
 
 class MeanIoU:
@@ -25,7 +28,8 @@ class MeanIoU:
 
     def __init__(self, source: Any):
         self._source = source
-        self._names = [category["name"] for category in source.categories]
+        self._categories = categories_of(source.categories)
+        self._names = [category.name for category in self._categories]
         shape = (len(self._names), len(self._names))
         # Pixels by their label and what was predicted.
         self._original = np.zeros(shape, np.int64)
@@ -34,11 +38,11 @@ class MeanIoU:
     def update(self, prediction: LabelMaps, image_id: int, geometry: Geometry) -> None:
         """Takes note of the labels of an image's canvas."""
         truth = self._source.label_map(image_id)
-        found = label_maps.on_original(prediction.labels, geometry)
+        found = ImageLabels.of(prediction, geometry, self._categories).labels
         self._original += confusion(truth, found, len(self._names))
         height, width = geometry.shown
         self._resized += confusion(
-            label_maps.resize(truth, geometry.size),
+            resize_labels(truth, geometry.size),
             np.asarray(prediction.labels)[:height, :width],
             len(self._names),
         )

@@ -27,7 +27,7 @@ class VocAveragePrecision(AveragePrecision):
     and "voc_mAP50_per_class/NAME", ... by the official one, which comes first.
 
     Args:
-      source: The split, with `category_id` and `ground_truth`; what is marked as a
+      source: The split, with `categories` and `ground_truth`; what is marked as a
         crowd there is neither hit nor miss.
       rule: The official one, of `RULES`.
     """

@@ -32,9 +32,9 @@ from dcn_jax.explain import (
     saliency_region,
     sampling_locations,
 )
+from dcn_jax.images.fit import fit_image
 from train import conventions, sharding
 from train.config_dict import ConfigDict
-from train.data import transforms
 from train.evaluate import load_variables
 from train.evaluator import make_predict
 from train.explain.nodes import Position, RoI
@@ -94,7 +94,7 @@ class ExplainedNetwork:
         self._categories = description["categories"]
         self._passes = task.passes(self._skeleton.abstract)
         self.sees_rois = self._passes.rois is not None
-        self._canvas, self.geometry = transforms.fit_image(
+        self._canvas, self.geometry = fit_image(
             image,
             canvases=config.data.canvases,
             short_side=config.data.eval_short_side,

@@ -11,7 +11,7 @@ from dcn_jax.explain import (
     area_side,
     square_side,
 )
-from train.data.geometry import Geometry
+from dcn_jax.images.geometry import Geometry
 from train.explain.network import ERROR_BOUND, ExplainedNetwork, Explanation
 from train.explain.nodes import Node, Position
 

@@ -20,7 +20,7 @@ from train.explain.nodes import (
 )
 from train.explain.pictures import save_nodes, save_offsets
 from train.explain.record import explanation_record, network_record, node_record
-from train.run_config import read_config
+from train.run_config import config_path, read_config
 from train.task import Task
 from train.whole_file import write_whole
 
@@ -59,7 +59,7 @@ def open_networks(
     """
     runs = {workdir: config}
     for folder in beside:
-        other = read_config(folder)
+        other = read_config(config_path(folder))
         if other.get("task") != config.task:
             raise ValueError(
                 f"`--beside` is {folder}, whose `task` is {other.get('task')!r}; "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dcn_jax.categories import Category, categories_of
 from dcn_jax.networks import NETWORKS
 from dcn_jax.trunk import Trunk
 from train.config_dict import ConfigDict
+from train.preprocessing import preprocessing_of
 from train.sections import construct, settings_of
 from train.skeleton import variables_of
 from train.task import Network, Passes, Start
@@ -156,10 +158,10 @@ class Composed:
         self,
         folder: Path,
         config: ConfigDict,
-        num_classes: int,
+        categories: Sequence[Mapping[str, Any]],
         variables: Mapping[str, np.ndarray],
     ) -> None:
-        """Writes our own form, which `import_detector` reads too."""
+        """Writes our own form, which `dcn_jax.Detector` and `init_from` read."""
         from dcn_jax.weights.own_format import write_own
 
         if type(self).build is not Composed.build:
@@ -167,9 +169,20 @@ class Composed:
                 f"{type(self).__name__} builds a network of its own, which "
                 "`dcn_jax.networks` cannot build again"
             )
-        arguments = {"num_classes": num_classes, **self.arguments(config)}
+        arguments = {"num_classes": len(categories), **self.arguments(config)}
         with whole_file(folder / self.network_file) as path:
-            write_own(path, config.network, arguments, variables)
+            write_own(
+                path,
+                config.network,
+                arguments,
+                variables,
+                categories=self.categories(categories),
+                preprocessing=preprocessing_of(config.data),
+            )
+
+    def categories(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:
+        """Returns what is written of categories of the data set."""
+        return categories_of(rows)
 
 
 def _conv5(network: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:

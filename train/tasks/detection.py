@@ -10,19 +10,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from dcn_jax.detection.paste import paste_mask
+from dcn_jax.categories import categories_of
 from dcn_jax.detection.records import Batch, Detections
 from dcn_jax.detection.roi_head import RepresentingHead
+from dcn_jax.images.geometry import Geometry
+from dcn_jax.inference.detections import ImageDetections
 from dcn_jax.modules.roi_pool import DeformRoIPooling, RoIAlign
 from dcn_jax.networks import POOL_LAYERS
-from train import draw
 from train.config_dict import ConfigDict
 from train.configs import _detection
 from train.data import masks, report, transforms
-from train.data.geometry import Geometry
 from train.data.source import Example, Source
 from train.evaluation.coco import AveragePrecision
-from train.evaluation.coco_results import coco_results, original_boxes
+from train.evaluation.coco_results import coco_results
 from train.evaluation.voc import VocAveragePrecision
 from train.sections import settings_of
 from train.task import Passes
@@ -103,20 +103,12 @@ class Detection(Composed):
         image: np.ndarray,
         prediction: Detections,
         geometry: Geometry,
-        names: Sequence[str],
+        categories: Sequence[Mapping[str, Any]],
         score: float,
     ) -> np.ndarray:
         """Draws the boxes that reach the score, and their masks if there are any."""
-        picture = draw.enlarged(image)
-        size = picture.shape[:2]
-        found = _best(prediction, geometry._replace(original=size), score)
-        labels = found.labels.tolist()
-        if found.masks is not None:
-            # The best is drawn last, on top, as of the boxes.
-            for i in np.argsort(found.scores):
-                mask = paste_mask(found.masks[i], found.boxes[i], size)
-                picture = draw.draw_mask(picture, mask, labels[i])
-        return draw.draw_boxes(picture, found.boxes, found.scores, labels, names)
+        found = ImageDetections.of(prediction, geometry, categories_of(categories))
+        return found.draw(image, score)
 
     def records(
         self,
@@ -126,15 +118,11 @@ class Detection(Composed):
         score: float,
     ) -> list[dict[str, Any]]:
         """Lists the label of each box, and what `coco_results` does."""
-        reached = prediction.valid & (prediction.scores >= score)
-        found = prediction._replace(valid=reached)
-        results = coco_results(
-            found, geometry, lambda label: categories[label - 1]["id"]
-        )
-        labels = prediction.labels[reached]
+        known = categories_of(categories)
+        found = ImageDetections.of(prediction, geometry, known, score)
         return [
-            {"label": categories[label - 1]["name"], **result}
-            for label, result in zip(labels, results, strict=True)
+            {"label": name, **result}
+            for name, result in zip(found.names, coco_results(found), strict=True)
         ]
 
 
@@ -187,10 +175,3 @@ def padded_boxes(
                 drawn[row], taken[row] = mask, window
         rows |= {"masks": drawn, "mask_windows": taken}
     return rows
-
-
-def _best(prediction: Detections, geometry: Geometry, score: float) -> Any:
-    """Returns what reaches the score, with boxes in pixels of the original image."""
-    reached = prediction.valid & (prediction.scores >= score)
-    found = jax.tree.map(lambda field: np.asarray(field)[reached], prediction)
-    return found._replace(boxes=original_boxes(found.boxes, geometry))

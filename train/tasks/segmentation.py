@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from dcn_jax.categories import Category, categories_of
+from dcn_jax.images.geometry import Geometry
+from dcn_jax.inference.label_map import ImageLabels
 from dcn_jax.segmentation.records import Batch, LabelMaps
-from train import draw
 from train.config_dict import ConfigDict
 from train.configs import _segmentation
 from train.data import label_maps, report
-from train.data.geometry import Geometry
 from train.data.sets.palettes import colours_of
 from train.data.source import Example, Source
 from train.evaluation.coco_results import run_lengths
@@ -49,19 +50,27 @@ class Segmentation(Composed):
         """The mIoU."""
         return MeanIoU(source)
 
+    def categories(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:
+        """Adds the colours of the data set."""
+        known = categories_of(rows)
+        colours = colours_of([category.name for category in known]).tolist()
+        return tuple(
+            category._replace(colour=tuple(colour))
+            for category, colour in zip(known, colours, strict=True)
+        )
+
     def draw(
         self,
         image: np.ndarray,
         prediction: LabelMaps,
         geometry: Geometry,
-        names: Sequence[str],
+        categories: Sequence[Mapping[str, Any]],
         score: float,
     ) -> np.ndarray:
         """Tints all but the background in the colours of the categories."""
         del score
-        labels = label_maps.on_original(prediction.labels, geometry)
-        shown = np.array([name != label_maps.BACKGROUND for name in names])
-        return draw.draw_label_map(image, labels, colours_of(names), shown)
+        found = ImageLabels.of(prediction, geometry, self.categories(categories))
+        return found.draw(image)
 
     def records(
         self,
@@ -72,14 +81,13 @@ class Segmentation(Composed):
     ) -> list[dict[str, Any]]:
         """Lists the pixels of each category but the background, run-length encoded."""
         del score
-        labels = label_maps.on_original(prediction.labels, geometry)
+        found = ImageLabels.of(prediction, geometry, categories_of(categories))
         return [
             {
-                "label": categories[label]["name"],
-                "category_id": categories[label]["id"],
-                "segmentation": run_lengths(labels == label),
-                "area": int((labels == label).sum()),
+                "label": found.categories[label].name,
+                "category_id": found.categories[label].id,
+                "segmentation": run_lengths(found.mask(label)),
+                "area": int(found.mask(label).sum()),
             }
-            for label in np.unique(labels).tolist()
-            if categories[label]["name"] != label_maps.BACKGROUND
+            for label in found.present
         ]

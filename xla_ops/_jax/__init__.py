@@ -22,7 +22,11 @@ how to add one; in Python it is
 """
 
 from xla_ops._jax.composition import CudaForm, Kernel
-from xla_ops._jax.libraries import backends, resolve_implementation
+from xla_ops._jax.libraries import (
+    backends,
+    custom_call_targets,
+    resolve_implementation,
+)
 from xla_ops._jax.primitive import OperatorPrimitive
 from xla_ops._jax.sharding import align, reshape_images
 
@@ -32,6 +36,7 @@ __all__ = [
     "OperatorPrimitive",
     "align",
     "backends",
+    "custom_call_targets",
     "reshape_images",
     "resolve_implementation",
 ]

@@ -81,6 +81,22 @@ def backends() -> tuple[str, ...]:
     return tuple(targets)
 
 
+def custom_call_targets() -> tuple[str, ...]:
+    """Names of the custom calls that a program with these operators may make.
+
+    Those of all libraries that are loaded, sorted. `jax.export` wants them named:
+
+        checks = [
+            jax.export.DisabledSafetyCheck.custom_call(target)
+            for target in custom_call_targets()
+        ]
+        jax.export.export(jax.jit(function), disabled_checks=checks)
+
+    Whoever runs the exported program imports `xla_ops` first.
+    """
+    return tuple(sorted({name for library in targets.values() for name in library}))
+
+
 def has_cuda_kernels(platform: str) -> bool:
     """Whether a platform runs the CUDA kernels: CUDA, or their emulation."""
     return library_modules()[platform] in ("_cuda", "_cuda_emulated")

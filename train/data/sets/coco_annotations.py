@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
+from dcn_jax.images.headers import MAX_PIXELS
 from dcn_jax.quoting import one_line, quoted
 from dcn_jax.regular_file import open_regular
-from train.data import transforms
 from train.data.sets import coco_masks
 from train.data.sets.mistakes import SHOWN, listed
 
@@ -28,9 +28,7 @@ class Instances(NamedTuple):
     bad_masks: dict[str, int]  # what was wrong with masks, and how many were left out
 
 
-def read_instances(
-    path: str | Path, max_pixels: int = transforms.MAX_PIXELS
-) -> Instances:
+def read_instances(path: str | Path, max_pixels: int = MAX_PIXELS) -> Instances:
     """Reads an instances JSON.
 
     Crowds, ignored annotations, those of zero area, and images without annotations are

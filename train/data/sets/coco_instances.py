@@ -20,9 +20,10 @@ from typing import Any, cast
 
 import tensorflow_datasets as tfds
 
+from dcn_jax.images.files import decode_image, read_file
+from dcn_jax.images.headers import MAX_PIXELS, read_header, turned_size
 from dcn_jax.quoting import one_line
-from train.data import examples, transforms
-from train.data.image_headers import read_header, turned_size
+from train.data import examples
 from train.data.prepared import PreparedConfig
 from train.data.sets import coco_annotations
 from train.data.sets.mistakes import read_all, refusal
@@ -50,7 +51,7 @@ class CocoInstancesConfig(PreparedConfig):
     images: str = "{split}"
     annotations: str = "annotations/instances_{split}.json"
     upright: bool = False
-    max_pixels: int = transforms.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         if not re.fullmatch(r"\w+", self.split, re.ASCII):
@@ -196,7 +197,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
         path = config.image_folder / name
         # Before the content: what changes meanwhile differs from it later.
         state = file_state(path) if path.exists() else []
-        data = transforms.read_file(path, config.max_pixels)
+        data = read_file(path, config.max_pixels)
         config.read_images[name] = state
         header = read_header(data, str(path))
         expected = image["height"], image["width"]
@@ -208,7 +209,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
                 f" {one_line(str(config.json_path), 300)} says {expected}"
                 + _tag_hint(header.orientation, expected == stored, config.upright)
             )
-        transforms.decode_image(data, str(path), config.max_pixels)
+        decode_image(data, str(path), config.max_pixels)
         return data
 
     def _refusal(self, errors: Sequence[ValueError | OSError]) -> Exception:

@@ -17,8 +17,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from pycocotools import mask as coco_mask
 
+from dcn_jax.categories import BACKGROUND
 from train.data import examples
-from train.data.label_maps import BACKGROUND, encode
+from train.data.label_maps import encode
 from train.data.prepared import PreparedConfig
 from train.data.sets import digit_scenes
 

@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dcn_jax.images.files import decode_image, read_file
+from dcn_jax.images.headers import MAX_PIXELS, read_header, turned_size
 from dcn_jax.quoting import one_line
 from dcn_jax.regular_file import open_regular
-from train.data import transforms
-from train.data.image_headers import read_header, turned_size
 from train.data.prepared import PreparedConfig
 
 
@@ -42,7 +42,7 @@ class UserFolderConfig(PreparedConfig):
     folder: str
     split: str
     upright: bool = False
-    max_pixels: int = transforms.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         self.image_folder = self.root = existing_folder("folder", self.folder)
@@ -99,9 +99,9 @@ class UserFolderConfig(PreparedConfig):
           ValueError: It is no regular file, broken, or too large.
         """
         self._take_note(path)
-        data = transforms.read_file(path, self.max_pixels)
+        data = read_file(path, self.max_pixels)
         header = read_header(data, str(path))
-        transforms.decode_image(data, str(path), self.max_pixels)
+        decode_image(data, str(path), self.max_pixels)
         stored = header.height, header.width
         height, width = turned_size(header) if self.upright else stored
         return StoredImage(data, height, width, header.orientation != 1)

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dcn_jax.categories import BACKGROUND
+from dcn_jax.images.palette import voc_palette
 from dcn_jax.quoting import one_line
 from train.data import examples, label_maps
 from train.data.sets import mat_files
@@ -30,13 +32,11 @@ from train.data.sets.labelled_images import (
     read_label_file,
     read_labelled,
 )
-from train.data.sets.palettes import voc_palette
 from train.data.sets.user_folder import existing_folder
 from train.data.sets.voc_folder import CLASSES, VocFolderConfig, parts_of, read_names
 
 CATEGORIES = [
-    {"id": label, "name": name}
-    for label, name in enumerate((label_maps.BACKGROUND, *CLASSES))
+    {"id": label, "name": name} for label, name in enumerate((BACKGROUND, *CLASSES))
 ]
 _SBD = "sbd"
 # SBD's files have a few kB, and unpacked less than a MB.

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from dcn_jax.quoting import one_line
 
+# The most pixels, height * width, of an image that is read unless more is asked for.
+MAX_PIXELS = 64_000_000
 # What the pixels of a PNG are made of. Of the rest, animations hold further sizes, and
 # texts and profiles are compressed.
 _PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))

@@ -1,7 +1,9 @@
 """Where an image lies on its canvas: what the loader decides, and a task is told."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, SupportsInt
+
+import numpy as np
 
 
 class Geometry(NamedTuple):
@@ -21,12 +23,12 @@ class Geometry(NamedTuple):
     @classmethod
     def of(
         cls,
-        original: Iterable[int],
-        size: Iterable[int],
-        canvas: Iterable[int],
+        original: Iterable[SupportsInt],
+        size: Iterable[SupportsInt],
+        canvas: Iterable[SupportsInt],
         *,
-        flip: bool = False,
-        corner: Iterable[int] = (0, 0),
+        flip: bool | np.bool_ = False,
+        corner: Iterable[SupportsInt] = (0, 0),
     ) -> "Geometry":
         """Returns the record of any pairs, arrays too."""
         return cls(
@@ -51,7 +53,7 @@ class Geometry(NamedTuple):
         return height, width
 
 
-def _pair(values: Iterable[int]) -> tuple[int, int]:
+def _pair(values: Iterable[SupportsInt]) -> tuple[int, int]:
     vertical, horizontal = values
     # Arithmetic of arrays with NumPy's integers would take 64 bits.
     return int(vertical), int(horizontal)

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from train.data import transforms
-from train.data.image_headers import read_header, turned_size
+from dcn_jax.images.files import decode_image
+from dcn_jax.images.headers import read_header, turned_size
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 40, 3)).astype(np.uint8)
 
@@ -72,7 +72,7 @@ def _refused(data: bytes, match: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     with pytest.raises(ValueError, match=match) as error:
-        transforms.decode_image(data, "holiday.jpg")
+        decode_image(data, "holiday.jpg")
     assert str(error.value).startswith("holiday.jpg ")
     assert time.process_time() - start < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
@@ -98,9 +98,7 @@ def test_other_sizes_in_a_png_do_not_reach_the_decoder():
     animation = _chunk(b"acTL", struct.pack(">II", 2, 0)) + _chunk(b"fcTL", control)
     text = _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**7)))
     for data in (_in_png(animation), _in_png(text), PNG + bytes(10**6)):
-        np.testing.assert_array_equal(
-            transforms.decode_image(data, "a"), transforms.decode_image(PNG, "a")
-        )
+        np.testing.assert_array_equal(decode_image(data, "a"), decode_image(PNG, "a"))
 
 
 @pytest.mark.parametrize("data", [JPEG, PROGRESSIVE], ids=["baseline", "progressive"])
@@ -120,7 +118,7 @@ def test_a_frame_header_is_found_where_the_decoder_finds_it(hidden):
     other = _with_frame(JPEG, 32000, "before")[start : _frame(JPEG)[1]]
     comment = b"\xff\xfe" + struct.pack(">H", len(other) + 2) + other
     data = JPEG[:start] + comment + JPEG[start:]
-    assert transforms.decode_image(data, "a").shape == PIXELS.shape
+    assert decode_image(data, "a").shape == PIXELS.shape
 
 
 def test_scans_are_counted():
@@ -141,7 +139,7 @@ def test_bytes_that_decoders_skip_are_skipped(place, extra):
         cut = where.get(place, place)
         changed = data[:cut] + extra + data[cut:]
         np.testing.assert_array_equal(
-            transforms.decode_image(changed, "a"), transforms.decode_image(data, "a")
+            decode_image(changed, "a"), decode_image(data, "a")
         )
 
 
@@ -154,12 +152,12 @@ def test_orientation_tags_turn_as_opencv_does(kind, order):
         header = read_header(tagged, "a")
         assert header.orientation == orientation
         assert (header.height, header.width) == (24, 40)
-        upright = transforms.decode_image(tagged, "a", upright=True)
+        upright = decode_image(tagged, "a", upright=True)
         assert upright.shape[:2] == turned_size(header)
         turned = cv2.imdecode(np.frombuffer(tagged, np.uint8), cv2.IMREAD_COLOR_RGB)
         np.testing.assert_array_equal(upright, turned)
         np.testing.assert_array_equal(
-            transforms.decode_image(tagged, "a"), transforms.decode_image(data, "a")
+            decode_image(tagged, "a"), decode_image(data, "a")
         )
 
 
@@ -198,6 +196,6 @@ def test_all_kinds_of_pixels_are_read():
     files += [PNG[:8] + header + palette + _chunk(b"tRNS", b"\0\x80") + body]
     files += [PNG[:8] + header + _chunk(b"gAMA", b"\0\0\x55\xf0") + palette + body]
     for data in files:
-        found = transforms.decode_image(data, "a")
+        found = decode_image(data, "a")
         straight = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         np.testing.assert_array_equal(found, straight)

@@ -1,0 +1,1 @@
+"""Images: reading files, and fitting them onto canvases."""

@@ -1,0 +1,66 @@
+"""What stands at the top of the package."""
+
+import ast
+import importlib
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dcn_jax
+from tests.support.launch import ROOT, environment
+
+
+def test_every_name_is_there():
+    assert dcn_jax.__version__ == importlib.metadata.version("dcn-jax")
+    for name in dcn_jax.__all__:
+        value = getattr(dcn_jax, name)
+        assert name in dir(dcn_jax)
+        if name != "__version__":
+            home = importlib.import_module(value.__module__)
+            assert getattr(home, name) is value
+    with pytest.raises(AttributeError, match="'dcn_jax' has no attribute 'Detectors'"):
+        dcn_jax.Detectors  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(dcn_jax.__file__).read_text())
+    imported = {
+        (node.module, alias.asname)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("dcn_jax.")
+        for alias in node.names
+    }
+    homes = dcn_jax._NAMES.items()
+    assert imported == {(module, name) for module, names in homes for name in names}
+    for package in ("dcn_jax", "xla_ops"):
+        assert (ROOT / package / "py.typed").exists()
+
+
+_WITHOUT_OPENCV = """
+import sys
+sys.modules["cv2"] = None
+import dcn_jax
+assert "flax" not in sys.modules
+dcn_jax.DeformConv, dcn_jax.faster_rcnn
+import dcn_jax.weights
+try:
+    dcn_jax.Detector
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_only_pictures_need_opencv():
+    run = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_OPENCV],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "dcn_jax.Detector reads and resizes" in run.stdout
+    assert "pip install 'dcn-jax[detect]'" in run.stdout

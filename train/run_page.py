@@ -1,0 +1,128 @@
+"""index.html in the folder of a run: what it is and what it has reached, on one page.
+
+It needs no server, and shows files that lie beside it: keep the folder together.
+"""
+
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from train.metrics import read_metrics
+from train.run_config import config_path
+from train.whole_file import write_whole
+
+_TEMPLATE = Path(__file__).with_name("run_page.html")
+_PER_CLASS = "_per_class"
+# What of an evaluation is no group of scores.
+_NO_SCORES = ("step", "data")
+
+
+def write_page(workdir: Path) -> None:
+    """Writes the page of what lies in the folder of a run now.
+
+    Args:
+      workdir: The folder, with at least config.json in it.
+
+    Raises:
+      OSError: A file cannot be read or written.
+      ValueError: A file is damaged.
+    """
+    config = _read(config_path(workdir))
+    evaluation = _read(workdir / "evaluation.json")
+    page = Template(_TEMPLATE.read_text()).substitute(
+        title=html.escape(str(config.get("name", workdir.name))),
+        status=html.escape(_status(workdir, evaluation)),
+        scores=_scores(evaluation),
+        curves=_curves(workdir),
+        pictures=_pictures(workdir),
+        settings=_table(_flat(config)),
+    )
+    write_whole(workdir / "index.html", page)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds; nothing where there is no file."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _status(workdir: Path, evaluation: Mapping[str, Any]) -> str:
+    path = workdir / "metrics.jsonl"
+    steps = [r for r in (read_metrics(path) if path.exists() else []) if "loss" in r]
+    sentences = []
+    if steps:
+        sentences.append(
+            f"Step {steps[-1]['step']}, loss {_number(steps[-1]['loss'])}."
+        )
+    if evaluation:
+        data = evaluation["data"]
+        sentences.append(
+            f"Evaluated at step {evaluation['step']} on {data['images']} images of "
+            f"{data['name']}, {data['split']}."
+        )
+    return " ".join(sentences) or "Nothing was logged yet."
+
+
+def _scores(evaluation: Mapping[str, Any]) -> str:
+    parts = []
+    for group, scores in evaluation.items():
+        if group in _NO_SCORES:
+            continue
+        rows = [(name, _number(value)) for name, value in scores.items()]
+        if group.endswith(_PER_CLASS):
+            title = f"{group.removesuffix(_PER_CLASS)}, by class"
+            bars = [
+                f'<meter min="0" max="1" value="{value or 0}"></meter>'
+                for value in scores.values()
+            ]
+            parts.append(f"<h2>{html.escape(title)}</h2>\n{_table(rows, bars)}")
+        else:
+            parts.append(f"<h2>{html.escape(group)}</h2>\n{_table(rows)}")
+    return "\n".join(parts)
+
+
+def _curves(workdir: Path) -> str:
+    if not (workdir / "curves.png").exists():
+        return ""
+    return '<h2>Curves</h2>\n<img src="curves.png" alt="losses, offsets, evaluations">'
+
+
+def _pictures(workdir: Path) -> str:
+    paths = sorted((workdir / "pictures").glob("[0-9]*.png"))
+    if not paths:
+        return ""
+    shown = "\n".join(
+        f'<a href="pictures/{path.name}"><img loading="lazy" src="pictures/{path.name}"'
+        f' alt="image {path.stem} with what is predicted of it"></a>'
+        for path in paths
+    )
+    return f'<h2>Predictions</h2>\n<div class="pictures">\n{shown}\n</div>'
+
+
+def _table(rows: Iterable[tuple[str, str]], more: Sequence[str] = ()) -> str:
+    """A table of names and values, with further cells that are HTML already."""
+    lines = []
+    for i, (name, value) in enumerate(rows):
+        cells = f'<th>{html.escape(name)}</th><td class="number">{html.escape(value)}'
+        last = f"<td>{more[i]}</td>" if more else ""
+        lines.append(f"<tr>{cells}</td>{last}</tr>")
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _flat(config: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", json.dumps(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
