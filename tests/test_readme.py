@@ -89,6 +89,23 @@ def test_a_detector_is_asked_about_a_picture(tmp_path):
     assert names["picture"].shape == (512, 683, 3)
 
 
+def test_coming_from_torch():
+    """Its blocks go on from one another."""
+    document = "docs/from_torch.md"
+    names: dict = {}
+    for block in examples(document, "python"):
+        exec(compile(block, document, "exec"), names)
+    # A sum of so many ones as taps lie on the map; half of it at the mask's start.
+    assert names["y"].shape == (1, 8, 8, 5)
+    assert names["y"][0, 4, 4].tolist() == [36] * 5
+    assert names["output"].shape == (1, 4, 4, 5)
+    np.testing.assert_array_equal(names["same"], names["output"])
+    assert names["aligned"].shape == (1, 8, 8, 4)
+    assert names["aligned"][0, 4, 4].tolist() == [36] * 4
+    # The second frame is read one pixel further: its taps leave the map there.
+    assert names["aligned"][0, 6, 6].tolist() == [26] * 4
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("readme")

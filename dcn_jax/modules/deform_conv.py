@@ -66,8 +66,8 @@ class DeformConv(nnx.Module):
       offset_groups: Groups of input channels with offsets of their own.
       modulated: DCNv2, else DCNv1.
       max_offset: Bound of |dy| and |dx| in pixels of the input map, reached smoothly:
-        max_offset * tanh(offset / max_offset), as in BasicVSR++ (Chan et al. 2022,
-        arXiv:2104.13371, section 3.2); 0 has none.
+        max_offset * tanh(offset / max_offset), which has slope 1 at 0 (BasicVSR++, Chan
+        et al. 2022, arXiv:2104.13371, has max_offset * tanh(offset)); 0 has none.
       border: What lies around the map, see `xla_ops.deform_conv2d`: "zeros", or "v1",
         as in the first release's weights.
       offset_in_features: F, if the branch reads other features than the input; None: C.
