@@ -17,6 +17,7 @@ from dcn_jax.explain.figures import (
     NetworkView,
     NodeView,
     Points,
+    ResolutionPanel,
     RoIBins,
     draw_bins,
     draw_error_curve,
@@ -28,6 +29,7 @@ from dcn_jax.explain.figures import (
     node_page,
     offset_page,
     render,
+    resolution_page,
     sheet,
     show_image,
 )
@@ -337,6 +339,18 @@ def test_curves_by_resolution_are_told_apart_without_colour():
     assert len({line.get_linestyle() for line in axes.lines}) == 3
     assert all(len(set(to_rgb(line.get_color()))) == 1 for line in axes.lines)
     assert axes.get_ylabel() == "AP"
+
+
+def test_panels_by_resolution_stand_in_rows_of_four():
+    curves = {"regular": ([400, 800], [3.0, 2.0])}
+    panels = [ResolutionPanel(f"panel {i}", "AP", curves) for i in range(5)]
+    figure = resolution_page(panels)
+    assert [axes.get_title() for axes in figure.axes] == [p.title for p in panels]
+    figure.draw_without_rendering()
+    tops = [axes.get_position().y1 for axes in figure.axes]
+    np.testing.assert_allclose(tops[:4], tops[0])
+    assert tops[4] < 0.6 * tops[0]
+    assert all(axes.get_ylim()[0] == 0 for axes in figure.axes)
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
