@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The examples of the README and of docs/explain.md run as they stand."""
 
 import json
 import re
@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dcn_jax.explain import distinct_points
 from tests.support import launch
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+README, EXPLAIN = "README.md", "docs/explain.md"
 
 # The double, which trains in seconds, stands in for the demo's detector.
 TINY = (
@@ -32,14 +33,15 @@ TINY = (
 )
 
 
-def examples(language: str) -> list[str]:
-    """Code blocks of the README that are marked to be tested."""
-    return re.findall(rf"<!-- test -->\n```{language}\n(.*?)```", README, re.S)
+def examples(language: str, document: str = README) -> list[str]:
+    """Code blocks of a document that are marked to be tested."""
+    text = (ROOT / document).read_text()
+    return re.findall(rf"<!-- test -->\n```{language}\n(.*?)```", text, re.S)
 
 
-def run_example(number: int) -> dict:
+def run_example(number: int, document: str = README) -> dict:
     names: dict = {}
-    exec(compile(examples("python")[number], "README.md", "exec"), names)
+    exec(compile(examples("python", document)[number], document, "exec"), names)
     return names
 
 
@@ -70,6 +72,28 @@ def test_hessian_vector_product():
     difference = gradient(offset + step * vector) - gradient(offset - step * vector)
     scale = float(jnp.abs(product).max())
     np.testing.assert_allclose(product, difference / (2 * step), atol=2e-2 * scale)
+
+
+def test_a_nnx_model_is_explained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_example(0, EXPLAIN)
+    points, field = names["points"], names["field"]
+    # Without offsets: 7 x 7 pixels round the node.
+    found = distinct_points(points.position[0], points.weight[0])
+    grid = np.mgrid[13:20, 21:28].reshape(2, -1).T
+    np.testing.assert_allclose(found.position, grid, atol=1e-5)
+    assert np.abs(points.gradient).max() > 0
+    seen = np.argwhere(np.asarray(field.strength[0]) > 0)
+    assert seen.min(0) >= (13, 21) and seen.max(0) <= (19, 27)
+    picture = cv2.imread(str(tmp_path / "node.png"))
+    assert picture.shape[:2] == (600, 1600) and picture.std() > 10
+
+
+def test_a_linen_model_is_explained():
+    names = run_example(1, EXPLAIN)
+    assert names["points"].position.shape == (1, 81, 2)
+    assert names["field"].strength.shape == (1, 32, 48)
+    assert names["field"].strength.max() > 0
 
 
 @pytest.fixture(scope="module")
