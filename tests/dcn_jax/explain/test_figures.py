@@ -91,6 +91,18 @@ def test_locations_are_drawn_where_they_are():
     assert limits(axes) == limits(on_image())
 
 
+def test_what_is_not_shown_is_told_on_the_image():
+    for margin in (0.0, 0.25):
+        axes = on_image(margin)
+        far = np.array([[90.0, 3.0]])
+        draw_locations(axes, far, np.ones(1), np.ones(1, bool))
+        axes.figure.draw_without_rendering()
+        (told,), (image,) = axes.texts, axes.images
+        box, around = told.get_window_extent(), image.get_window_extent()
+        assert around.x0 < box.x0 and box.x1 < around.x1
+        assert around.y0 < box.y0 and box.y1 < around.y1
+
+
 def test_gradients_of_coinciding_points_add_up():
     axes = on_image()
     position = np.array([[1.0, 1.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [3.0, 3.0]])
