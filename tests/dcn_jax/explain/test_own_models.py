@@ -244,12 +244,7 @@ class Lifted(nn.Module):
             "remat": lambda: nn.remat(Body),
             "jit": lambda: nn.jit(Body),
             "scan": lambda: nn.scan(Body, **own, length=2),
-            "shared scan": lambda: nn.scan(
-                Body,
-                variable_broadcast="params",
-                split_rngs={"params": False},
-                length=3,
-            ),
+            "shared scan": lambda: nn.scan(Body, **shared, length=3),
             "vmap": lambda: nn.vmap(Body, **own, in_axes=None, axis_size=2),
         }[self.transformation]()
         x, _ = lifted(name="body")(x, None)
