@@ -125,9 +125,11 @@ def _scores(
                 continue
             del record["data"]
             for group, values in record.items():
-                name, value = next(iter(values.items()))
-                if not group.endswith("_per_class") and value is not None:
-                    scores.setdefault(f"{group}/{name}", {})[side] = value
+                if group.endswith("_per_class"):
+                    continue
+                for name, value in list(values.items())[:1]:
+                    if value is not None:
+                        scores.setdefault(f"{group}/{name}", {})[side] = value
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
     if not scores:

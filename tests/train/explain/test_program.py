@@ -382,7 +382,7 @@ def test_resolutions_without_scores(tmp_path, said):
     assert record["resolutions"]["scores"] == {"digits": {}}
     assert "no scores by resolution in" in said()
     path = sweep_folder(tmp_path / "run", 64) / "evaluation.json"
-    for content in ("{", "[]", '{"step": 7, "data": {}, "bbox": {}}'):
+    for content in ("{", "[]", '{"step": 7}', '{"step": 7, "data": {}, "bbox": 1}'):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
         with pytest.raises(ValueError, match=r"64/evaluation\.json is damaged"):
