@@ -84,7 +84,7 @@ def test_a_nnx_model_is_explained(tmp_path, monkeypatch):
     np.testing.assert_allclose(found.position, grid, atol=1e-5)
     assert np.abs(points.gradient).max() > 0
     seen = np.argwhere(np.asarray(field.strength[0]) > 0)
-    assert seen.min(0) >= (13, 21) and seen.max(0) <= (19, 27)
+    assert (seen.min(0) >= (13, 21)).all() and (seen.max(0) <= (19, 27)).all()
     picture = cv2.imread(str(tmp_path / "node.png"))
     assert picture.shape[:2] == (600, 1600) and picture.std() > 10
 

@@ -155,9 +155,11 @@ class ExplainedNetwork:
         model = self._skeleton.model(self._variables)
         with tqdm(desc=f"viewer, {self.name}", unit="node", disable=None) as bar:
             write_viewer(
-                *(path, model, self._map, np.asarray(self._floats)),
+                # The map is that of the canvas.
+                *(path, model, self._map, self._canvas.astype(np.float32)),
                 title=f"{self.name}, step {self.step}",
                 detected=self._detected(model, score),
+                size=self.geometry.size,
                 layers=self.layers,
                 report=functools.partial(_count, bar),
             )

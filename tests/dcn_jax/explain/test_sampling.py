@@ -243,7 +243,7 @@ def test_the_first_release_s_border_ends_where_the_image_does():
     step = 0.25
     factors = 1 + step * jnp.concatenate([jnp.zeros((1, 9)), jnp.eye(9)])
     responses = jax.jit(jax.vmap(response))(factors)
-    slopes = jnp.abs(responses[1:] - responses[0]).T / step
+    slopes = jnp.abs(responses[1:] - responses[:1]).T / step
     np.testing.assert_allclose(found.weight, slopes, rtol=1e-4, atol=1e-6)
     # Some read the last pixel wholly from behind it, others nothing.
     last = np.array([3, 4])

@@ -294,9 +294,10 @@ def test_a_viewer_is_written_of_what_the_network_finds(tmp_path, monkeypatch):
     explain(tmp_path, "20,10", viewer=True)
     (((path, model, call, image), named),) = written
     assert path == tmp_path / "out" / "viewer1.html"
-    assert image.shape == (32, 64, 3) and named["title"] == "digits, step 7"
-    # The image alone is given, and its map is that of the canvas.
+    assert image.shape == (64, 64, 3) and named["title"] == "digits, step 7"
+    # The canvas is given, whose map it is, and what of it is the image.
     assert call(model, jnp.asarray(image[None])).shape == (1, 16, 16, 4)
+    assert named["size"] == (32, 64)
     assert named["layers"] == ("conv",)
     found = named["detected"]
     np.testing.assert_allclose(found.boxes, BOXES, atol=1e-4)
@@ -305,8 +306,7 @@ def test_a_viewer_is_written_of_what_the_network_finds(tmp_path, monkeypatch):
     rois = jnp.asarray([BOXES], jnp.float32)
     expected = bin_locations(
         *(model, lambda m, x: m.represent(x, None, rois)),
-        jnp.pad(jnp.asarray(image), ((0, 32), (0, 0), (0, 0))),
-        [(0,), (1,)],
+        *(jnp.asarray(image), [(0,), (1,)]),
     )
     np.testing.assert_allclose(found.bins.centre, expected.centre, rtol=1e-4)
 
