@@ -35,9 +35,13 @@ def capture_samples(module: nnx.Module, call: Callable[[Any], Any]) -> list[Reco
 
     Returns:
       The calls of deformable convolutions, in the order of their paths.
+
+    Raises:
+      ValueError: A layer runs inside of a transformation that its record does not
+        leave.
     """
     # A copy, since `nnx.capture` leaves its records on the modules.
-    _, records = nnx.capture(call, Samples)(nnx.clone(module))
+    _, records = captured(nnx.clone(module), call, Samples)
     return [
         _record(path[:-1], samples)
         for path, record in nnx.to_flat_state(records)
@@ -45,8 +49,45 @@ def capture_samples(module: nnx.Module, call: Callable[[Any], Any]) -> list[Reco
     ]
 
 
+def captured(
+    module: nnx.Module, call: Callable[[Any], Any], *kinds: type[nnx.Variable]
+) -> tuple[Any, ...]:
+    """What a pass returns, and for each kind a state of what layers recorded in it.
+
+    Args:
+      module: The records are left on it.
+      call: The pass, given the module.
+      kinds: Of the records.
+
+    Raises:
+      ValueError: An `nnx` transformation shares a layer between its runs.
+    """
+    try:
+        return nnx.capture(call, *kinds)(module)
+    except (TypeError, ValueError) as error:
+        if "__captures__" not in str(error):
+            raise
+        raise ValueError(
+            "`call` has an nnx transformation, such as nnx.vmap or nnx.scan, that runs "
+            "one layer several times, as with in_axes of None; expected a pass of a "
+            f"batch of one image without it, or layers of their own ({error})"
+        ) from error
+
+
 def _record(path: tuple[Any, ...], samples: dict[str, Any]) -> Record:
     """Puts all axes of scanned layers into one."""
+    try:
+        return _flat_record(path, samples)
+    except jax.errors.UnexpectedTracerError:
+        name = ".".join(map(str, path)) or "the model itself"
+        raise ValueError(
+            f"`call`: {name} runs inside of a transformation that its record does not "
+            "leave, such as jax.jit or jax.vmap; expected a pass that runs it outside "
+            "of one"
+        ) from None
+
+
+def _flat_record(path: tuple[Any, ...], samples: dict[str, Any]) -> Record:
     flat = {
         name: value.reshape(-1, *value.shape[value.ndim - rank :])
         for name, rank in _RANKS.items()

@@ -36,7 +36,8 @@ class Samples(nnx.Intermediate):
 
     A dict of `offset` [N, P, Q, G, R*S, 2] as (dy, dx), `mask` [N, P, Q, G, R*S] or
     None, `position` [N, P, Q, G, R*S, 2] as (y, x), `undeformed` [P, Q, R*S, 2], where
-    that is without offsets, and `map_size` [2], (H, W), all in pixels of the input map.
+    that is without offsets, `map_size` [2], (H, W), and `map_sizes` [N, 2], where the
+    border "v1" ends the maps, or None, all in pixels of the input map.
     """
 
 
@@ -176,9 +177,11 @@ class DeformConv(nnx.Module):
             None: all of it.
         """
         offset, mask = self.sampling(x)
+        if self.border != "v1":
+            map_sizes = None
         # Costs nothing unless somebody captures them.
         if any(type(v) is Samples for v in getattr(self, "__captures__", ())):
-            self.sow(Samples, "samples", self._samples(x, offset, mask))
+            self.sow(Samples, "samples", self._samples(x, offset, mask, map_sizes))
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = dtypes.promote_dtype(
             (x, self.kernel[...], bias), dtype=self.dtype
@@ -194,7 +197,7 @@ class DeformConv(nnx.Module):
             kernel_dilation=self.kernel_dilation,
             feature_group_count=self.feature_group_count,
             border=self.border,
-            map_sizes=map_sizes if self.border == "v1" else None,
+            map_sizes=map_sizes,
         )
 
     def sampling(
@@ -206,7 +209,9 @@ class DeformConv(nnx.Module):
         )
         return bound(offset, self.max_offset), mask
 
-    def _samples(self, x: Array, offset: Array, mask: Array | None) -> dict[str, Any]:
+    def _samples(
+        self, x: Array, offset: Array, mask: Array | None, map_sizes: Array | None
+    ) -> dict[str, Any]:
         """What `Samples` holds."""
         positions = functools.partial(
             sampling_positions,
@@ -224,6 +229,7 @@ class DeformConv(nnx.Module):
             "position": positions(offset),
             "undeformed": positions(still)[0, :, :, 0],
             "map_size": jnp.asarray(x.shape[1:3], jnp.int32),
+            "map_sizes": map_sizes,
         }
 
 

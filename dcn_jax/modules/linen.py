@@ -24,7 +24,8 @@ class DeformConv(nn.Module):
     """Deformable convolution: `dcn_jax.modules.DeformConv`, with its arguments.
 
     Parameters: kernel, bias, and offset_conv/{kernel, bias}. Where "intermediates" is
-    mutable, `samples` there holds `offset` and `mask` as `modules.deform_conv.Samples`.
+    mutable, `samples` there holds `offset`, `mask` and `map_sizes` as
+    `modules.deform_conv.Samples`.
     """
 
     features: int
@@ -92,7 +93,10 @@ class DeformConv(nn.Module):
             y, checked.offset_groups, self.modulated, checked.mask_scale
         )
         offset = deform_conv.bound(offset, checked.max_offset)
-        self.sow("intermediates", "samples", dict(offset=offset, mask=mask))
+        if checked.border != "v1":
+            map_sizes = None
+        samples = dict(offset=offset, mask=mask, map_sizes=map_sizes)
+        self.sow("intermediates", "samples", samples)
         x, kernel, bias = dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return deform_conv2d(
             x,
@@ -102,7 +106,7 @@ class DeformConv(nn.Module):
             bias,
             feature_group_count=groups,
             border=checked.border,
-            map_sizes=map_sizes if checked.border == "v1" else None,
+            map_sizes=map_sizes,
             **window,
         )
 
