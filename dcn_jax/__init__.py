@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from dcn_jax.networks import faster_rcnn_fpn as faster_rcnn_fpn
     from dcn_jax.networks import mask_rcnn_fpn as mask_rcnn_fpn
     from dcn_jax.networks import r_fcn as r_fcn
+    from dcn_jax.torch_layout import from_torch_kernel as from_torch_kernel
+    from dcn_jax.torch_layout import from_torch_mask as from_torch_mask
+    from dcn_jax.torch_layout import from_torch_offset as from_torch_offset
+    from dcn_jax.torch_layout import to_torch_kernel as to_torch_kernel
+    from dcn_jax.torch_layout import to_torch_mask as to_torch_mask
+    from dcn_jax.torch_layout import to_torch_offset as to_torch_offset
 
     __version__: str
 
@@ -38,6 +44,10 @@ _NAMES = {
     "dcn_jax.networks": (
         *("class_aware_rpn", "deeplab", "faster_rcnn", "faster_rcnn_fpn"),
         *("mask_rcnn_fpn", "r_fcn"),
+    ),
+    "dcn_jax.torch_layout": (
+        *("from_torch_kernel", "from_torch_mask", "from_torch_offset"),
+        *("to_torch_kernel", "to_torch_mask", "to_torch_offset"),
     ),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

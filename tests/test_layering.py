@@ -30,15 +30,16 @@ INNER = {
         "roi": {"_jax", "arguments"},
     },
     "dcn_jax": {
-        "__init__": {"inference", "modules", "networks"},
+        "__init__": {"inference", "modules", "networks", "torch_layout"},
         "categories": {"quoting"},
         "quoting": set(),
+        "torch_layout": set(),
         "regular_file": {"quoting"},
         "images": {"quoting", "regular_file"},
         "padding": set(),
         "losses": set(),
         "boxes": set(),
-        "modules": {"padding"},
+        "modules": {"padding", "quoting", "torch_layout"},
         "backbones": {"modules", "padding"},
         "necks": {"modules", "padding"},
         "trunk": {"backbones", "necks", "padding"},
@@ -54,7 +55,7 @@ INNER = {
         },
         "weights": {
             *("backbones", "boxes", "detection", "modules", "networks", "trunk"),
-            *("categories", "images", "quoting", "regular_file"),
+            *("categories", "images", "quoting", "regular_file", "torch_layout"),
         },
     },
 }

@@ -1,4 +1,4 @@
-"""The examples of the README and of docs/explain.md run as they stand."""
+"""The examples of the README and of docs/ run as they stand."""
 
 import json
 import re

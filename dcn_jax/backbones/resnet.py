@@ -108,7 +108,7 @@ class Bottleneck(nnx.Module):
         y = jax.nn.relu(self.norm1(self.conv1(x), middle))
         y = clear_padding(y, middle)
         if isinstance(self.conv2, DeformConv):
-            y = self.conv2(y, middle)
+            y = self.conv2(y, map_sizes=middle)
         else:
             y = self.conv2(y)
         y = jax.nn.relu(self.norm2(y, out_sizes))

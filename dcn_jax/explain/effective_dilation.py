@@ -16,13 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from dcn_jax.explain.capture import Record, capture_samples
 from dcn_jax.explain.convolutions import map_stride
 from dcn_jax.explain.moments import Moments, merge, moments_of_groups
-from dcn_jax.modules.deform_conv import DeformConv
+from dcn_jax.modules.arguments import check_pair
 
 # Filters are told apart by the object at their centre.
 GROUPS = ("small", "medium", "large", "background")
@@ -32,7 +31,7 @@ SIZE_BOUNDS = (32.0, 96.0)
 
 
 def effective_dilation(
-    module: nnx.Module,
+    module: Any,
     call: Callable[[Any], Any],
     *,
     canvas: Sequence[int],
@@ -54,7 +53,8 @@ def effective_dilation(
     several; its filter is at pixel 0 by each of them.)
 
     Args:
-      module: A model with `DeformConv` layers in it. It is not changed.
+      module: A model with `DeformConv` layers in it: an NNX module, or a Linen module
+        bound to its variables, `module.bind(variables)`. It is not changed.
       call: The pass: is given a copy of the model, for example
         `lambda model: model.features(images, sizes)`. Its result is dropped.
       canvas: (height, width) of the images with their padding, which is at the right
@@ -79,21 +79,17 @@ def effective_dilation(
     Raises:
       ValueError: A map is not that of the canvas at a stride that is a power of two.
     """
-    layers = {
-        path: layer
-        for path, layer in nnx.iter_modules(module)
-        if isinstance(layer, DeformConv)
-    }
     runs: dict[str, list[Moments]] = {}
     for record in capture_samples(module, call):
-        layer, path = layers[record.path], ".".join(map(str, record.path))
-        if math.prod(layer.kernel_size) == 1:
+        path = ".".join(map(str, record.path))
+        kernel_size = check_pair("kernel_size", record.layer.kernel_size)
+        if math.prod(kernel_size) == 1:
             continue
         # The same of all layers of a stack.
-        centres = _centres(record, layer, path, canvas)
+        centres = _centres(record, path, canvas)
         group = object_groups(centres, sizes, boxes, areas, valid, bounds)
         for i, position in enumerate(record.samples["position"]):
-            values = filter_dilation(position, layer.kernel_size)
+            values = filter_dilation(position, kernel_size)
             name = f"{path}[{i}]" if record.stacked else path
             runs.setdefault(name, []).append(
                 moments_of_groups(values, group, len(GROUPS))
@@ -155,14 +151,13 @@ def object_groups(
     return jnp.where(in_image.all(-1), group, -1)
 
 
-def _centres(
-    record: Record, layer: DeformConv, path: str, canvas: Sequence[int]
-) -> Float[Array, "P Q 2"]:
+def _centres(record: Record, path: str, canvas: Sequence[int]) -> Float[Array, "P Q 2"]:
     """Where the undeformed filters are centred, (y, x) in pixels of the canvas."""
     taps = record.samples["undeformed"][0]
+    strides = check_pair("strides", record.layer.strides)
     pixels = [
         _stride(path, side, count) // step
-        for side, count, step in zip(canvas, taps.shape[:2], layer.strides, strict=True)
+        for side, count, step in zip(canvas, taps.shape[:2], strides, strict=True)
     ]
     middles = (taps[:, :, 0] + taps[:, :, -1]) / 2
     return middles * jnp.asarray(pixels, taps.dtype)[None, None]

@@ -3,27 +3,29 @@
 Shape letters: N batch, H W input map, P Q output map, G offset groups, R S kernel taps.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
 from dcn_jax.explain.capture import capture_samples
+from dcn_jax.modules.continued_map import is_continued
 
 # A sample with less weight than this neither says nor learns much.
 DEAD_MASK = 0.01
 
 
 def offset_health(
-    module: nnx.Module, call: Callable[[Any], Any]
+    module: Any, call: Callable[[Any], Any]
 ) -> dict[str, Float[Array, ""]]:
     """Offset statistics of a forward pass, averaged over the deformable layers.
 
     Args:
-      module: A model with `DeformConv` layers in it. It is not changed.
+      module: A model with `DeformConv` layers in it: an NNX module, or a Linen module
+        bound to its variables, `module.bind(variables)`. It is not changed.
       call: The pass: is given a copy of the model, for example
         `lambda model: model(images)`. Its result is dropped.
 
@@ -33,14 +35,22 @@ def offset_health(
 
       offset/mean_abs: mean of |dy| and |dx|, in pixels of the input map.
       offset/outside: share of the samples whose position is not in
-        [0, H-1] x [0, W-1]: all or part of their value is padding.
+        [0, H-1] x [0, W-1]: all or part of their value is padding. Where the padding
+        is "CIRCULAR" or "REFLECT", none is.
       offset/dead: share of the samples that neither contribute nor learn: the position
         is below -1 or at or above H (W), so that no pixel is next to it, or the mask is
         below 0.01.
+
+    Raises:
+      TypeError: `module` is neither.
+      ValueError: It is a Linen module without variables, or one whose layers leave no
+        record, as under a lifted transformation that does not keep them.
     """
-    layers = [
-        jax.vmap(_of_layer)(record.samples) for record in capture_samples(module, call)
-    ]
+    layers = []
+    for record in capture_samples(module, call):
+        endless = is_continued(record.layer.padding)
+        of_layer = functools.partial(_of_layer, endless=endless)
+        layers.append(jax.vmap(of_layer)(record.samples))
     if not layers:
         return {}
     return {
@@ -49,11 +59,16 @@ def offset_health(
     }
 
 
-def _of_layer(samples: Mapping[str, Array]) -> dict[str, Float[Array, ""]]:
+def _of_layer(
+    samples: Mapping[str, Array], *, endless: bool
+) -> dict[str, Float[Array, ""]]:
     offset, position = samples["offset"], samples["position"]
     size = samples["map_size"].astype(position.dtype)[(None,) * 5]
-    outside = jnp.any(~((position >= 0) & (position <= size - 1)), axis=-1)
-    dead = jnp.any(~((position >= -1) & (position < size)), axis=-1)
+    if endless:
+        outside = dead = ~jnp.isfinite(position).all(axis=-1)
+    else:
+        outside = jnp.any(~((position >= 0) & (position <= size - 1)), axis=-1)
+        dead = jnp.any(~((position >= -1) & (position < size)), axis=-1)
     if "mask" in samples:
         dead |= samples["mask"] < DEAD_MASK
     return {

@@ -14,8 +14,12 @@ Model = nnx.Module | linen.Module
 Call = Callable[[Any, jax.Array], jax.Array]
 
 
-def check_model(model: Any) -> Model:
+def check_model(model: Any, name: str = "model") -> Model:
     """Returns the model.
+
+    Args:
+      model: Should be one.
+      name: In messages.
 
     Raises:
       TypeError: It is neither an NNX module nor a Linen module.
@@ -23,13 +27,13 @@ def check_model(model: Any) -> Model:
     """
     if not isinstance(model, nnx.Module | linen.Module):
         raise TypeError(
-            f"`model` is {type(model).__name__}; expected a flax.nnx.Module, or a "
+            f"`{name}` is {type(model).__name__}; expected a flax.nnx.Module, or a "
             "flax.linen.Module that is bound to its variables"
         )
     if isinstance(model, linen.Module) and model.scope is None:
         raise ValueError(
-            f"`model` is a {type(model).__name__} without variables; expected one that "
-            "is bound to them, model.bind(variables)"
+            f"`{name}` is a {type(model).__name__} without variables; expected one "
+            "that is bound to them, by its method bind(variables)"
         )
     return model
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dcn_jax.explain.capture import Record, capture_samples
@@ -23,16 +22,15 @@ class OffsetField(NamedTuple):
     map_size: Int[Array, "2"]  # (H, W) of that map
 
 
-def offset_fields(
-    module: nnx.Module, call: Callable[[Any], Any]
-) -> dict[str, OffsetField]:
+def offset_fields(module: Any, call: Callable[[Any], Any]) -> dict[str, OffsetField]:
     """Mean offset and mask of every filter of every deformable convolution.
 
     Taps that move apart from one another cancel in the mean; how far apart they lie is
     told by `effective_dilation`.
 
     Args:
-      module: A model with `DeformConv` layers in it. It is not changed.
+      module: A model with `DeformConv` layers in it: an NNX module, or a Linen module
+        bound to its variables, `module.bind(variables)`. It is not changed.
       call: The pass: is given a copy of the model, for example
         `lambda model: model(images)`. Its result is dropped.
 

@@ -18,8 +18,8 @@ from dcn_jax.modules.arguments import (
     check_rngs,
     check_scales,
 )
-from dcn_jax.modules.deform_conv import branch_dtype
 from dcn_jax.modules.fast_forms import pointwise_conv
+from dcn_jax.modules.offset_branch import branch_dtype
 from dcn_jax.modules.roi_pool import promote
 from xla_ops import deform_ps_roi_pool, ps_roi_pool
 

@@ -22,7 +22,7 @@ from dcn_jax.modules.arguments import (
     check_scales,
 )
 from dcn_jax.modules.batch_split import dot_general, split_by_batch
-from dcn_jax.modules.deform_conv import branch_dtype
+from dcn_jax.modules.offset_branch import branch_dtype
 from xla_ops import deform_roi_pool, roi_align, roi_pool
 
 _zeros = nnx.initializers.zeros

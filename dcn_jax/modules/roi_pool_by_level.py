@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dcn_jax.modules.arguments import check_integer, check_rngs
-from dcn_jax.modules.deform_conv import branch_dtype
+from dcn_jax.modules.offset_branch import branch_dtype
 from dcn_jax.modules.roi_pool import DeformRoIPooling, flatten
 
 _zeros = nnx.initializers.zeros

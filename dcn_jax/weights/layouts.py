@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dcn_jax.torch_layout import from_torch_kernel, to_torch_kernel
+
 # COCO's 80 categories among the ids 1 to 90; torchvision's detectors have a slot for
 # each id, and one for the background.
 _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -47,11 +49,11 @@ def _same(x, axes):
 
 
 def _read_conv(x, axes):
-    return x.transpose(2, 3, 1, 0)  # K C R S
+    return from_torch_kernel(x)
 
 
 def _write_conv(x, axes):
-    return x.transpose(3, 2, 0, 1)
+    return to_torch_kernel(x)
 
 
 def _flip(x, axes):

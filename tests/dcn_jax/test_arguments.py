@@ -78,6 +78,21 @@ def test_bad_numbers(layer, name):
         (DeformConv, dict(padding=1.5), TypeError, "`padding` is 1.5; expected an"),
         (DeformConv, dict(padding="same"), ValueError, "`padding` is 'same'; expec"),
         (DeformConv, dict(padding=(1, 1, 1)), ValueError, r"`padding` is \(1, 1, 1"),
+        (DeformConv, dict(padding="CAUSAL"), ValueError, "`padding` is 'CAUSAL'; exp"),
+        (
+            DeformConv,
+            dict(padding="REFLECT", kernel_size=(1, 3)),
+            ValueError,
+            r"`padding` is 'REFLECT' with `kernel_size` \(1, 3\)",
+        ),
+        (
+            DeformConv,
+            dict(padding="CIRCULAR", border="v1"),
+            ValueError,
+            "`border` is 'v1' with `padding` 'CIRCULAR'",
+        ),
+        (DeformConv, dict(precision="hi"), ValueError, "`precision` is 'hi'; expecte"),
+        (DeformConv, dict(offset_in_features=0), ValueError, "`offset_in_features` i"),
         (DeformConv, dict(mask_scale=3), ValueError, "`mask_scale` is 3; expected 1"),
         (DeformConv, dict(mask_scale="2"), ValueError, "`mask_scale` is '2'; expect"),
         (DeformConv, dict(max_offset=-1), ValueError, "`max_offset` is -1.0; expect"),
@@ -174,6 +189,5 @@ def test_scales_of_a_pyramid(kind):
 
 @pytest.mark.parametrize("name", ["features", "strides", "mask_scale"])
 def test_linen_names_its_own_arguments(name):
-    layer = linen.DeformConv(**{"features": 6, "kernel_size": 3, name: 0})
     with pytest.raises(ValueError, match=f"`{name}` is 0; expected"):
-        layer.init(jax.random.key(0), jnp.ones((1, 4, 5, 4)))
+        linen.DeformConv(**{"features": 6, "kernel_size": 3, name: 0})

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dcn_jax.explain import offset_health
-from dcn_jax.modules import DeformConv, deform_conv
+from dcn_jax.modules import DeformConv, offset_branch
 from dcn_jax.modules.deform_conv import Samples
 from xla_ops import deform_conv2d
 
@@ -251,7 +251,7 @@ def test_offsets_stay_within_their_bound():
         np.testing.assert_allclose(bound, 1.5 * np.tanh(raw / 1.5), rtol=1e-5)
         assert abs(bound).max() <= 1.5
     # Near 0 they are what they were, and learn at the same rate.
-    np.testing.assert_allclose(jax.grad(lambda o: deform_conv.bound(o, 1.5))(0.0), 1)
+    np.testing.assert_allclose(jax.grad(lambda o: offset_branch.bound(o, 1.5))(0.0), 1)
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])

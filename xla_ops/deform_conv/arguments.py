@@ -18,6 +18,11 @@ from xla_ops.arguments import (
     check_rank,
     check_shape,
 )
+from xla_ops.deform_conv.torch_layout import (
+    check_map_and_kernel,
+    told_mask,
+    told_offset,
+)
 from xla_ops.deform_conv.window import Window, convolution_window
 
 
@@ -66,9 +71,10 @@ def check_arguments(
     check_rank("kernel", kernel, "R, S, C/feature_group_count, K")
     offset = check_beside("offset", offset, x)
     groups = check_integer("feature_group_count", feature_group_count)
+    check_map_and_kernel(x, kernel, offset, groups)
     _check_sizes(x, kernel, groups)
     if precision is not None:
-        _check_precision(precision)
+        check_precision(precision)
     window = check_offset(
         offset,
         x.shape[:3],
@@ -86,9 +92,8 @@ def check_arguments(
         )
     if mask is not None:
         mask = check_beside("mask", mask, x)
-        check_shape(
-            "mask", mask, offset.shape[:-1], "N, P, Q, G, R*S", " as in `offset`"
-        )
+        why = f" as in `offset`{told_mask(mask, kernel.shape[:2])}"
+        check_shape("mask", mask, offset.shape[:-1], "N, P, Q, G, R*S", why)
     if bias is not None:
         bias = _same_dtype("bias", bias, x)
         check_shape("bias", bias, kernel.shape[3:], "K", " as in `kernel`")
@@ -141,7 +146,7 @@ def check_offset(
         offset,
         (images, *output, None, taps, 2),
         "N, P, Q, G, R*S, 2",
-        f" for {beside}",
+        f" for {beside}{told_offset(offset, kernel_size)}",
     )
     return window
 
@@ -184,7 +189,7 @@ def _check_sizes(x: jax.Array, kernel: jax.Array, groups: int) -> None:
     )
 
 
-def _check_precision(precision: Any) -> None:
+def check_precision(precision: Any) -> None:
     """Checks that jax knows a precision of products.
 
     Raises:

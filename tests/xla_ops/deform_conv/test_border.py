@@ -163,8 +163,8 @@ def test_the_layer_hands_it_on():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 7, 2)), jnp.float32)
     sizes = jnp.asarray([[4, 5], [6, 7]])
     x = x.at[0, 4:].set(0).at[0, :, 5:].set(0)
-    y = layer(x, sizes)
-    assert relative_error(other(x, sizes), y) > 0.01
+    y = layer(x, map_sizes=sizes)
+    assert relative_error(other(x, map_sizes=sizes), y) > 0.01
     # The branch sees zeros behind the map, as it does in a smaller one.
     np.testing.assert_allclose(y[0, :4, :5], layer(x[:1, :4, :5])[0], atol=1e-5)
 
