@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dcn_jax.explain import distinct_points
 from tests.support import launch
 from tests.support.run_files import CATEGORIES, SMALL, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
-README = "README.md"
+README, EXPLAIN = "README.md", "docs/explain.md"
+FROM_TORCH = "docs/from_torch.md"
 
 # The double, which trains in seconds, stands in for the demo's detector.
 TINY = (
@@ -34,20 +36,22 @@ TINY = (
 )
 
 
-def examples(document: str, language: str) -> list[str]:
+def examples(language: str, document: str = README) -> list[str]:
     """Code blocks of a document that are marked to be tested."""
     text = (ROOT / document).read_text()
     return re.findall(rf"<!-- test -->\n```{language}\n(.*?)```", text, re.S)
 
 
-def run_example(number: int, replaced: Mapping[str, str] = {}) -> dict:
+def run_example(
+    number: int, document: str = README, replaced: Mapping[str, str] = {}
+) -> dict:
     """The names that an example leaves, with texts of it replaced."""
-    code = examples(README, "python")[number]
+    code = examples("python", document)[number]
     for old, new in replaced.items():
         assert old in code
         code = code.replace(old, new)
     names: dict = {}
-    exec(compile(code, README, "exec"), names)
+    exec(compile(code, document, "exec"), names)
     return names
 
 
@@ -84,17 +88,40 @@ def test_a_detector_is_asked_about_a_picture(tmp_path):
     write_run(tmp_path, "class_aware_rpn", categories=CATEGORIES, preprocessing=SMALL)
     photo = tmp_path / "photo.jpg"
     cv2.imwrite(str(photo), np.full((90, 120, 3), 128, np.uint8))
-    names = run_example(3, {"runs/demo": str(tmp_path), "photo.jpg": str(photo)})
+    names = run_example(
+        3, replaced={"runs/demo": str(tmp_path), "photo.jpg": str(photo)}
+    )
     assert names["found"].size == (90, 120)
     assert names["picture"].shape == (512, 683, 3)
 
 
+def test_a_nnx_model_is_explained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_example(0, EXPLAIN)
+    points, field = names["points"], names["field"]
+    # Without offsets: 7 x 7 pixels round the node.
+    found = distinct_points(points.position[0], points.weight[0])
+    grid = np.mgrid[13:20, 21:28].reshape(2, -1).T
+    np.testing.assert_allclose(found.position, grid, atol=1e-5)
+    assert np.abs(points.gradient).max() > 0
+    seen = np.argwhere(np.asarray(field.strength[0]) > 0)
+    assert (seen.min(0) >= (13, 21)).all() and (seen.max(0) <= (19, 27)).all()
+    picture = cv2.imread(str(tmp_path / "node.png"))
+    assert picture.shape[:2] == (600, 1600) and picture.std() > 10
+
+
+def test_a_linen_model_is_explained():
+    names = run_example(1, EXPLAIN)
+    assert names["points"].position.shape == (1, 81, 2)
+    assert names["field"].strength.shape == (1, 32, 48)
+    assert names["field"].strength.max() > 0
+
+
 def test_coming_from_torch():
     """Its blocks go on from one another."""
-    document = "docs/from_torch.md"
     names: dict = {}
-    for block in examples(document, "python"):
-        exec(compile(block, document, "exec"), names)
+    for block in examples("python", FROM_TORCH):
+        exec(compile(block, FROM_TORCH, "exec"), names)
     # A sum of so many ones as taps lie on the map; half of it at the mask's start.
     assert names["y"].shape == (1, 8, 8, 5)
     assert names["y"][0, 4, 4].tolist() == [36] * 5
@@ -129,7 +156,7 @@ def run(*arguments: str) -> None:
 def test_prediction_on_a_picture(workdir):
     photo = workdir / "photo.jpg"
     cv2.imwrite(str(photo), np.full((90, 120, 3), 128, np.uint8))
-    (command,) = examples(README, "bash")
+    (command,) = examples("bash")
     words = shlex.split(command.replace("\\\n", " "))
     assert words[:2] == ["python", "-m"]
     replaced = {

@@ -115,7 +115,12 @@ def evaluate_run(
             if folder == workdir:
                 write_page(workdir)
         if side in config.eval.sweep:
-            write_evaluation(folder / "sweep" / str(side), step, evaluation)
+            write_evaluation(sweep_folder(folder, side), step, evaluation)
+
+
+def sweep_folder(folder: Path, side: int) -> Path:
+    """Where the results are, of a run in a folder, on images of a short side."""
+    return folder / "sweep" / str(side)
 
 
 def at_side(config: ConfigDict, side: int) -> ConfigDict:

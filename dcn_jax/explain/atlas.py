@@ -93,7 +93,7 @@ def node_atlas(
         the map [1, P, Q, F] of the nodes.
       image: As the model takes it.
       size: (height, width) of what of the image is no padding; nodes and fields are of
-        that. None: the whole image.
+        that, and points beyond it are outside. None: the whole image.
       layers: The layers that are stacked, see `sampling_locations`. Beside them each
         deformable layer is explained alone, if its map is not coarser than the nodes',
         at the position where a node is.
@@ -127,13 +127,18 @@ def node_atlas(
     stride = map_stride(whole, places)
     nodes = _grid([-(-side // stride) for side in size], most_nodes)
     stacks = _stacks(convolutions(model, call, image), layers, places)
+    strides = [map_stride(whole, lowest.input_size) for lowest in stacks.values()]
     definition, arrays = split_model(model)
     points, fields, done = [], [], 0
     for batch, full in _batches(nodes, batch_size):
         given = (arrays, image, jnp.asarray(full, jnp.int32))
         program: dict[str, Any] = dict(call=call, definition=definition)
         of_points = _points_of(
-            *given, **program, stacks=tuple(stacks), gradient=gradient
+            *given,
+            **program,
+            stacks=tuple(zip(stacks, strides, strict=True)),
+            size=size,
+            gradient=gradient,
         )
         points.append(_first(of_points, len(batch)))
         of_fields = _fields_of(*given, **program, size=size, stride=stride)
@@ -148,10 +153,8 @@ def node_atlas(
         stride=stride,
         size=size,
         points=tuple(
-            _point_set(layers, lowest, whole, parts)
-            for (layers, lowest), parts in zip(
-                stacks.items(), zip(*points, strict=True), strict=True
-            )
+            _point_set(layers, parts)
+            for layers, parts in zip(stacks, zip(*points, strict=True), strict=True)
         ),
         gradient=gradient,
         cell=_cell(size),
@@ -206,17 +209,22 @@ def _first(arrays: Any, count: int) -> Any:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("call", "definition", "stacks", "gradient")
+    jax.jit, static_argnames=("call", "definition", "stacks", "size", "gradient")
 )
-def _points_of(arrays, image, nodes, *, call, definition, stacks, gradient):
-    """Position, strength, inside, count and number outside of each stack."""
+def _points_of(arrays, image, nodes, *, call, definition, stacks, size, gradient):
+    """Position in pixels, strength, inside, count and number outside of each stack.
+
+    `stacks` are layers, and the stride of the map that the lowest reads.
+    """
     model, found = merge_model(definition, arrays), []
-    for layers in stacks:
+    for layers, stride in stacks:
         points = sampling_locations(
             model, call, image, nodes, layers=layers, gradient=gradient
         )
         strength = points.strength if gradient else points.weight
-        position, inside = points.position, points.inside
+        position = stride * points.position
+        last = jnp.asarray(size, position.dtype)[None, None] - 1
+        inside = points.inside & jnp.all((position >= 0) & (position <= last), axis=-1)
         count = jnp.full(len(nodes), strength.shape[1], jnp.int32)
         outside = jnp.sum(~inside, axis=1)
         if strength.shape[1] > _KEPT:
@@ -260,13 +268,9 @@ def _cell_means(strength: Float[Array, "K H W"], cell: int) -> Float[Array, "K h
 
 
 def _point_set(
-    layers: tuple[str, ...],
-    lowest: Convolution,
-    image_size: tuple[int, int],
-    parts: Sequence[tuple[np.ndarray, ...]],
+    layers: tuple[str, ...], parts: Sequence[tuple[np.ndarray, ...]]
 ) -> PointSet:
     position, strength, inside, count, outside = (
         np.concatenate(part) for part in zip(*parts, strict=True)
     )
-    stride = map_stride(image_size, lowest.input_size)
-    return PointSet(layers, stride * position, strength, inside, int(count[0]), outside)
+    return PointSet(layers, position, strength, inside, int(count[0]), outside)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from dcn_jax.explain.layer_calls import ROI_POOLS, LayerCall, run_with
+from dcn_jax.explain.layer_calls import ROI_POOLS, LayerCall, record_of, run_with
 from dcn_jax.explain.models import Call, check_model
 from dcn_jax.explain.nodes import (
     Nodes,
@@ -88,12 +88,8 @@ def bin_locations(
     nodes = check_nodes(nodes, rois)
     chosen = _choose(log.calls, layer)
     earlier = sum(call.name == chosen.name for call in log.calls[: chosen.place])
-    if (chosen.name, "bins") not in records:
-        raise ValueError(
-            f"`layer`: {chosen.name} left no record, as within a jit of its own; "
-            "expected a `call` that runs it outside of one"
-        )
-    bins = records[chosen.name, "bins"][earlier]
+    count = sum(call.name == chosen.name for call in log.calls)
+    bins = record_of(records, (chosen.name, "bins"), earlier, count, "layer")
     if bins["rois"].shape != (1, *rois, 4):
         raise ValueError(
             f"`layer`: {chosen.name} pools RoIs of shape {bins['rois'].shape}; "

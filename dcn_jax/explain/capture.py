@@ -42,8 +42,9 @@ def capture_samples(module: Any, call: Callable[[Any], Any]) -> list[Record]:
 
     Raises:
       TypeError: `module` is neither.
-      ValueError: It is a Linen module without variables, or one whose layers leave no
-        record, as under a lifted transformation that does not keep them.
+      ValueError: It is a Linen module without variables; or a layer runs inside of a
+        transformation that its record does not leave, as of Linen one that does not
+        keep "intermediates".
     """
     module = check_model(module, "module")
     if isinstance(module, linen.Module):
@@ -54,12 +55,37 @@ def capture_samples(module: Any, call: Callable[[Any], Any]) -> list[Record]:
         if isinstance(layer, DeformConv)
     }
     # A copy, since `nnx.capture` leaves its records on the modules.
-    _, records = nnx.capture(call, Samples)(nnx.clone(module))
+    _, records = captured(nnx.clone(module), call, Samples)
     return [
         _record(path[:-1], layers[path[:-1]], samples)
         for path, record in nnx.to_flat_state(records)
         for samples in record.get_value()
     ]
+
+
+def captured(
+    module: nnx.Module, call: Callable[[Any], Any], *kinds: type[nnx.Variable]
+) -> tuple[Any, ...]:
+    """What a pass returns, and for each kind a state of what layers recorded in it.
+
+    Args:
+      module: The records are left on it.
+      call: The pass, given the module.
+      kinds: Of the records.
+
+    Raises:
+      ValueError: An `nnx` transformation shares a layer between its runs.
+    """
+    try:
+        return nnx.capture(call, *kinds)(module)
+    except (TypeError, ValueError) as error:
+        if "__captures__" not in str(error):
+            raise
+        raise ValueError(
+            "`call` has an nnx transformation, such as nnx.vmap or nnx.scan, that runs "
+            "one layer several times, as with in_axes of None; expected a pass of a "
+            f"batch of one image without it, or layers of their own ({error})"
+        ) from error
 
 
 def _capture_linen(module: linen.Module, call: Callable[[Any], Any]) -> list[Record]:
@@ -95,6 +121,18 @@ def _capture_linen(module: linen.Module, call: Callable[[Any], Any]) -> list[Rec
 
 def _record(path: tuple[Any, ...], layer: Any, samples: dict[str, Any]) -> Record:
     """Puts all axes of scanned layers into one."""
+    try:
+        return _flat_record(path, layer, samples)
+    except jax.errors.UnexpectedTracerError:
+        name = ".".join(map(str, path)) or "the model itself"
+        raise ValueError(
+            f"`call`: {name} runs inside of a transformation that its record does not "
+            "leave, such as jax.jit or jax.vmap; expected a pass that runs it outside "
+            "of one"
+        ) from None
+
+
+def _flat_record(path: tuple[Any, ...], layer: Any, samples: dict[str, Any]) -> Record:
     flat = {
         name: value.reshape(-1, *value.shape[value.ndim - rank :])
         for name, rank in _RANKS.items()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen, nnx
 
+from dcn_jax.explain.capture import captured
 from dcn_jax.explain.models import Call, Model, copy_of, name_of
 from dcn_jax.modules import linen as linen_layers
 from dcn_jax.modules.deform_conv import DeformConv, Samples
@@ -54,10 +55,14 @@ class LayerCall(NamedTuple):
         return self.layer.kernel[...]
 
 
+class Ran(nnx.Intermediate):
+    """A number of each call's result: more where a transformation repeats the call."""
+
+
 Listener = Callable[[LayerCall], jax.Array]
-# What layers recorded, by name and field ("samples" or "bins"): a tuple for each layer
-# with one record for each of its calls.
-Records = dict[tuple[str, str], tuple[dict[str, Any], ...]]
+# What layers recorded, by name and field ("samples", "bins" or "ran"): a tuple for each
+# layer with one record for each of its calls.
+Records = dict[tuple[str, str], tuple[Any, ...]]
 
 
 def run_with(
@@ -77,10 +82,42 @@ def run_with(
 
     Returns:
       What `call` returns, and what the layers recorded.
+
+    Raises:
+      ValueError: An `nnx` transformation shares a layer between its runs.
     """
     if isinstance(model, linen.Module):
         return _run_linen(listener, model, call, images)
     return _run_nnx(listener, model, call, images)
+
+
+def record_of(
+    records: Records, call_name: tuple[str, str], place: int, count: int, argument: str
+) -> Any:
+    """Returns what a layer recorded in one of its calls, without gradients.
+
+    Args:
+      records: As of `run_with`.
+      call_name: The layer's name, and the field.
+      place: Which of its calls.
+      count: How many of its calls a listener was told of.
+      argument: What named the layer, for the message.
+
+    Raises:
+      ValueError: There is no such record that can be used after the pass.
+    """
+    name, _ = call_name
+    found = records.get(call_name, ())
+    if len(found) == count:
+        try:
+            return jax.tree.map(jax.lax.stop_gradient, found[place])
+        except jax.errors.UnexpectedTracerError:
+            pass
+    raise ValueError(
+        f"`{argument}`: {name or 'the model itself'} runs inside of a transformation "
+        "that its record does not leave, such as jax.jit, jax.vmap or a scan; expected "
+        "a `call` that runs it outside of one, on a batch of one image"
+    )
 
 
 def _run_nnx(listener, model, call, images):
@@ -93,7 +130,7 @@ def _run_nnx(listener, model, call, images):
             # A class of the copy's own, since Python looks up `__call__` there.
             layer.listened = functools.partial(_tell, listener, name_of(path))
             layer.__class__ = _listening(type(layer))
-    result, *records = nnx.capture(lambda m: call(m, images), Samples, Bins)(copy)
+    (result, *records) = captured(copy, lambda m: call(m, images), Samples, Bins, Ran)
     found = {}
     for state in records:
         for path, record in nnx.to_flat_state(state):
@@ -108,9 +145,10 @@ def _listening(kind: type) -> type:
     def call_and_tell(self, *args, **kwargs):
         result = kind.__call__(self, *args, **kwargs)
         record = None
-        for captured in self.__captures__:
-            for records in captured.get_value().values():
+        for kept in self.__captures__:
+            for records in kept.get_value().values() if type(kept) is not Ran else ():
                 record = records[-1]
+        self.sow(Ran, "ran", _first_number(result))
         return self.listened(self, kind.__call__, args, kwargs, record, result)
 
     return type(kind.__name__, (kind,), {"__call__": call_and_tell})
@@ -127,6 +165,7 @@ def _run_linen(listener, model, call, images):
         for field in ("samples", "bins"):
             if layer.has_variable("intermediates", field):
                 record = layer.get_variable("intermediates", field)[-1]
+        layer.sow("intermediates", "ran", _first_number(result))
         called = type(layer).__call__
         name = name_of(layer.path)
         return _tell(listener, name, layer, called, args, kwargs, record, result)
@@ -142,6 +181,10 @@ def _run_linen(listener, model, call, images):
     for path, records in sown.items():
         found[name_of(path[:-1]), path[-1]] = records
     return result, found
+
+
+def _first_number(result):
+    return jax.lax.stop_gradient(result[(0,) * result.ndim])
 
 
 def _tell(listener, name, layer, called, args, kwargs, record, result):

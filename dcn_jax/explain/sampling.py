@@ -11,7 +11,8 @@ A node's 3x3 layer reads 9 points, for each of which the layer below reads 9, an
   position is multiplied with it. What is added by a shortcut is not followed.
 - A point outside of the map it lies on is kept, as are those below it, which read the
   offsets of the nearest position. They are marked, and weigh as much as the share of
-  the bilinear value that is on the map, nothing from one pixel away on.
+  the bilinear value that is on the map, nothing from one pixel away on. The border "v1"
+  ends the map at its `map_sizes`, and reads the last pixel wholly until one pixel on.
 - Each offset group reads places of its own: with G groups a layer reads G * 9 points.
   A regular layer has one.
 
@@ -39,7 +40,7 @@ from dcn_jax.explain.convolutions import (
     map_stride,
     stacked,
 )
-from dcn_jax.explain.layer_calls import LayerCall, run_with
+from dcn_jax.explain.layer_calls import LayerCall, record_of, run_with
 from dcn_jax.explain.models import Call, Model, check_model, kernel_of
 from dcn_jax.explain.nodes import (
     Nodes,
@@ -111,7 +112,7 @@ def sampling_locations(
       TypeError: An argument is not of its kind; the message names it.
       ValueError: A shape is wrong; a node is not there; there are no such layers, or
         the size of a map is not that of the one above at a power of two; a layer runs
-        under `nnx.scan` or `nnx.vmap`.
+        several times in a scan or vmap, or where its record is lost.
     """
     model, image = check_model(model), check_image(image)
     log = ConvolutionLog()
@@ -143,7 +144,7 @@ def sampling_locations(
         place = place * _stride(layer.name, layer.output_size, coarse)
         reached, above, coarse = place, weight, layer.input_size
         place, factor = _read(place, layer, field)
-        inside = inside[..., None] & _on_map(place, layer.input_size)
+        inside = inside[..., None] & _on_map(place, field.size)
         weight = above[..., None] * factor
         place, inside, weight = (
             x.reshape(len(nodes), -1, *x.shape[3:]) for x in (place, inside, weight)
@@ -193,6 +194,7 @@ class _Field(NamedTuple):
     offset: Float[Array, "P Q G RS 2"] | None
     mask: Float[Array, "P Q G RS"] | None
     norm: Float[Array, "G RS"]  # of the kernel, for each group of channels
+    size: Float[Array, "2"]  # (height, width) of what is read, the border "v1" ends it
 
 
 def _points_of(layer: Convolution) -> int:
@@ -201,27 +203,40 @@ def _points_of(layer: Convolution) -> int:
 
 def _field_of(layer: Convolution, calls, records, model: Model) -> _Field:
     kernel = kernel_of(model, layer.name)
-    record = {}
-    if layer.deformable and (layer.name, "samples") in records:
-        earlier = sum(call.name == layer.name for call in calls[: layer.place])
-        record = records[layer.name, "samples"][earlier]
-    offset, mask = record.get("offset"), record.get("mask")
-    if kernel.ndim != 4 or (offset is not None and offset.ndim != 6):
+    if kernel.ndim != 4:
+        raise ValueError(_several(layer))
+    count = sum(call.name == layer.name for call in calls)
+    earlier = sum(call.name == layer.name for call in calls[: layer.place])
+
+    def recorded(field: str) -> Any:
+        return record_of(records, (layer.name, field), earlier, count, "layers")
+
+    if recorded("ran").ndim:
+        raise ValueError(_several(layer))
+    size = jnp.asarray(layer.input_size, coordinate_dtype(kernel.dtype))
+    norm = _kernel_norm(kernel, layer)
+    if not layer.deformable:
+        return _Field(None, None, norm, size)
+    record = recorded("samples")
+    images = len(record["offset"])
+    if images != 1:
         raise ValueError(
-            f"`layers`: {layer.name} is several layers, run by a scan or vmap; "
-            "expected a layer of its own"
+            f"`layers`: {layer.name} runs on {images} images; expected one"
         )
-    if layer.deformable and offset is None:
-        raise ValueError(
-            f"`layers`: {layer.name} is deformable and left no record, as within a jit "
-            "of its own; expected a `call` that runs it outside of one"
-        )
-    if offset is not None and len(offset) != 1:
-        raise ValueError(
-            f"`layers`: {layer.name} runs on {len(offset)} images; expected one"
-        )
-    offset, mask = (None if x is None else x[0] for x in (offset, mask))
-    return _Field(offset, mask, _kernel_norm(kernel, layer))
+    offset, mask, sizes = (record[name] for name in ("offset", "mask", "map_sizes"))
+    return _Field(
+        offset[0],
+        None if mask is None else mask[0],
+        norm,
+        size if sizes is None else sizes[0].astype(size.dtype),
+    )
+
+
+def _several(layer: Convolution) -> str:
+    return (
+        f"`layers`: {layer.name} is run several times, or is several layers, in a scan "
+        "or vmap; expected one of a loop in Python, which runs once, or other layers"
+    )
 
 
 def _kernel_norm(kernel: Array, layer: Convolution) -> Float[Array, "G RS"]:
@@ -263,12 +278,14 @@ def _read(
         position = position + _interpolate(field.offset, index, share)
         if field.mask is not None:
             factor = factor * _interpolate(field.mask, index, share)
-    factor = factor * _share_on_map(position, layer)
+    factor = factor * _share_on_map(position, layer.border, field.size)
     flat = (*place.shape[:2], _points_of(layer))
     return position.reshape(*flat, 2), factor.reshape(flat)
 
 
-def _beside(pair: Sequence[int], place: Float[Array, "*s 2"]) -> Array:
+def _beside(
+    pair: Sequence[int] | Float[Array, "2"], place: Float[Array, "*s 2"]
+) -> Array:
     """Two numbers in the type and rank of places."""
     return jnp.asarray(pair, place.dtype).reshape((1,) * (place.ndim - 1) + (2,))
 
@@ -300,13 +317,12 @@ def _interpolate(field: Float[Array, "P Q *s"], index, share) -> Float[Array, "K
     return jnp.einsum("kmc,kmc...->km...", share, rows)
 
 
-def _share_on_map(position: Float[Array, "*s 2"], layer: Convolution):
-    """Which part of a bilinear value is read from the map, and not from around it.
-
-    The map is the whole one: `map_sizes`, which end it earlier, are not known here.
-    """
-    size = _beside(layer.input_size, position)
-    if layer.border == "v1":
+def _share_on_map(
+    position: Float[Array, "*s 2"], border: str, size: Float[Array, "2"]
+) -> Float[Array, "*s"]:
+    """Which part of a bilinear value is read from the map, and not from around it."""
+    size = _beside(size, position)
+    if border == "v1":
         share = ((position >= 0) & (position < size)).astype(position.dtype)
     else:
         share = jnp.clip(jnp.minimum(position + 1, size - position), 0, 1)
@@ -314,7 +330,9 @@ def _share_on_map(position: Float[Array, "*s 2"], layer: Convolution):
     return share[..., 0] * share[..., 1]
 
 
-def _on_map(position: Float[Array, "*s 2"], size: tuple[int, int]) -> Bool[Array, "*s"]:
+def _on_map(
+    position: Float[Array, "*s 2"], size: Float[Array, "2"]
+) -> Bool[Array, "*s"]:
     last = _beside(size, position) - 1
     return jnp.all((position >= 0) & (position <= last), axis=-1)
 

@@ -35,8 +35,9 @@ class Samples(nnx.Intermediate):
 
     A dict of `offset` [N, P, Q, G, R*S, 2] as (dy, dx), `mask` [N, P, Q, G, R*S] or
     None, `position` [N, P, Q, G, R*S, 2] as (y, x), `undeformed` [P, Q, R*S, 2], where
-    that is without offsets, and `map_size` [2], (H, W), all in pixels of the input map.
-    N is of all axes before (H, W). Positions are not moved back onto a map that
+    that is without offsets, `map_size` [2], (H, W), and `map_sizes` [N, 2], where the
+    border "v1" ends the maps, or None, all in pixels of the input map. N is of all axes
+    before (H, W). Positions are not moved back onto a map that
     "CIRCULAR" or "REFLECT" continues.
     """
 
@@ -278,7 +279,7 @@ class DeformConv(nnx.Module):
         offset, mask = self.sampling(offset_features, base_offset)
         # Costs nothing unless somebody captures them.
         if any(type(v) is Samples for v in getattr(self, "__captures__", ())):
-            self.sow(Samples, "samples", samples(x, offset, mask, arguments))
+            self.sow(Samples, "samples", samples(x, offset, mask, map_sizes, arguments))
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = dtypes.promote_dtype(
             (x, self.kernel[...], bias), dtype=self.dtype

@@ -147,7 +147,7 @@ class DeformConv(nn.Module):
         offset, mask = self.sampling(offset_features, base_offset)
         # Else it would be computed in vain.
         if self.is_mutable_collection("intermediates"):
-            record = sampled_conv.samples(x, offset, mask, checked)
+            record = sampled_conv.samples(x, offset, mask, map_sizes, checked)
             self.sow("intermediates", "samples", record)
         x, kernel, bias = dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return sampled_conv.sampled_conv(

@@ -64,10 +64,13 @@ def samples(
     x: Float[Array, "*N H W C"],
     offset: Float[Array, "*N P Q G RS 2"],
     mask: Float[Array, "*N P Q G RS"] | None,
+    map_sizes: Num[Array, "*N 2"] | None,
     arguments: Arguments,
 ) -> dict[str, Any]:
     """What `modules.deform_conv.Samples` holds."""
     size, axes = x.shape[-3:-1], x.ndim - 3
+    if arguments.border != "v1":
+        map_sizes = None
     offset = one_batch(offset, axes)
     padding = arguments.padding
     if is_continued(padding):
@@ -88,6 +91,7 @@ def samples(
         "position": positions(offset),
         "undeformed": positions(still)[0, :, :, 0],
         "map_size": jnp.asarray(size, jnp.int32),
+        "map_sizes": None if map_sizes is None else one_batch(map_sizes, axes),
     }
 
 

@@ -10,6 +10,8 @@ Commands, each `python -m scripts.benchmark.NAME`:
 
 `train_step` makes the step of a configuration for `step`, and for scripts.aot.
 
+`viewer_click` and `chromium` are the part of `explain` that needs a browser.
+
 What `ops` is made of:
 
     layers                   sizes of the paper's ResNet-50

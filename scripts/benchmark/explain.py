@@ -4,14 +4,17 @@
 
 Each kind runs in a process of its own: once with compilation, then once without. Memory
 is how far the peak of resident memory rises in the first. Saliency regions are searched
-with as many passes as `--passes` allows. --write puts the table into docs/explain.md.
+with as many passes as `--passes` allows. A click in the viewer needs no network, but
+Chromium; without it there is no such row. --write puts the table into docs/explain.md.
 """
 
 import argparse
 import json
 import re
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,9 +32,11 @@ from dcn_jax.explain import (
     sampling_locations,
 )
 from dcn_jax.modules import DeformConv
+from scripts.benchmark import chromium
 from scripts.benchmark.layers import CANVAS
 from scripts.benchmark.markdown import replace_section
 from scripts.benchmark.peak_rss import peak_growth
+from scripts.benchmark.viewer_click import click_seconds
 from train.configs import coco_faster_rcnn
 from train.tasks import TASKS
 
@@ -76,6 +81,7 @@ PROGRAMS = {
     "receptive fields of 8 nodes": _fields(8),
 }
 SALIENCY = "saliency region of a node"
+CLICK = "a click in the viewer"
 
 
 def detector() -> Any:
@@ -91,7 +97,14 @@ def detector() -> Any:
 
 
 def measure(kind: str, passes: int) -> dict[str, float]:
-    """Returns seconds of the first and a later run, bytes, and passes of a search."""
+    """Returns seconds of the first and a later run, bytes, and passes of a search.
+
+    Of clicks, the later ones' median, and no bytes.
+    """
+    if kind == CLICK:
+        with tempfile.TemporaryDirectory() as folder:
+            first, *others = click_seconds(Path(folder))
+        return {"first": first, "later": statistics.median(others)}
     model = detector()
     pixels = np.random.default_rng(0).uniform(0, 255, (*CANVAS, 3))
     image = jnp.asarray(pixels, jnp.float32)
@@ -129,10 +142,9 @@ def table(found: dict[str, dict[str, float]]) -> str:
     for kind, figures in found.items():
         if "passes" in figures:
             kind = f"{kind}, {figures['passes']:.0f} passes"
-        lines.append(
-            f"| {kind} | {figures['first']:.1f} | {figures['later']:.1f} | "
-            f"{figures['bytes'] / 2**20:.0f} |"
-        )
+        first, later = (f"{figures[name]:.3g}" for name in ("first", "later"))
+        memory = f"{figures['bytes'] / 2**20:.0f}" if "bytes" in figures else ""
+        lines.append(f"| {kind} | {first} | {later} | {memory} |")
     return "\n".join(lines)
 
 
@@ -152,8 +164,10 @@ def main() -> None:
     if options.write and options.only:
         parser.error("--write needs all kinds; it cannot go with --only")
     found = {}
-    for kind in (*PROGRAMS, SALIENCY):
-        if re.search(options.only, kind):
+    for kind in (*PROGRAMS, SALIENCY, CLICK):
+        if kind == CLICK and not chromium.is_installed():
+            print(f"{CLICK}: not measured, {chromium.HOW}", file=sys.stderr)
+        elif re.search(options.only, kind):
             command = [sys.executable, "-m", "scripts.benchmark.explain"]
             command += [f"--kind={kind}", f"--passes={options.passes}"]
             output = subprocess.run(

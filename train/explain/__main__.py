@@ -12,6 +12,8 @@ large one and the background, found by the network itself. It can be given again
 DIR, "explanation" by default, gets as PNG and SVG: a page for each node (node1, ...),
 the papers' sheets (figure1 of positions, figure2 of RoIs), the offsets of each
 deformable layer as arrows (offsets1_LAYER of the first run), and explanation.json.
+With `--resolutions=SIDE,SIDE,...` it gets `resolutions` as well: receptive fields, and
+scores of `eval.sweep`, by the image's shorter side.
 """
 
 if __name__ == "__main__":
@@ -31,6 +33,7 @@ from train import cli, inputs, interrupt
 from train.config_dict import ConfigDict
 from train.evaluate import output_folder
 from train.explain.nodes import AUTO, parse_node
+from train.explain.resolutions import parse_sides
 from train.explain.run import explain_image, open_networks
 from train.predict import check_score, lowest_score, read_upright
 from train.task import Task
@@ -56,6 +59,12 @@ _MAX_PASSES = flags.DEFINE_integer(
 )
 _VIEWER = flags.DEFINE_bool(
     "viewer", False, "Write a page, too, that explains any place that one points at."
+)
+
+_RESOLUTIONS = flags.DEFINE_string(
+    "resolutions",
+    "",
+    "Shorter sides of the image, as 400,600,800, to compare receptive fields at.",
 )
 
 
@@ -97,6 +106,7 @@ def main(arguments: list[str], task: Task) -> None:
     """Explains the image that the arguments name."""
     # Before the model is loaded: mistakes show at once.
     nodes = [parse_node(text) for text in _NODES.value]
+    sides = parse_sides(_RESOLUTIONS.value)
     check_score(lowest_score())
     config = cli.config()
     shown, image = read_image(config, task, arguments, _EXAMPLE.value)
@@ -107,6 +117,7 @@ def main(arguments: list[str], task: Task) -> None:
         score=lowest_score(),
         max_passes=_MAX_PASSES.value,
         viewer=_VIEWER.value,
+        sides=sides,
     )
 
 

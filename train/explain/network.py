@@ -7,9 +7,10 @@ and no pixel of the padding is looked at.
 Shape letters: H W image as the network is given it, K nodes, P Q map.
 """
 
+import copy
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,13 +33,13 @@ from dcn_jax.explain import (
     saliency_region,
     sampling_locations,
 )
-from dcn_jax.images.fit import fit_image
 from train import conventions, sharding
 from train.config_dict import ConfigDict
-from train.evaluate import load_variables
+from train.evaluate import at_side, load_variables
 from train.evaluator import make_predict
-from train.explain.nodes import Position, RoI
+from train.explain.nodes import Node, Position, RoI
 from train.explain.viewer import Detected, write_viewer
+from train.preprocessing import preprocessing_of
 from train.task import Task
 
 # Of the saliency regions' error.
@@ -60,6 +61,14 @@ class Explanation(NamedTuple):
     where: SamplingLocations | BinLocations  # of this node, without the axis K
     field: np.ndarray  # [H, W], strength of the receptive field
     saliency: SaliencyRegion
+
+
+class _Looked(NamedTuple):
+    """Where nodes of one kind are looked at."""
+
+    call: Callable[[Any, jax.Array], jax.Array]
+    places: Sequence[tuple[int, ...]]  # in what `call` returns
+    boxes: np.ndarray  # [K, 4] of the image as the network is given it
 
 
 class ExplainedNetwork:
@@ -87,19 +96,26 @@ class ExplainedNetwork:
 
     def __init__(self, config: ConfigDict, workdir: Path, task: Task, image: Any):
         config = conventions.kept(config, workdir)
-        self.name, self._task = config.name, task
+        self.name, self._task, self._config = config.name, task, config
         self._mesh = sharding.make_mesh(devices=jax.devices()[:1])
         loaded = load_variables(config, task, workdir, self._mesh)
         self.step, self._skeleton, self._variables, description = loaded
         self._categories = description["categories"]
         self._passes = task.passes(self._skeleton.abstract)
         self.sees_rois = self._passes.rois is not None
-        self._canvas, self.geometry = fit_image(
-            image,
-            canvases=config.data.canvases,
-            short_side=config.data.eval_short_side,
-            max_side=config.data.max_side,
-        )
+        self._given = image
+        self._fit(config.data)
+        self.layers = self._last_layers()
+
+    def at_side(self, side: int) -> "ExplainedNetwork":
+        """The same network on the same image, whose shorter side is another one."""
+        other = copy.copy(self)
+        other._fit(at_side(self._config, side).data)
+        return other
+
+    def _fit(self, data: ConfigDict) -> None:
+        """Resizes the image as a section `data` says."""
+        self._canvas, self.geometry = preprocessing_of(data)(self._given)
         height, width = self.geometry.size
         self.image = self._canvas[:height, :width]
         self._floats = jnp.asarray(self.image, jnp.float32)
@@ -112,7 +128,6 @@ class ExplainedNetwork:
         rows, columns = (-(-side // self.stride) for side in self.geometry.size)
         places = np.moveaxis(np.mgrid[:rows, :columns], 0, -1)
         self.pixels = self.given(places * self.stride)
-        self.layers = self._last_layers()
 
     def given(self, position: np.ndarray) -> np.ndarray:
         """Positions (y, x) of the image in pixels of the one that was given."""
@@ -135,9 +150,11 @@ class ExplainedNetwork:
         model = self._skeleton.model(self._variables)
         with tqdm(desc=f"viewer, {self.name}", unit="node", disable=None) as bar:
             write_viewer(
-                *(path, model, self._map, np.asarray(self._floats)),
+                # The map is that of the canvas.
+                *(path, model, self._map, self._canvas.astype(np.float32)),
                 title=f"{self.name}, step {self.step}",
                 detected=self._detected(model, score),
+                size=self.geometry.size,
                 layers=self.layers,
                 report=functools.partial(_count, bar),
             )
@@ -189,46 +206,18 @@ class ExplainedNetwork:
         found = jax.device_get(jax.jit(find)(self._variables, self._floats))
         return {name: self._in_pixels(field) for name, field in found.items()}
 
-    def explain_positions(
-        self, nodes: Sequence[Position], max_passes: int
-    ) -> list[Explanation]:
-        """Explains positions of the map.
+    def explain(self, nodes: Sequence[Node], max_passes: int) -> list[Explanation]:
+        """Explains nodes.
 
         Args:
-          nodes: On the given image.
+          nodes: On the given image, all of one kind.
           max_passes: As of `saliency_region`.
 
         Raises:
-          ValueError: A node says nothing of this image.
+          ValueError: They are RoIs, which this network does not explain, or one says
+            nothing of this image.
         """
-        places = [self._place(node) for node in nodes]
-        boxes = [
-            [self.stride * i + end for end in (-0.5, 1.5) for i in place[::-1]]
-            for place in places
-        ]
-        return self._explain(nodes, self._map, places, np.asarray(boxes), max_passes)
-
-    def explain_rois(self, nodes: Sequence[RoI], max_passes: int) -> list[Explanation]:
-        """Explains RoIs; arguments and errors as of `explain_positions`.
-
-        Raises:
-          ValueError: RoIs of this network are not explained.
-        """
-        if self._passes.rois is None:
-            raise ValueError(
-                f"`--node` is a RoI, and {self.name} has none to explain; expected "
-                "positions, or a detector with aligned or deformable RoI pooling and "
-                "fully connected layers after it."
-            )
-        y, x = self.geometry.scale
-        boxes = np.asarray([node.box for node in nodes]) * (x, y, x, y)
-        call = functools.partial(self._rois, rois=jnp.asarray(boxes[None], jnp.float32))
-        return self._explain(
-            nodes, call, [(b,) for b in range(len(nodes))], boxes, max_passes
-        )
-
-    def _explain(self, nodes, call, places, boxes, max_passes) -> list[Explanation]:
-        """Explains nodes, which have places in what `call` returns, and boxes."""
+        call, places, boxes = self._looked(nodes)
         numbers = np.asarray(places, np.int32)
         positions = numbers.shape[1] == 2
 
@@ -259,6 +248,38 @@ class ExplainedNetwork:
                 zip(nodes, places, middles, regions, strict=True)
             )
         ]
+
+    def receptive_fields(self, nodes: Sequence[Node]) -> np.ndarray:
+        """Strengths [K, H, W]; arguments and errors as of `explain`."""
+        call, places, _ = self._looked(nodes)
+        numbers = np.asarray(places, np.int32)
+
+        def see(variables, image):
+            model = self._skeleton.model(variables)
+            return effective_receptive_field(model, call, image, numbers).strength
+
+        return jax.device_get(jax.jit(see)(self._variables, self._floats))
+
+    def _looked(self, nodes: Sequence[Node]) -> _Looked:
+        positions = [node for node in nodes if isinstance(node, Position)]
+        if positions:
+            places = [self._place(node) for node in positions]
+            boxes = [
+                [self.stride * i + end for end in (-0.5, 1.5) for i in place[::-1]]
+                for place in places
+            ]
+            return _Looked(self._map, places, np.asarray(boxes))
+        if self._passes.rois is None:
+            raise ValueError(
+                f"`--node` is a RoI, and {self.name} has none to explain; expected "
+                "positions, or a detector with aligned or deformable RoI pooling and "
+                "fully connected layers after it."
+            )
+        y, x = self.geometry.scale
+        given = [node.box for node in nodes if isinstance(node, RoI)]
+        boxes = np.asarray(given) * (x, y, x, y)
+        call = functools.partial(self._rois, rois=jnp.asarray(boxes[None], jnp.float32))
+        return _Looked(call, [(b,) for b in range(len(given))], boxes)
 
     def _saliency(
         self, nodes, call, places, boxes, max_passes

@@ -57,6 +57,11 @@ def explanation_record(found: Explanation, geometry: Geometry) -> dict[str, Any]
     return record
 
 
+def length_scale(geometry: Geometry) -> float:
+    """Pixels that the network is given for one of the given image, in one direction."""
+    return float(np.sqrt(np.prod(geometry.scale)))
+
+
 def _locations(where: SamplingLocations, geometry: Geometry) -> dict[str, Any]:
     scale = np.asarray(geometry.scale)
     points = (where.position + 0.5) / scale - 0.5
@@ -79,8 +84,7 @@ def _bins(where: BinLocations, geometry: Geometry) -> dict[str, Any]:
 
 
 def _receptive_field(found: Explanation, geometry: Geometry) -> dict[str, Any]:
-    """Sides of squares, over the geometric mean of both scales."""
-    scale = float(np.sqrt(np.prod(geometry.scale)))
+    scale = length_scale(geometry)
     field = jnp.asarray(found.field)
     sides = {
         "area_side": area_side(field),

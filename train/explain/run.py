@@ -20,17 +20,15 @@ from train.explain.nodes import (
 )
 from train.explain.pictures import save_nodes, save_offsets
 from train.explain.record import explanation_record, network_record, node_record
+from train.explain.resolutions import save_resolutions
 from train.run_config import config_path, read_config
 from train.task import Task
 from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
 
-# Of nodes: their class, how they are explained, and their sheet.
-_KINDS: tuple[tuple[type, Any, str], ...] = (
-    (Position, ExplainedNetwork.explain_positions, "figure1"),
-    (RoI, ExplainedNetwork.explain_rois, "figure2"),
-)
+# Of nodes: their class, and their sheet.
+_KINDS: tuple[tuple[type, str], ...] = ((Position, "figure1"), (RoI, "figure2"))
 
 
 def open_networks(
@@ -87,6 +85,7 @@ def explain_image(
     score: float,
     max_passes: int,
     viewer: bool,
+    sides: Sequence[int] = (),
 ) -> None:
     """Writes pictures and explanation.json.
 
@@ -98,6 +97,7 @@ def explain_image(
       score: Lowest score of an object that is found.
       max_passes: As of `saliency_region`, for each node and network.
       viewer: Whether to write viewer1.html and so on, which take longer.
+      sides: Shorter sides of the image that receptive fields are measured at.
 
     Raises:
       OSError: A file cannot be written.
@@ -119,12 +119,12 @@ def explain_image(
         {**node_record(node), "pictures": name}
         for node, name in zip(nodes, names, strict=True)
     ]
-    for kind, explain, sheet_name in _KINDS:
+    for kind, sheet_name in _KINDS:
         chosen = [i for i, node in enumerate(nodes) if isinstance(node, kind)]
         if not chosen:
             continue
         found = {
-            name: explain(network, [nodes[i] for i in chosen], max_passes)
+            name: network.explain([nodes[i] for i in chosen], max_passes)
             for name, network in explained.items()
         }
         save_nodes(output, explained, found, [names[i] for i in chosen], sheet_name)
@@ -141,11 +141,13 @@ def explain_image(
             network.write_viewer(output / f"viewer{number}.html", score)
         about.append({**network_record(network, str(folder)), "offsets": offsets})
     height, width = first.geometry.original
-    record = {
+    record: dict[str, Any] = {
         "image": {**shown, "size": [width, height]},
         "networks": about,
         "nodes": records,
     }
+    if sides:
+        record["resolutions"] = save_resolutions(output, networks, nodes, sides)
     write_whole(output / "explanation.json", json.dumps(record) + "\n")
     _log.info("%d nodes explained: see %s", len(nodes), output)
 

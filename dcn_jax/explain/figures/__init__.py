@@ -9,7 +9,7 @@ bins             bins of a RoI
 receptive_field  effective receptive fields
 saliency         saliency regions, and their error by area
 offsets          offsets of a layer as arrows
-resolution       a value by the size of the images
+resolution       values by the size of the images
 sheet            several of them in one figure
 rendering        a figure as PNG or SVG
 
@@ -40,7 +40,9 @@ from dcn_jax.explain.figures.receptive_field import (
     draw_receptive_field as draw_receptive_field,
 )
 from dcn_jax.explain.figures.rendering import render as render
+from dcn_jax.explain.figures.resolution import ResolutionPanel as ResolutionPanel
 from dcn_jax.explain.figures.resolution import draw_resolution as draw_resolution
+from dcn_jax.explain.figures.resolution import resolution_page as resolution_page
 from dcn_jax.explain.figures.saliency import draw_error_curve as draw_error_curve
 from dcn_jax.explain.figures.saliency import draw_saliency as draw_saliency
 from dcn_jax.explain.figures.sheet import NetworkView as NetworkView

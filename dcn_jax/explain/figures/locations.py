@@ -27,7 +27,7 @@ def draw_locations(
 
     Points at the same place are one, with the sum of their strengths, or the norm of
     the sum of their gradients. Those that do not count as inside are crosses. In the
-    lower right corner stands how many places the axes do not show.
+    lower right corner of the image stands how many places the axes do not show.
 
     Args:
       axes: Show the image, see `show_image`.
@@ -94,9 +94,14 @@ def _tell_hidden(axes: Axes, position: Float[np.ndarray, "points 2"]) -> None:
     y, x = position.T
     hidden = int((~((left <= x) & (x <= right) & (top <= y) & (y <= bottom))).sum())
     if hidden:
-        axes.text(
-            *(0.98, 0.02, f"{hidden} not shown"),
-            transform=axes.transAxes,
+        # On the image, not in the room round it.
+        _, end, floor, _ = axes.images[0].get_extent()
+        axes.annotate(
+            f"{hidden} not shown",
+            (end, floor),
+            (-2, 2),
+            textcoords="offset points",
+            annotation_clip=False,
             ha="right",
             va="bottom",
             fontsize=7,

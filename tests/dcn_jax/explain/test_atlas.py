@@ -107,6 +107,11 @@ def test_a_large_padded_image_has_a_coarser_grid_and_cells():
         MODEL, call, image, found.nodes[[9]], layers=["last"]
     ).weight
     np.testing.assert_allclose(found.points[0].strength[9], weights[0], rtol=1e-4)
+    points = found.points[0]
+    beyond = (points.position > (89, 129)).any(-1)
+    assert (beyond & (points.position <= (95, 143)).all(-1)).any()
+    assert not points.inside[beyond].any()
+    assert (points.outside >= beyond.sum(1)).all()
     full = effective_receptive_field(MODEL, call, image, found.nodes[[9]]).strength
     cells = np.asarray(full[0, :90, :130])
     assert found.cell == 3 and found.field.shape == (35, 30, 44)

@@ -17,6 +17,7 @@ from dcn_jax.explain.figures import (
     NetworkView,
     NodeView,
     Points,
+    ResolutionPanel,
     RoIBins,
     draw_bins,
     draw_error_curve,
@@ -28,6 +29,7 @@ from dcn_jax.explain.figures import (
     node_page,
     offset_page,
     render,
+    resolution_page,
     sheet,
     show_image,
 )
@@ -87,6 +89,18 @@ def test_locations_are_drawn_where_they_are():
     assert node.get_xydata().tolist() == [[2, 3]] and node.get_marker() == "+"
     assert [t.get_text() for t in axes.texts] == ["1 not shown"]
     assert limits(axes) == limits(on_image())
+
+
+def test_what_is_not_shown_is_told_on_the_image():
+    for margin in (0.0, 0.25):
+        axes = on_image(margin)
+        far = np.array([[90.0, 3.0]])
+        draw_locations(axes, far, np.ones(1), np.ones(1, bool))
+        axes.figure.draw_without_rendering()
+        (told,), (image,) = axes.texts, axes.images
+        box, around = told.get_window_extent(), image.get_window_extent()
+        assert around.x0 < box.x0 and box.x1 < around.x1
+        assert around.y0 < box.y0 and box.y1 < around.y1
 
 
 def test_gradients_of_coinciding_points_add_up():
@@ -337,6 +351,18 @@ def test_curves_by_resolution_are_told_apart_without_colour():
     assert len({line.get_linestyle() for line in axes.lines}) == 3
     assert all(len(set(to_rgb(line.get_color()))) == 1 for line in axes.lines)
     assert axes.get_ylabel() == "AP"
+
+
+def test_panels_by_resolution_stand_in_rows_of_four():
+    curves = {"regular": ([400, 800], [3.0, 2.0])}
+    panels = [ResolutionPanel(f"panel {i}", "AP", curves) for i in range(5)]
+    figure = resolution_page(panels)
+    assert [axes.get_title() for axes in figure.axes] == [p.title for p in panels]
+    figure.draw_without_rendering()
+    tops = [axes.get_position().y1 for axes in figure.axes]
+    np.testing.assert_allclose(tops[:4], tops[0])
+    assert tops[4] < 0.6 * tops[0]
+    assert all(axes.get_ylim()[0] == 0 for axes in figure.axes)
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):

@@ -15,6 +15,7 @@ from dcn_jax.explain import (
     convolutions,
     effective_receptive_field,
     map_stride,
+    offset_fields,
     sampling_locations,
 )
 from dcn_jax.explain.models import copy_of
@@ -128,6 +129,7 @@ class Twice(nnx.Module):
         self.shared = modules.DeformConv(2, 2, 3, rngs=rngs)
         self.stack = stack(nnx.Rngs(1))
         self.line = nnx.Conv(2, 2, (3,), rngs=rngs)
+        self.last = modules.DeformConv(2, 2, 3, rngs=rngs)
 
     def __call__(self, x):
         x = self.shared(x)
@@ -159,8 +161,127 @@ def test_calls_of_a_layer_are_told_apart():
     assert run_shapes(model, call, IMAGE, [(3, 3)], layers=names).shape == (1, 81, 2)
     with pytest.raises(ValueError, match=r"has 'shared'; .* before shared, which"):
         run_shapes(model, call, IMAGE, [(3, 3)], layers=[*names, "shared"])
-    with pytest.raises(ValueError, match="`layers`: stack is several layers"):
+    with pytest.raises(ValueError, match="`layers`: stack is run several"):
         run_shapes(model, lambda m, x: m.scanned(x), IMAGE, [(3, 3)], layers=1)
+
+
+def of_carry(x, layer):
+    return layer(x)
+
+
+def repeats(model, x):
+    """A scan that runs one layer."""
+    run = nnx.scan(of_carry, in_axes=(nnx.Carry, None), out_axes=nnx.Carry, length=3)
+    return run(x, model.shared)
+
+
+def shares(model, x):
+    run = nnx.vmap(of_carry, in_axes=(0, None))
+    return run(jnp.stack([x, x]), model.shared).sum(0)
+
+
+def maps(model, x):
+    return jax.vmap(lambda x: model.shared(x[None])[0])(x)
+
+
+def spreads(model, x):
+    """A vmap over layers."""
+    return nnx.vmap(of_carry, in_axes=(None, 0))(x, model.stack).sum(0)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (repeats, "`layers`: shared runs inside of a transformation"),
+        (shares, "`call` has an nnx transformation, .* runs one layer several times"),
+        (maps, "`layers`: shared runs inside of a transformation"),
+        (spreads, "`layers`: stack is run several times, or is several layers"),
+    ],
+)
+def test_a_layer_that_a_transformation_repeats_is_refused(run, message):
+    model = nnx.eval_shape(Twice)
+    with pytest.raises(ValueError, match=message):
+        run_shapes(model, run, IMAGE, [(3, 3)], layers=1)
+    # Gradients by pixels need no record, and layers after it are followed.
+    jax.eval_shape(
+        lambda m: inspect.unwrap(effective_receptive_field)(m, run, IMAGE, [(3, 3)]),
+        model,
+    )
+    if run is not shares:
+        after = run_shapes(
+            *(model, lambda m, x: m.last(run(m, x)), IMAGE, [(3, 3)]), layers=1
+        )
+        assert after.shape == (1, 9, 2)
+
+
+@pytest.mark.parametrize("run", [shares, maps])
+def test_offsets_of_a_layer_that_a_transformation_repeats_are_refused(run):
+    with pytest.raises(ValueError, match="expected a pass"):
+        jax.eval_shape(
+            lambda m: inspect.unwrap(offset_fields)(m, lambda m: run(m, IMAGE[None])),
+            nnx.eval_shape(Twice),
+        )
+
+
+class Body(nn.Module):
+    """A layer as `nn.scan` takes it."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        return linen.DeformConv(2, 3, name="conv")(x), None
+
+
+class Lifted(nn.Module):
+    """A layer, or several, that a transformation of Linen runs, and one after it."""
+
+    transformation: str
+
+    @nn.compact
+    def __call__(self, x):
+        own = dict(variable_axes={"params": 0}, split_rngs={"params": True})
+        shared = dict(variable_broadcast="params", split_rngs={"params": False})
+        lifted = {
+            "remat": lambda: nn.remat(Body),
+            "jit": lambda: nn.jit(Body),
+            "scan": lambda: nn.scan(Body, **own, length=2),
+            "shared scan": lambda: nn.scan(Body, **shared, length=3),
+            "vmap": lambda: nn.vmap(Body, **own, in_axes=None, axis_size=2),
+        }[self.transformation]()
+        x, _ = lifted(name="body")(x, None)
+        if self.transformation == "vmap":
+            x = x.sum(0)
+        return linen.DeformConv(2, 3, name="last")(x)
+
+
+@pytest.mark.parametrize(
+    ("transformation", "message"),
+    [
+        ("remat", None),
+        ("jit", None),
+        ("scan", r"`layers`: body\.conv is run several times, or is several layers"),
+        ("shared scan", r"`layers`: body\.conv runs inside of a transformation"),
+        ("vmap", r"`layers`: body\.conv is run several times, or is several layers"),
+    ],
+)
+def test_transformations_of_linen(transformation, message):
+    module = Lifted(transformation)
+    variables = jax.eval_shape(module.init, jax.random.key(0), IMAGE[None])
+
+    def shapes(layers):
+        def find(variables):
+            model = module.bind({"params": variables["params"]})
+            return inspect.unwrap(sampling_locations)(
+                *(model, call, IMAGE, [(3, 3)]), layers=layers, gradient=True
+            )
+
+        return jax.eval_shape(find, variables)
+
+    assert shapes(1).gradient.shape == (1, 9, 2)
+    if message is None:
+        assert shapes(2).gradient.shape == (1, 81, 2)
+    else:
+        with pytest.raises(ValueError, match=message):
+            shapes(2)
 
 
 @pytest.mark.parametrize(

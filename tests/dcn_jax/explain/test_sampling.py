@@ -213,3 +213,43 @@ def test_a_layer_that_runs_on_several_images_is_refused():
 
     with pytest.raises(ValueError, match="runs on 2 images; expected one"):
         sampling_locations(layer, of_crops, jnp.zeros((5, 5, 2)), [(0, 0)], layers=1)
+
+
+def test_the_first_release_s_border_ends_where_the_image_does():
+    layer = deformed(
+        DeformConv(1, 1, 3, border="v1", modulated=False, rngs=nnx.Rngs(0)), scale=0.8
+    )
+    sizes = jnp.asarray([[4, 5]])
+    # What lies behind that is not zero, and must not count.
+    image, nodes = jnp.ones((6, 7, 1)), [(3, 4), (1, 3)]
+    find = jax.jit(
+        lambda m, x: (
+            sampling_locations(m, lambda m, x: m(x, sizes), x, nodes, layers=1),
+            m.sampling(x[None])[0],
+        )
+    )
+    found, offset = jax.device_get(find(layer, image))
+
+    def response(factors):
+        y = deform_conv2d(
+            *(image[None], offset, layer.kernel[...]),
+            jnp.broadcast_to(factors, (1, 6, 7, 1, 9)),
+            border="v1",
+            map_sizes=sizes,
+        )
+        return jnp.stack([y[0, p, q, 0] for p, q in nodes])
+
+    # One tap after the other counts a little more.
+    step = 0.25
+    factors = 1 + step * jnp.concatenate([jnp.zeros((1, 9)), jnp.eye(9)])
+    responses = jax.jit(jax.vmap(response))(factors)
+    slopes = jnp.abs(responses[1:] - responses[:1]).T / step
+    np.testing.assert_allclose(found.weight, slopes, rtol=1e-4, atol=1e-6)
+    # Some read the last pixel wholly from behind it, others nothing.
+    last = np.array([3, 4])
+    behind = (found.position > last).any(-1)
+    wholly = (
+        behind & (found.position >= 0).all(-1) & (found.position < last + 1).all(-1)
+    )
+    assert wholly.any() and (found.weight[wholly] > 0).all()
+    assert (found.weight == 0).any() and not found.inside[behind].any()

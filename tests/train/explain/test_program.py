@@ -22,7 +22,7 @@ from dcn_jax.explain import (
     sampling_locations,
     square_side,
 )
-from dcn_jax.explain.figures import render
+from dcn_jax.explain.figures import render, resolution_page
 from dcn_jax.explain.saliency import Curve
 from dcn_jax.modules import DeformConv, DeformRoIPool
 from tests.support import double, launch
@@ -33,8 +33,9 @@ from tests.support.tiny_detector import (
 )
 from train.configs import digits
 from train.data.source import Example
+from train.evaluate import sweep_folder
 from train.explain import __main__ as program
-from train.explain import network, pictures, run
+from train.explain import network, pictures, resolutions, run
 from train.explain.nodes import parse_node
 from train.skeleton import build_skeleton
 from train.task import Passes
@@ -125,7 +126,9 @@ def said(caplog, monkeypatch):
     return lambda: "\n".join(r.getMessage() for r in caplog.records)
 
 
-def explain(tmp_path, *nodes, task=None, beside=(), output="out", viewer=False):
+def explain(
+    tmp_path, *nodes, task=None, beside=(), output="out", viewer=False, sides=()
+):
     task = task or SmallTask()
     networks = run.open_networks(CONFIG, tmp_path / "run", beside, task, IMAGE)
     folder = tmp_path / output
@@ -134,6 +137,7 @@ def explain(tmp_path, *nodes, task=None, beside=(), output="out", viewer=False):
         score=0.5,
         max_passes=60,
         viewer=viewer,
+        sides=sides,
     )
     return json.loads((folder / "explanation.json").read_text())
 
@@ -290,9 +294,10 @@ def test_a_viewer_is_written_of_what_the_network_finds(tmp_path, monkeypatch):
     explain(tmp_path, "20,10", viewer=True)
     (((path, model, call, image), named),) = written
     assert path == tmp_path / "out" / "viewer1.html"
-    assert image.shape == (32, 64, 3) and named["title"] == "digits, step 7"
-    # The image alone is given, and its map is that of the canvas.
+    assert image.shape == (64, 64, 3) and named["title"] == "digits, step 7"
+    # The canvas is given, whose map it is, and what of it is the image.
     assert call(model, jnp.asarray(image[None])).shape == (1, 16, 16, 4)
+    assert named["size"] == (32, 64)
     assert named["layers"] == ("conv",)
     found = named["detected"]
     np.testing.assert_allclose(found.boxes, BOXES, atol=1e-4)
@@ -301,8 +306,7 @@ def test_a_viewer_is_written_of_what_the_network_finds(tmp_path, monkeypatch):
     rois = jnp.asarray([BOXES], jnp.float32)
     expected = bin_locations(
         *(model, lambda m, x: m.represent(x, None, rois)),
-        jnp.pad(jnp.asarray(image), ((0, 32), (0, 0), (0, 0))),
-        [(0,), (1,)],
+        *(jnp.asarray(image), [(0,), (1,)]),
     )
     np.testing.assert_allclose(found.bins.centre, expected.centre, rtol=1e-4)
 
@@ -313,6 +317,84 @@ def test_without_objects_auto_says_so(tmp_path, said):
     assert [node["label"] for node in record["nodes"]] == ["the middle"]
     assert record["nodes"][0]["position"] == [29.5, 14.5]
     assert "digits finds no object with a score of at least 0.5: the middle" in said()
+
+
+@pytest.mark.usefixtures("brief", "coarse")
+def test_receptive_fields_and_scores_by_resolution(tmp_path, monkeypatch, said):
+    drawn = []
+
+    def page(panels):
+        drawn.extend(panels)
+        return resolution_page(panels)
+
+    monkeypatch.setattr(resolutions, "resolution_page", page)
+    other = write_run(tmp_path / "other", name="regular")
+    write_score(tmp_path / "run", 32, 0.25)
+    write_score(tmp_path / "run", 64, 0.5)
+    write_score(other, 32, 0.75)
+    write_score(other, 64, 0.125, step=6)
+    record = explain(tmp_path, "41,13", "auto", beside=[other], sides=(32, 64))
+    found = record["resolutions"]
+    assert found["short_sides"] == [32, 64]
+    assert found["area_sides"].keys() == {"digits", "regular"}
+    expected = []
+    for side, place in ((16, (2, 5)), (32, (3, 11))):
+        image = jnp.asarray(cv2.resize(IMAGE, (2 * side, side)), jnp.float32)
+        field = effective_receptive_field(
+            *(Small(10, nnx.Rngs(0)), lambda m, x: m.features(x, None), image, [place])
+        )
+        scale = np.sqrt(side / HEIGHT * 2 * side / WIDTH)
+        expected.append(float(area_side(field.strength)[0]) / scale)
+    np.testing.assert_allclose(found["area_sides"]["digits"][0], expected, rtol=1e-4)
+    assert found["scores"] == {
+        "digits": {"bbox/AP": {"32": 0.25, "64": 0.5}},
+        "regular": {"bbox/AP": {"32": 0.75}},
+    }
+    assert "other/sweep/64/evaluation.json is of another step" in said()
+    assert [(panel.title, panel.value) for panel in drawn[:2]] == [
+        ("all images of the evaluation", "bbox AP"),
+        ("position 41,13", "side of receptive field, pixels"),
+    ]
+    of_score, of_position = drawn[0].curves, drawn[1].curves
+    assert of_score == {"digits": ([32, 64], [0.25, 0.5]), "regular": ([32], [0.75])}
+    assert of_position["digits"] == ((32, 64), found["area_sides"]["digits"][0])
+    assert [panel.title for panel in drawn[2::3]] == [
+        "small object, position",
+        "small object, RoI",
+    ]
+    assert {path.name for path in (tmp_path / "out").glob("resolutions.*")} == {
+        "resolutions.png",
+        "resolutions.svg",
+    }
+
+
+def write_score(folder, side, score, step=7):
+    """What `train.evaluate` leaves of images of another size."""
+    path = sweep_folder(folder, side) / "evaluation.json"
+    path.parent.mkdir(parents=True)
+    groups = {"bbox": {"AP": score, "AP50": 1.0}, "bbox_per_class": {"0": 1.0}}
+    path.write_text(json.dumps({"step": step, "data": {}, **groups}))
+
+
+@pytest.mark.usefixtures("brief", "coarse")
+def test_resolutions_without_scores(tmp_path, said):
+    record = explain(tmp_path, "41,13", sides=(64,))
+    assert record["resolutions"]["scores"] == {"digits": {}}
+    assert "no scores by resolution in" in said()
+    path = sweep_folder(tmp_path / "run", 64) / "evaluation.json"
+    for content in ("{", "[]", '{"step": 7}', '{"step": 7, "data": {}, "bbox": 1}'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"64/evaluation\.json is damaged"):
+            explain(tmp_path, "41,13", sides=(64,))
+
+
+def test_sides_are_rising_numbers():
+    assert resolutions.parse_sides("") == ()
+    assert resolutions.parse_sides("400,600") == (400, 600)
+    for text in ("x", "400,", "600,400", "400,400", "0,400", "-1", "1.5"):
+        with pytest.raises(ValueError, match=r"`--resolutions` is .*; .*, rising, as"):
+            resolutions.parse_sides(text)
 
 
 def write_run(folder, **fields):
@@ -410,6 +492,11 @@ def test_mistakes_in_flags_show_before_anything_is_loaded():
     with (
         flagsaver.flagsaver(node=["1;2"]),
         pytest.raises(ValueError, match="`--node` is '1;2'"),
+    ):
+        program.main([], SmallTask())
+    with (
+        flagsaver.flagsaver(resolutions="800,400"),
+        pytest.raises(ValueError, match="`--resolutions` is '800,400'"),
     ):
         program.main([], SmallTask())
     with (
