@@ -105,7 +105,8 @@ def _capture_linen(module: linen.Module, call: Callable[[Any], Any]) -> list[Rec
         _, written = definition.apply(
             variables, method=lambda model: call(model), mutable=True
         )
-    sown = nnx.traversals.flatten_mapping(written.get("intermediates", {}))
+    intermediates: Any = written.get("intermediates", {})
+    sown = nnx.traversals.flatten_mapping(intermediates)
     found = []
     for path, layer in layers.items():
         if (*path, "samples") not in sown:

@@ -9,7 +9,7 @@ Shape letters: N batch, H W input map, P Q output map, C channels, G offset grou
 kernel taps.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -23,7 +23,7 @@ _MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
 _BEFORE, _BEHIND = 1, 2
 
 
-def is_continued(padding: Any) -> bool:
+def is_continued(padding: Any) -> TypeGuard[str]:
     """Whether a layer's padding is one of the two."""
     return isinstance(padding, str) and padding in _MODES
 

@@ -28,9 +28,10 @@ def sampled_conv(
 ) -> Float[Array, "*N P Q K"]:
     """`deform_conv2d` with a layer's arguments, and any axes before (H, W)."""
     leading = x.shape[:-3]
-    x, offset, mask, map_sizes = (
+    x, offset = one_batch(x, len(leading)), one_batch(offset, len(leading))
+    mask, map_sizes = (
         None if array is None else one_batch(array, len(leading))
-        for array in (x, offset, mask, map_sizes)
+        for array in (mask, map_sizes)
     )
     padding, dilation = arguments.padding, arguments.kernel_dilation
     if is_continued(padding):

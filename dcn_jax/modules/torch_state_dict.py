@@ -70,8 +70,8 @@ def read_layer(
             f"`state_dict`: {quoted(offset_conv)} reads {branch[0].shape[2]} channels, "
             f"and {quoted(mask_conv)} {masks[0].shape[2]}; expected the same"
         )
-    joined = (jnp.concatenate(pair, -1) for pair in zip(branch, masks, strict=True))
-    return TorchLayer(kernel, bias, *joined, True)
+    joined = [jnp.concatenate(pair, -1) for pair in zip(branch, masks, strict=True)]
+    return TorchLayer(kernel, bias, joined[0], joined[1], True)
 
 
 def _branch(state_dict: Mapping[str, Any], name: str, size: tuple[int, ...]):

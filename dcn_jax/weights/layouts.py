@@ -49,11 +49,11 @@ def _same(x, axes):
 
 
 def _read_conv(x, axes):
-    return from_torch_kernel(x)
+    return np.asarray(from_torch_kernel(x))
 
 
 def _write_conv(x, axes):
-    return to_torch_kernel(x)
+    return np.asarray(to_torch_kernel(x))
 
 
 def _flip(x, axes):

@@ -40,7 +40,7 @@ def make_atlas() -> Atlas:
         shape = len(nodes), 9**depth
         away = rng.normal(0, 24 * depth, (*shape, 2))
         position = _STRIDE * nodes[:, None] + away
-        inside = ((position >= 0) & (position < CANVAS)).all(-1)
+        inside = np.asarray(((position >= 0) & (position < CANVAS)).all(-1))
         layers = tuple(f"layer4.{2 - i}.conv2" for i in range(depth))
         outside = (~inside).sum(1)
         return PointSet(layers, position, rng.random(shape), inside, 9**depth, outside)

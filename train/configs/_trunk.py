@@ -1,6 +1,6 @@
 """What the fields of backbone, trunk and neck may hold, which every network has."""
 
-from dcn_jax.modules.deform_conv import BORDERS
+from dcn_jax.modules.deform_conv_arguments import BORDERS
 from dcn_jax.modules.norm import NORMS
 from train.rules import (
     COUNT,

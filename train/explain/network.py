@@ -238,7 +238,7 @@ class ExplainedNetwork:
         return [
             Explanation(
                 node=node,
-                place=place if positions else None,
+                place=(place[0], place[1]) if positions else None,
                 centre=tuple(middle.tolist()),
                 where=self._of_node(where, k),
                 field=field[k],
