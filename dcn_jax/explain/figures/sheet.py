@@ -25,15 +25,15 @@ _MARGIN = 0.06
 # Lengths of a sheet in inches: the longer side of a picture, gaps between pictures and
 # between networks, the least width, the rims.
 _CELL, _GAP, _GROUP, _LEAST = 2.0, 0.06, 0.22, 5.0
-_LEFT, _TOP, _BOTTOM = 0.3, 0.5, 0.4
+_LEFT, _TOP, _BOTTOM = 0.3, 0.5, 0.5
 # Above a picture of a region, for its title.
 _TITLE = 0.2
 # Areas of the strongest markers of a sheet in points^2.
 _MARKER = 16.0
 _CAPTION = (
     "{places}\n"
-    f"Receptive fields: gradient by the pixel, to percentile {PERCENTILE:g}. Regions: "
-    "error at most {bound:g}; dashed: where they were searched."
+    f"Receptive fields: gradient by the pixel, to percentile {PERCENTILE:g}.\n"
+    "Regions: error at most {bound:g}; dashed: where they were searched."
 )
 _OF_POINTS = (
     "Points: size and colour are the gradient by the place; crosses are outside of the "
