@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 import warnings
 
 import jax
@@ -215,3 +216,17 @@ def test_export_of_padding_same_with_a_stride(implementation):
             jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
         ):
             assert relative_error(a, b) < 1e-6
+
+
+def test_sources_that_hide_an_installed_package_are_told(tmp_path, monkeypatch):
+    assert libraries.where_it_is("_cpu") == ""
+    for folder in ("other", "site-packages"):
+        (tmp_path / folder / "xla_ops").mkdir(parents=True)
+        (tmp_path / folder / "xla_ops" / "__init__.py").touch()
+    installed = tmp_path / "site-packages"
+    (installed / "xla_ops" / "_cpu.cpython-311-x86_64-linux-gnu.so").touch()
+    folders = ["", str(tmp_path / "other"), str(installed)]
+    monkeypatch.setattr(sys, "path", folders)
+    told = libraries.where_it_is("_cpu")
+    assert f"hide the package that is installed in {installed}:" in told
+    assert libraries.where_it_is("_cuda") == ""

@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,25 @@ def library_modules() -> dict[str, str]:
     return {"cpu": "_cpu", "cuda": "_cuda"}
 
 
+def where_it_is(module: str) -> str:
+    """Says where an installation has `xla_ops.<module>` that this package hides.
+
+    Python looks into the folder that it is started in first: in a checkout, it finds
+    the sources there in the place of the installed package.
+    """
+    here = Path(__file__).resolve().parent.parent
+    for entry in sys.path:
+        package = Path(entry).resolve() / "xla_ops"
+        whole = (package / "__init__.py").exists() and any(package.glob(f"{module}.*"))
+        if whole and package != here:
+            return (
+                f"; the sources in {here.parent} hide the package that is installed in "
+                f"{package.parent}: start Python in another folder, or install by "
+                "`pip install -e .`"
+            )
+    return ""
+
+
 # By platform: the handlers by target name, or why there are none.
 targets: dict[str, dict[str, Any]] = {}
 load_errors: dict[str, str] = {}
@@ -69,7 +89,7 @@ for _platform, _module in library_modules().items():
     try:
         targets[_platform] = load_library(_module, _platform)
     except ImportError as error:
-        load_errors[_platform] = str(error)
+        load_errors[_platform] = f"{error}{where_it_is(_module)}"
 
 
 def backends() -> tuple[str, ...]:
