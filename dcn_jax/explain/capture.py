@@ -102,9 +102,9 @@ def _capture_linen(module: linen.Module, call: Callable[[Any], Any]) -> list[Rec
     variables = {k: v for k, v in variables.items() if k != "intermediates"}
     with linen.intercept_methods(note):
         # A pass may write other variables too, such as statistics of a norm.
-        _, written = definition.apply(
+        written: Any = definition.apply(
             variables, method=lambda model: call(model), mutable=True
-        )
+        )[1]
     sown = nnx.traversals.flatten_mapping(written.get("intermediates", {}))
     found = []
     for path, layer in layers.items():
