@@ -5,6 +5,7 @@ import json
 import logging
 import operator
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from train.task import Metric, Task
 from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
+# Columns of a line of scores, behind the time and the name of their group.
+_WIDTH = 80
 
 
 class Evaluation(NamedTuple):
@@ -199,12 +202,11 @@ def write_evaluation(folder: Path, step: int, evaluation: Evaluation) -> None:
         draw.save_picture(pictures / f"{i:03}.png", picture)
     if evaluation.pictures:
         draw.save_picture(pictures / "grid.png", draw.grid(evaluation.pictures))
-    shown = "; ".join(
-        " ".join([group, *(f"{n} {_shown(value)}" for n, value in scores.items())])
-        for group, scores in evaluation.summary().items()
-    )
-    split = evaluation.data["split"]
-    _log.info("evaluation of step %d on %s: %s", step, split, shown)
+    _log.info("evaluation of step %d on %s:", step, evaluation.data["split"])
+    for group, scores in evaluation.summary().items():
+        text = "  ".join(f"{n} {_shown(value)}" for n, value in scores.items())
+        for line in textwrap.wrap(text, _WIDTH, break_long_words=False):
+            _log.info("  %s: %s", group, line)
 
 
 def _shown(value: float | None) -> str:

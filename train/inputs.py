@@ -93,9 +93,14 @@ def _used(config: ConfigDict, task: Task, source: Source) -> np.ndarray:
     return np.arange(len(source))
 
 
+def count_images(config: ConfigDict, task: Task, source: Source) -> int:
+    """Returns how many images training uses."""
+    return len(_used(config, task, source))
+
+
 def count_steps(config: ConfigDict, task: Task, source: Source) -> int:
     """Returns the length of a run in steps: `steps`, or `epochs` over the images."""
-    used = len(_used(config, task, source))
+    used = count_images(config, task, source)
     steps = config.steps or round(config.epochs * used / config.batch_size)
     if steps < 1:
         raise ValueError(

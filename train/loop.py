@@ -1,5 +1,6 @@
 """A run: data, steps, logs, checkpoints, evaluation, from any point to the end."""
 
+import contextlib
 import json
 import logging
 import math
@@ -19,6 +20,7 @@ from dcn_jax.explain import offset_health
 from dcn_jax.quoting import one_line
 from train import conventions, inputs, sharding
 from train import workdir as workdir_lock
+from train.announcements import Compilations, log_file, say_run
 from train.checkpoint import Checkpoints, abstract, describe
 from train.config_dict import ConfigDict
 from train.draw import save_curves
@@ -87,7 +89,8 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> None:
     with Interrupts() as interrupts, workdir_lock.claim(workdir):
         if not started:
             conventions.keep(adopted, workdir)
-        _train(config, workdir, task, mesh, interrupts)
+        with log_file(workdir, active=jax.process_index() == 0):
+            _train(config, workdir, task, mesh, interrupts)
 
 
 def _read_weights(config: ConfigDict, task: Task, skeleton: Skeleton) -> Start:
@@ -138,6 +141,14 @@ class _Run:
             skeleton.parameters, config.optim, skeleton.abstract.frozen_paths
         )
         optimizer = make_optimizer(config.optim, paths)
+        say_run(
+            config,
+            mesh,
+            {path: skeleton.variables[path] for path in skeleton.parameters},
+            paths,
+            self._steps,
+            inputs.count_images(config, task, source),
+        )
 
         def init() -> TrainState:
             return init_state(skeleton.init(config.seed), paths, optimizer)
@@ -246,21 +257,24 @@ class _Run:
             return False
         config = self._config
         clock = Clock(config.batch_size, self._steps)
-        seen_shapes = set()
+        crop = tuple(config.data.crop)
+        compilations = Compilations((crop,) if crop else config.data.canvases)
         while self._step < self._steps:
             batch = inputs.to_batch(next(self._loader), self._task, self._mesh)
-            self._state, metrics = self._train_step(self._state, batch)
+            canvas = batch.images.shape[1:3]
+            compiled = canvas in compilations
+            with contextlib.nullcontext() if compiled else compilations.of(canvas):
+                self._state, metrics = self._train_step(self._state, batch)
+                if not compiled:
+                    jax.block_until_ready(metrics)
             self._step += 1
             self._window.append(metrics)
             # Bounds how many batches wait on the devices.
             behind = min(len(self._window), 2) - 1
             done = jax.block_until_ready(self._window[-1 - behind])
             self._skipped.update(self._step - behind, int(done["skipped"]))
-            if batch.images.shape in seen_shapes:
+            if compiled:
                 clock.step()
-            else:
-                seen_shapes.add(batch.images.shape)
-                jax.block_until_ready(metrics)
             last = self._step == self._steps
             # Alone, a process may stop anywhere; several agree at log steps.
             stop = _stopped(interrupts)

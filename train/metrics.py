@@ -178,16 +178,16 @@ class Clock:
 
 
 def log_line(step: int, steps: int, scalars: Mapping[str, float], left: float) -> None:
-    """Logs one line: losses, rate, throughput, time left."""
-    losses = " ".join(
-        f"{name.removeprefix('loss/')} {value:.3f}"
-        for name, value in scalars.items()
-        if name.startswith("loss/")
-    )
+    """Logs one short line: loss, rate, throughput, time left.
+
+    The terms of the loss stand in metrics.jsonl and TensorBoard.
+    """
     hours, rest = divmod(round(left), 3600)
+    minutes, seconds = divmod(rest, 60)
+    skipped = scalars["skipped"]
     _log.info(
-        "step %d/%d  loss %.3f (%s)  lr %.2g  grad %.2f  skipped %d  %.1f images/s  "
-        "%d:%02d:%02d left",
-        step, steps, scalars["loss"], losses, scalars["lr"], scalars["grad_norm"],
-        scalars["skipped"], scalars["images/s"], hours, *divmod(rest, 60),
-    )  # fmt: skip
+        "step %d/%d  loss %.3f  lr %.2g  grad %.2f  %.1f images/s  %d:%02d:%02d left%s",
+        *(step, steps, scalars["loss"], scalars["lr"], scalars["grad_norm"]),
+        *(scalars["images/s"], hours, minutes, seconds),
+        f"  {skipped:.0f} skipped" if skipped else "",
+    )

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from dcn_jax.explain.models import check_model
 from dcn_jax.modules import linen as linen_layers
-from dcn_jax.modules.deform_conv import DeformConv, Samples
+from dcn_jax.modules.deform_conv import Samples
 
 # Axes of what `Samples` holds, without those of scanned layers.
 _RANKS = {"offset": 6, "position": 6, "mask": 5, "undeformed": 4, "map_size": 1}
@@ -49,11 +49,8 @@ def capture_samples(module: Any, call: Callable[[Any], Any]) -> list[Record]:
     module = check_model(module, "module")
     if isinstance(module, linen.Module):
         return _capture_linen(module, call)
-    layers = {
-        path: layer
-        for path, layer in nnx.iter_modules(module)
-        if isinstance(layer, DeformConv)
-    }
+    # Whoever sows `Samples` counts, `DeformConv` or another.
+    layers = dict(nnx.iter_modules(module))
     # A copy, since `nnx.capture` leaves its records on the modules.
     _, records = captured(nnx.clone(module), call, Samples)
     return [
@@ -102,11 +99,10 @@ def _capture_linen(module: linen.Module, call: Callable[[Any], Any]) -> list[Rec
     variables = {k: v for k, v in variables.items() if k != "intermediates"}
     with linen.intercept_methods(note):
         # A pass may write other variables too, such as statistics of a norm.
-        _, written = definition.apply(
+        written: Any = definition.apply(
             variables, method=lambda model: call(model), mutable=True
-        )
-    intermediates: Any = written.get("intermediates", {})
-    sown = nnx.traversals.flatten_mapping(intermediates)
+        )[1]
+    sown = nnx.traversals.flatten_mapping(written.get("intermediates", {}))
     found = []
     for path, layer in layers.items():
         if (*path, "samples") not in sown:

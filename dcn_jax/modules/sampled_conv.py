@@ -28,12 +28,12 @@ def sampled_conv(
 ) -> Float[Array, "*N P Q K"]:
     """`deform_conv2d` with a layer's arguments, and any axes before (H, W)."""
     leading = x.shape[:-3]
-    x, offset = one_batch(x, len(leading)), one_batch(offset, len(leading))
-    mask, map_sizes = (
-        None if array is None else one_batch(array, len(leading))
-        for array in (mask, map_sizes)
-    )
-    padding, dilation = arguments.padding, arguments.kernel_dilation
+    axes = len(leading)
+    x, offset = one_batch(x, axes), one_batch(offset, axes)
+    mask = None if mask is None else one_batch(mask, axes)
+    map_sizes = None if map_sizes is None else one_batch(map_sizes, axes)
+    padding: Any = arguments.padding
+    dilation: Any = arguments.kernel_dilation
     if is_continued(padding):
         x, offset, padding, dilation = continue_map(
             x,
@@ -58,7 +58,7 @@ def sampled_conv(
         precision=arguments.precision,
         implementation=arguments.implementation,
     )
-    return y if len(leading) == 1 else y.reshape(*leading, *y.shape[1:])
+    return y if axes == 1 else y.reshape(*leading, *y.shape[1:])
 
 
 def samples(

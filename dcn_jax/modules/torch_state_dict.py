@@ -70,8 +70,9 @@ def read_layer(
             f"`state_dict`: {quoted(offset_conv)} reads {branch[0].shape[2]} channels, "
             f"and {quoted(mask_conv)} {masks[0].shape[2]}; expected the same"
         )
-    joined = [jnp.concatenate(pair, -1) for pair in zip(branch, masks, strict=True)]
-    return TorchLayer(kernel, bias, joined[0], joined[1], True)
+    joined_kernel = jnp.concatenate([branch[0], masks[0]], -1)
+    joined_bias = jnp.concatenate([branch[1], masks[1]], -1)
+    return TorchLayer(kernel, bias, joined_kernel, joined_bias, True)
 
 
 def _branch(state_dict: Mapping[str, Any], name: str, size: tuple[int, ...]):

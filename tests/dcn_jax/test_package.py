@@ -36,7 +36,8 @@ def test_type_checkers_see_the_same_names():
     homes = dcn_jax._NAMES.items()
     assert imported == {(module, name) for module, names in homes for name in names}
     for package in ("dcn_jax", "xla_ops"):
-        assert (ROOT / package / "py.typed").exists()
+        module = importlib.import_module(package)
+        assert Path(str(module.__file__)).with_name("py.typed").exists()
 
 
 _WITHOUT_OPENCV = """

@@ -26,7 +26,10 @@ def test_what_is_written_and_said(tmp_path, caplog):
         "bbox_per_class": {"a/b": 0.25},
     }
     assert json.loads((tmp_path / "detections.json").read_text()) == [1]
-    assert caplog.messages == ["evaluation of step 7 on val: bbox AP 0.500 AP_small -"]
+    assert caplog.messages == [
+        "evaluation of step 7 on val:",
+        "  bbox: AP 0.500  AP_small -",
+    ]
     assert found.scalars() == {"eval/bbox/AP": 0.5}
 
 

@@ -1,6 +1,7 @@
 """Whole runs as processes: killed, stopped, shared by two, and started wrongly."""
 
 import json
+import re
 import signal
 import socket
 import time
@@ -30,6 +31,12 @@ def straight(data, tmp_path_factory):
     status, errors = launch.run(DOUBLE, data=data, workdir=workdir)
     assert status == 0, errors
     assert "step 24/24  loss " in errors and "images/s" in errors
+    assert "compiling 64x64 (1 of 1)\n" in errors and "compiled 64x64 in " in errors
+    assert "24 steps of 8 images: 8.0 passes over 24 images\n" in errors
+    said = re.findall(r"^\d\d:\d\d:\d\d (?!WARNING).*", errors, re.MULTILINE)
+    assert len(said) > 10 and max(map(len, said)) <= 100
+    kept = (workdir / "log.txt").read_text()
+    assert "step 24/24" in kept and len(kept.splitlines()) < 100
     return workdir
 
 
