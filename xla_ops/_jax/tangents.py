@@ -3,6 +3,10 @@
 The jvp rule of an operator binds the operator and this primitive. Forward mode runs it.
 Reverse mode does not: it keeps the operands and transposes the primitive, and that is
 the operator's backward pass.
+
+So both modes have a rule, which `jax.custom_vjp` and `jax.custom_jvp` have not. Nothing
+of reverse mode is lost against the former: the operands are all that is kept, the
+backward pass is one call under vmap too, and it is split over devices by its batch.
 """
 
 import functools
@@ -81,10 +85,9 @@ class Tangent:
         ad.primitive_transposes[primitive] = self._transpose
         mlir.register_lowering(primitive, self._lower_plain)
         if self._kernels is not None:
+            lower = functools.partial(self._lower_kernels, self._kernels)
             for platform in {"cpu", *backends()}:
-                mlir.register_lowering(
-                    primitive, self._lower_kernels, platform=platform
-                )
+                mlir.register_lowering(primitive, lower, platform=platform)
         return primitive
 
     def _bind(self, *arrays, **params):
@@ -113,7 +116,7 @@ class Tangent:
         count = len(arrays) - len(moving)
         bind = functools.partial(self._bind, implementation=implementation, **params)
         outputs = bind(*arrays, moving=moving)
-        out = [ad.Zero(jax.typeof(y).to_tangent_aval()) for y in outputs]
+        out = map(_zero, outputs)
         # Linear in the tangents,
         linear = _moving(changes[count:])
         if linear:
@@ -148,11 +151,7 @@ class Tangent:
         return [None] * count + of_tangents
 
     def _differentiated(self, *arrays, moving, **params):
-        count = len(arrays) - len(moving)
-        operands = arrays[:count]
-        tangents = [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in operands]
-        for place, tangent in zip(moving, arrays[count:], strict=True):
-            tangents[place] = tangent
+        operands, tangents = _by_place(arrays, moving, _zero)
         reference = functools.partial(self._reference, **params)
         _, out = push_forward(reference, operands, tangents)
         return tuple(map(ad.instantiate_zeros, out))
@@ -160,16 +159,28 @@ class Tangent:
     def _lower_plain(self, ctx, *arrays, implementation, **params):
         return lower_function(functools.partial(self._plain, **params), ctx, arrays)
 
-    def _lower_kernels(self, ctx, *arrays, **params):
-        kernels = in_auto_mode(self._by_kernels, self._results_beside)
-        return lower_function(functools.partial(kernels, **params), ctx, arrays)
+    def _lower_kernels(self, kernels, ctx, *arrays, implementation, **params):
+        def run(*arrays, moving, **params):
+            operands, tangents = _by_place(arrays, moving, lambda _: None)
+            return kernels(operands, tangents, implementation=implementation, **params)
 
-    def _by_kernels(self, *arrays, moving, **params):
-        count = len(arrays) - len(moving)
-        tangents: list = [None] * count
-        for place, tangent in zip(moving, arrays[count:], strict=True):
-            tangents[place] = tangent
-        return self._kernels(arrays[:count], tangents, **params)
+        run = functools.partial(in_auto_mode(run, self._results_beside), **params)
+        return lower_function(run, ctx, arrays)
+
+
+def _by_place(arrays, moving, still: Callable[[Any], Any]) -> tuple[list, list]:
+    """Operands and a tangent of each, `still(operand)` where it does not move."""
+    count = len(arrays) - len(moving)
+    operands = list(arrays[:count])
+    tangents = [still(x) for x in operands]
+    for place, tangent in zip(moving, arrays[count:], strict=True):
+        tangents[place] = tangent
+    return operands, tangents
+
+
+def _zero(x) -> ad.Zero:
+    """The tangent of what does not move."""
+    return ad.Zero(jax.typeof(x).to_tangent_aval())
 
 
 def _moving(tangents) -> tuple[int, ...]:
@@ -199,6 +210,6 @@ def push_forward(
         along, [primals[i] for i in moving], [tangents[i] for i in moving]
     )
     return list(values), [
-        ad.Zero(jax.typeof(y).to_tangent_aval()) if t.dtype == jax.dtypes.float0 else t
+        _zero(y) if t.dtype == jax.dtypes.float0 else t
         for y, t in zip(values, out, strict=True)
     ]

@@ -4,6 +4,7 @@ Letters: N batch, H W input map, P Q output map, C in channels, K out channels,
 R S kernel taps, G offset groups.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -75,11 +76,11 @@ def _tangent(operands, tangents, *, implementation, groups, precision, **window)
     operands = [x.astype(real) for x in operands]
     tangents = [t if t is None else t.astype(real) for t in tangents]
     settings = dict(groups=groups, precision=precision, **window)
-    total = 0
-    for term in terms_of_tangent(operands, tangents, **window):
-        (y,) = _forward(*term, implementation=implementation, **settings)
-        total += y
-    return (total.astype(dtype),)
+    terms = [
+        _forward(*term, implementation=implementation, **settings)[0]
+        for term in terms_of_tangent(operands, tangents, **window)
+    ]
+    return (functools.reduce(jnp.add, terms).astype(dtype),)
 
 
 def _attributes(*, strides, padding, dilation, groups, precision) -> dict[str, Any]:

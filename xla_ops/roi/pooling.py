@@ -3,6 +3,7 @@
 Letters: N batch, B RoIs of an image, h w bins of a RoI, C channels.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,8 +121,8 @@ class RoIPooling:
             *flat_and_gradient, implementation=implementation, **params
         )
         count = params["num_levels"]
-        fixed = (None,) * len(("boxes", "levels", "map_sizes"))
-        return *gradients[:count], *fixed, *gradients[count:]
+        # None flows to boxes, levels and sizes of maps.
+        return *gradients[:count], None, None, None, *gradients[count:]
 
     def _tangent(self, flat, tangents, *, implementation, **params):
         """By kernels where the result is linear, rounded once."""
@@ -135,25 +136,21 @@ class RoIPooling:
             moved = operands._replace(**changed)
             return self(moved, implementation=implementation, **settings)
 
-        total = 0
+        def pool_moved(shift):
+            return self._reference(operands._replace(shift=shift), **settings)
+
+        terms = []
         if any(t is not None for t in along.maps):
-            total += pool(
-                maps=[
-                    jnp.zeros_like(x) if t is None else t.astype(real)
-                    for x, t in zip(operands.maps, along.maps, strict=True)
-                ]
-            )
+            maps = [
+                jnp.zeros_like(x) if t is None else t.astype(real)
+                for x, t in zip(operands.maps, along.maps, strict=True)
+            ]
+            terms.append(pool(maps=maps))
         if along.mask is not None:
-            total += pool(mask=along.mask)
+            terms.append(pool(mask=along.mask))
         if along.shift is not None:
-            total += jax.jvp(
-                lambda shift: self._reference(
-                    operands._replace(shift=shift), **settings
-                ),
-                [operands.shift],
-                [along.shift],
-            )[1]
-        return (total.astype(dtype),)
+            terms.append(jax.jvp(pool_moved, [operands.shift], [along.shift])[1])
+        return (functools.reduce(jnp.add, terms).astype(dtype),)
 
 
 def _without_undefined(operands):
