@@ -3,8 +3,8 @@
 # compiled for the CPU (XLA_OPS_EMULATE_CUDA), then the kernels alone, against plain loops;
 # these under the address sanitizer are a slow test of scripts/test.sh. Left out are tests of the plain jnp form alone, those of second derivatives, which
 # it computes, of what no kernel sees (arguments, sharding), and those that take long here:
-# test_determinism, test_generated, test_properties, test_roi_properties, test_transforms,
-# test_the_process_lives.
+# test_determinism, test_forward_mode, test_generated, test_properties, test_roi_properties,
+# test_transforms, test_the_process_lives.
 # Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."

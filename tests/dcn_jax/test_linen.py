@@ -53,6 +53,35 @@ def test_deform_conv_equals_nnx(arguments):
     np.testing.assert_array_equal(y, other(x))
 
 
+def test_forward_mode_through_both_layers():
+    """Along the input and all parameters; the same as reverse mode has it."""
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 4, 5, 3), np.float32))
+    layer = linen.DeformConv(4, 3)
+    params = random_like(layer.init(jax.random.key(0), x)["params"])
+    direction = random_like((params, x))
+
+    def by_linen(params, x):
+        return layer.apply({"params": params}, x)
+
+    def twin(params):
+        other = modules.DeformConv(3, 4, 3, rngs=nnx.Rngs(0))
+        return nnx.split(copy_to(other, params))
+
+    graph, state = twin(params)
+
+    def by_nnx(state, x):
+        return nnx.merge(graph, state)(x)
+
+    y, tangent = jax.jit(lambda: jax.jvp(by_linen, (params, x), direction))()
+    along = twin(direction[0])[1], direction[1]
+    _, same = jax.jit(lambda: jax.jvp(by_nnx, (state, x), along))()
+    np.testing.assert_array_equal(tangent, same)
+    gradients = jax.jit(lambda: jax.vjp(by_linen, params, x)[1](y))()
+    pairs = zip(jax.tree.leaves(gradients), jax.tree.leaves(direction), strict=True)
+    product = sum(jnp.vdot(a, b) for a, b in pairs)
+    np.testing.assert_allclose(jnp.vdot(y, tangent), product, rtol=1e-4)
+
+
 @pytest.mark.parametrize("modulated", [True, False])
 def test_deform_roi_pool_equals_nnx(modulated):
     rng = np.random.default_rng(1)

@@ -4,6 +4,7 @@ Tests that hold for all operators run over the rows of `OPERATORS`.
 """
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,6 +33,18 @@ class Operator(NamedTuple):
     moving: tuple[str, ...]  # Arguments that have a gradient.
     shared: tuple[str, ...]  # Arguments without a batch axis.
 
+    @property
+    def forward_calls(self):
+        """Kernels of the forward pass, sorted; those of CUDA are several."""
+        calls = deform_conv.FORWARD_CALLS if "conv" in self.target else ["fwd"]
+        return [f"{self.target}.{call}" for call in calls]
+
+    @property
+    def both_calls(self):
+        """The same of the forward and the backward pass."""
+        calls = deform_conv.BACKWARD_CALLS if "conv" in self.target else ["bwd"]
+        return sorted(self.forward_calls + [f"{self.target}.{call}" for call in calls])
+
     def output(self, *arguments, **options):
         """What the operator returns for `arguments`, in the order of the table's."""
         return self.call(**dict(zip(self.arguments, arguments, strict=True)), **options)
@@ -54,6 +67,12 @@ class Operator(NamedTuple):
     def gradients(self, *arguments, **options):
         """Of the loss, for the arguments in `moving`."""
         return self.value_and_gradients(*arguments, **options)[1]
+
+
+def calls_in(text):
+    """Kernels that a lowered or compiled program calls, sorted."""
+    found = re.findall(r'(?:custom_call @|custom_call_target=")dcn_jax\.([\w.]+)', text)
+    return sorted(found)
 
 
 class Row(NamedTuple):

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.support import operators
 from tests.support.comparison import relative_error
-from tests.support.deform_conv import BACKWARD_CALLS, FORWARD_CALLS
+from tests.support.operators import calls_in
 from xla_ops import deform_conv2d
 
 ALL = pytest.mark.parametrize("name", operators.OPERATORS)
@@ -45,20 +45,6 @@ def flat(row):
 def assert_close(actual, expected, tolerance=2e-6):
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert relative_error(a, b) < tolerance
-
-
-def calls_in(text):
-    """Kernels that a lowered or compiled program calls."""
-    found = re.findall(r'(?:custom_call @|custom_call_target=")dcn_jax\.([\w.]+)', text)
-    return sorted(found)
-
-
-def both_calls(row):
-    """Kernels of the two passes; those of CUDA are several."""
-    calls = ("bwd", "fwd")
-    if row.target == "deform_conv2d":
-        calls = BACKWARD_CALLS + FORWARD_CALLS
-    return sorted(f"{row.target}.{call}" for call in calls)
 
 
 @ALL_LONG_ONES_SLOW
@@ -129,7 +115,7 @@ def test_vmap_of_any_arguments_is_one_custom_call(name):
         function = jax.vmap(row.value_and_gradients, tuple(axes))
         lowered = jax.jit(function).lower(*mapped)
         text = lowered.as_text()
-        assert calls_in(text) == both_calls(row), subset
+        assert calls_in(text) == row.both_calls, subset
         assert "stablehlo.while" not in text, subset
         if len(subset) not in (1, len(arguments)):
             continue
@@ -198,7 +184,7 @@ def test_export_and_reload_in_a_new_process(tmp_path):
         row = operators.operator(name)
         checks = [
             export.DisabledSafetyCheck.custom_call(f"dcn_jax.{call}")
-            for call in both_calls(row)
+            for call in row.both_calls
         ]
         exported = export.export(jax.jit(row.gradients), disabled_checks=checks)
         folder = tmp_path / name
@@ -258,7 +244,7 @@ def test_batch_over_devices(name, kind):
     with jax.set_mesh(mesh):
         collectives, calls, actual = compile_and_run(row.gradients, arguments)
     assert collectives == sum_of_shared(row)
-    assert calls == both_calls(row)
+    assert calls == row.both_calls
     assert_close(actual, expected)
 
 
@@ -289,7 +275,7 @@ def test_shard_map(name, check_vma):
     )
     collectives, calls, actual = compile_and_run(mapped, flat(row))
     assert collectives == sum_of_shared(row)
-    assert calls == both_calls(row)
+    assert calls == row.both_calls
     assert_close(actual, expected)
 
 

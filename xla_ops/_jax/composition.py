@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from xla_ops._jax.eager import compiled, eager_rule
 from xla_ops._jax.libraries import backends, has_cuda_kernels, library_modules
 from xla_ops._jax.lowering import devices_of, lower_function, lower_to_target
-from xla_ops._jax.primitive import compiled, eager_rule, push_forward
 from xla_ops._jax.sharding import in_auto_mode, result_types
+from xla_ops._jax.tangents import push_forward
 
 
 class Kernel:

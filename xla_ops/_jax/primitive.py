@@ -9,6 +9,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from xla_ops._jax.batching import fold
+from xla_ops._jax.eager import compiled, eager_rule
 from xla_ops._jax.libraries import backends, has_cuda_kernels
 from xla_ops._jax.lowering import (
     devices_of,
@@ -18,6 +19,7 @@ from xla_ops._jax.lowering import (
     warn_of_reference,
 )
 from xla_ops._jax.sharding import in_auto_mode, result_types
+from xla_ops._jax.tangents import Tangent, push_forward
 
 
 class OperatorPrimitive:
@@ -45,6 +47,9 @@ class OperatorPrimitive:
         several kernels of the CUDA library (`Kernel`) and plain jnp between them; None
         where it is one kernel, named `target`. The batch is probably split over as many
         as `devices`.
+      pull_back: As in `Tangent`: the backward pass, which reverse mode runs. None for
+        what is such a pass itself, or a choice: it is differentiated as `reference`.
+      tangent: `kernels` of `Tangent`, where there is a `pull_back`.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class OperatorPrimitive:
         attributes: Callable[..., dict[str, Any]],
         shared: Sequence[int] = (),
         cuda: Callable[..., tuple] | None = None,
+        pull_back: Callable[..., Sequence] | None = None,
+        tangent: Callable[..., tuple] | None = None,
     ):
         self._target = target
         self._results = results
@@ -65,6 +72,16 @@ class OperatorPrimitive:
         self._attributes = attributes
         self._shared = shared
         self._cuda = cuda
+        self._tangent = None
+        if pull_back is not None:
+            self._tangent = Tangent(
+                f"{target}.tangent",
+                results=results,
+                reference=reference,
+                pull_back=pull_back,
+                shared=shared,
+                kernels=tangent,
+            )
         self._primitive = self._registered()
 
     def __call__(
@@ -102,6 +119,10 @@ class OperatorPrimitive:
 
     def _jvp(self, primals, tangents, *, implementation, **params):
         outputs = self._bind(*primals, implementation=implementation, **params)
+        if self._tangent is not None:
+            return outputs, self._tangent(
+                primals, tangents, implementation=implementation, **params
+            )
         reference = functools.partial(self._compiled_reference, **params)
         return outputs, push_forward(reference, primals, tangents)[1]
 
@@ -133,57 +154,3 @@ class OperatorPrimitive:
             shared=self._shared,
             again=again,
         )
-
-
-def compiled(function: Callable) -> Callable:
-    """`function(*operands, **params)`, compiled once for operands and params alike."""
-
-    @functools.cache
-    def with_params(params):
-        return jax.jit(functools.partial(function, **dict(params)))
-
-    def call(*operands, **params):
-        return with_params(tuple(sorted(params.items())))(*operands)
-
-    return call
-
-
-def eager_rule(primitive: Primitive) -> Callable:
-    """Runs a primitive outside of jit: `(*operands, **params) -> [array, ...]`."""
-    bind = compiled(primitive.bind)
-
-    def rule(*operands, **params):
-        if not jax.config.jax_disable_jit:  # pyright: ignore
-            return bind(*operands, **params)
-        # What is not compiled comes back to this rule.
-        with jax.disable_jit(False):
-            return bind(*operands, **params)
-
-    return rule
-
-
-def push_forward(
-    function: Callable, primals: Sequence, tangents: Sequence
-) -> tuple[list, list]:
-    """Values and tangents of a function, of whose operands some do not move.
-
-    Args:
-      function: `(*operands) -> [array, ...]`.
-      primals: The operands.
-      tangents: Of each operand; a symbolic zero where it does not move.
-    """
-    moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
-
-    def along(*moved):
-        operands = list(primals)
-        for i, x in zip(moving, moved, strict=True):
-            operands[i] = x
-        return tuple(function(*operands))
-
-    values, out = jax.jvp(
-        along, [primals[i] for i in moving], [tangents[i] for i in moving]
-    )
-    return list(values), [
-        ad.Zero(jax.typeof(y).to_tangent_aval()) if t.dtype == jax.dtypes.float0 else t
-        for y, t in zip(values, out, strict=True)
-    ]

@@ -19,7 +19,7 @@ def align(*operands: jax.Array | None, shared: Sequence[int] = ()) -> tuple:
     Under `shard_map` every operand varies over the union of the manual mesh axes that
     any of them varies over; the transpose of this cast sums a weight's gradient over
     the devices. Under an Explicit mesh the batch is split as it is in operand 0, other
-    axes are not split. Call it outside `jax.custom_vjp`. None passes through.
+    axes are not split. None passes through.
 
     Args:
       *operands: Arrays that lead with the batch size, or None.

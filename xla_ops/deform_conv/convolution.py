@@ -56,9 +56,10 @@ def deform_conv2d(
     with is finite. A NaN position gives NaN in the outputs it enters, and in the
     gradients of offset, mask and kernel that it enters.
 
-    Any reverse-mode derivative of any order is available, also under `jax.vmap`,
-    `jax.checkpoint`, `jax.lax.scan` and forward mode over it (`jax.jvp` of
-    `jax.grad`); `jax.jvp` of the operator itself needs implementation="reference".
+    Derivatives of any order are available, by forward and reverse mode in any nesting,
+    also under `jax.vmap`, `jax.checkpoint` and `jax.lax.scan`. The first derivative is
+    made by kernels, further ones by the plain form. A tangent costs a forward pass for
+    each of `x`, `kernel` and `mask` that moves, and four where `offset` does.
     The backward pass samples `x` again: nothing larger than the arguments is kept for
     it. Its bits do not depend on the number of threads.
 

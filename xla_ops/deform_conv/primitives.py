@@ -4,6 +4,7 @@ Letters: N batch, H W input map, P Q output map, C in channels, K out channels,
 R S kernel taps, G offset groups.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from xla_ops._jax import CudaForm, OperatorPrimitive
 from xla_ops.deform_conv import reference
 from xla_ops.deform_conv.cuda import composition as cuda
+from xla_ops.deform_conv.tangent import terms_of_tangent
 
 
 class Settings(NamedTuple):
@@ -54,37 +56,31 @@ def convolve(
     Returns:
       [N, P, Q, K] in the type of `x`.
     """
-    # Without jax.custom_vjp, so that jax.jvp works.
-    plain = implementation == "reference"
-    function: Any = _deform_conv2d_primal if plain else _deform_conv2d
-    return function(x, offset, kernel, mask, implementation, settings)
-
-
-def _deform_conv2d_primal(
-    x, offset, kernel, mask, implementation, settings
-) -> jax.Array:
-    y, _ = _deform_conv2d_fwd(x, offset, kernel, mask, implementation, settings)
+    operands = (x, offset, kernel) + (() if mask is None else (mask,))
+    (y,) = _forward(*operands, implementation=implementation, **settings._asdict())
     return y
 
 
-def _deform_conv2d_fwd(x, offset, kernel, mask, implementation, settings):
-    operands = (x, offset, kernel) + (() if mask is None else (mask,))
-    (y,) = _forward(*operands, implementation=implementation, **settings._asdict())
-    return y, (x, offset, kernel, mask)
-
-
-def _deform_conv2d_bwd(implementation, settings, saved, gradient):
-    x, offset, kernel, mask = saved
-    operands = (x, offset, kernel) + (() if mask is None else (mask,))
-    dx, doffset, dkernel, *dmask = _summed_gradients(
-        *operands, gradient, implementation=implementation, **settings._asdict()
+def _pull_back(x, offset, kernel, *mask_and_gradient, **settings):
+    # vmap makes a kernel for each image.
+    backward = _summed_gradients if kernel.shape[0] == 1 else _backward
+    dx, doffset, dkernel, *dmask = backward(
+        x, offset, kernel, *mask_and_gradient, **settings
     )
-    dkernel = dkernel.astype(kernel.dtype)
-    return dx, doffset, dkernel, dmask[0] if dmask else None
+    return dx, doffset, dkernel.astype(kernel.dtype), *dmask
 
 
-_deform_conv2d = jax.custom_vjp(_deform_conv2d_primal, nondiff_argnums=(4, 5))
-_deform_conv2d.defvjp(_deform_conv2d_fwd, _deform_conv2d_bwd)
+def _tangent(operands, tangents, *, implementation, groups, precision, **window):
+    """The tangent by kernels, rounded once."""
+    dtype, real = operands[0].dtype, operands[1].dtype
+    operands = [x.astype(real) for x in operands]
+    tangents = [t if t is None else t.astype(real) for t in tangents]
+    settings = dict(groups=groups, precision=precision, **window)
+    terms = [
+        _forward(*term, implementation=implementation, **settings)[0]
+        for term in terms_of_tangent(operands, tangents, **window)
+    ]
+    return (functools.reduce(jnp.add, terms).astype(dtype),)
 
 
 def _attributes(*, strides, padding, dilation, groups, precision) -> dict[str, Any]:
@@ -121,6 +117,8 @@ _forward = OperatorPrimitive(
     attributes=_attributes,
     shared=(2,),
     cuda=cuda.deform_conv2d,
+    pull_back=_pull_back,
+    tangent=_tangent,
 )
 _backward = OperatorPrimitive(
     "dcn_jax.deform_conv2d.bwd",

@@ -50,11 +50,10 @@ def roi_align(
     NaN and passes no gradient. A bin that reads a pixel that is NaN or infinite is NaN
     or infinite. No gradient flows to `rois`.
 
-    Reverse-mode derivatives of any order are available, also under `jax.vmap` and
-    forward mode over them; `jax.jvp` of the operator itself needs
-    implementation="reference". The backward pass keeps nothing but the arguments, and
-    its bits do not depend on the number of threads. The batch may be split over devices
-    by an Auto or Explicit mesh or `jax.shard_map`.
+    Derivatives of any order are available, by forward and reverse mode in any nesting,
+    also under `jax.vmap`. The backward pass keeps nothing but the arguments, and its
+    bits do not depend on the number of threads. The batch may be split over devices by
+    an Auto or Explicit mesh or `jax.shard_map`.
 
     Args:
       features: Map [N, H, W, C], float32, bfloat16, float16 or float64; or a sequence

@@ -3,10 +3,12 @@
 Letters: N batch, B RoIs of an image, h w bins of a RoI, C channels.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from xla_ops._jax import OperatorPrimitive
@@ -25,6 +27,7 @@ class RoIPooling:
       reference: `(operands, *, output_size, **settings) -> y` in plain jnp.
       attributes: `(**settings) -> {name: value}` that the handler decodes.
       movable: Whether the handler knows bins with a shift or a mask.
+      linear: Whether the result is linear in the maps, and in the mask.
       scratch: What the backward pass needs on CUDA, as in `with_scratch`.
     """
 
@@ -35,6 +38,7 @@ class RoIPooling:
         reference: Callable[..., jax.Array],
         attributes: Callable[..., dict[str, Any]],
         movable: bool = True,
+        linear: bool = True,
         scratch: Callable[..., Sequence] = reach,
     ):
         self._reference = reference
@@ -45,6 +49,8 @@ class RoIPooling:
             results=self._forward_results,
             reference=self._reference_forward,
             attributes=self._handler_attributes,
+            pull_back=self._pull_back,
+            tangent=self._tangent if linear else None,
         )
         self._backward = OperatorPrimitive(
             f"{target}.bwd",
@@ -58,17 +64,18 @@ class RoIPooling:
                 attributes=self._handler_attributes,
             ),
         )
-        self._differentiable = jax.custom_vjp(self._pool, nondiff_argnums=(1, 2))
-        self._differentiable.defvjp(self._run_forward, self._run_backward)
 
     def __call__(
         self, operands: RoIOperands, *, implementation: str | None, **settings: Any
     ) -> jax.Array:
         """Pools; see the class."""
-        # Without jax.custom_vjp, so that jax.jvp works.
-        plain = implementation == "reference"
-        pool = self._pool if plain else self._differentiable
-        return pool(operands, implementation, tuple(sorted(settings.items())))
+        (y,) = self._forward(
+            *operands.flat(),
+            implementation=implementation,
+            **operands.layout(),
+            **settings,
+        )
+        return y
 
     # The rules of the primitives.
 
@@ -107,36 +114,61 @@ class RoIPooling:
             **self._attributes(**own),
         }
 
-    # The rules of jax.custom_vjp.
+    # Derivatives.
 
-    def _pool(self, operands, implementation, settings):
-        y, _ = self._run_forward(operands, implementation, settings)
-        return y
-
-    def _run_forward(self, operands, implementation, settings):
-        params = {**operands.layout(), **dict(settings)}
-        (y,) = self._forward(*operands.flat(), implementation=implementation, **params)
-        return y, operands
-
-    def _run_backward(self, implementation, settings, operands, gradient):
-        params = {**operands.layout(), **dict(settings)}
+    def _pull_back(self, *flat_and_gradient, implementation, **params):
         gradients = self._backward(
-            *operands.flat(), gradient, implementation=implementation, **params
+            *flat_and_gradient, implementation=implementation, **params
         )
-        maps, others = gradients[: len(operands.maps)], gradients[len(operands.maps) :]
-        of_operands = operands._replace(
-            maps=tuple(maps),
-            boxes=None,
-            levels=None,
-            map_sizes=None,
-            shift=None if operands.shift is None else others[0],
-            mask=None if operands.mask is None else others[-1],
-        )
-        return (of_operands,)
+        count = params["num_levels"]
+        # None flows to boxes, levels and sizes of maps.
+        return *gradients[:count], None, None, None, *gradients[count:]
+
+    def _tangent(self, flat, tangents, *, implementation, **params):
+        """By kernels where the result is linear, rounded once."""
+        operands, settings = _unpacked(flat, params)
+        along, _ = _unpacked(tangents, params)
+        dtype, real = operands.maps[0].dtype, operands.boxes.dtype
+        operands = _without_undefined(operands)
+        operands = operands._replace(maps=[x.astype(real) for x in operands.maps])
+
+        def pool(**changed):
+            moved = operands._replace(**changed)
+            return self(moved, implementation=implementation, **settings)
+
+        def pool_moved(shift):
+            return self._reference(operands._replace(shift=shift), **settings)
+
+        terms = []
+        if any(t is not None for t in along.maps):
+            maps = [
+                jnp.zeros_like(x) if t is None else t.astype(real)
+                for x, t in zip(operands.maps, along.maps, strict=True)
+            ]
+            terms.append(pool(maps=maps))
+        if along.mask is not None:
+            terms.append(pool(mask=along.mask))
+        if along.shift is not None:
+            terms.append(jax.jvp(pool_moved, [operands.shift], [along.shift])[1])
+        return (functools.reduce(jnp.add, terms).astype(dtype),)
+
+
+def _without_undefined(operands):
+    """The same with zeros where boxes or shifts give NaN: there nothing moves."""
+    boxes, levels, shift = operands.boxes, operands.levels, operands.shift
+    finite = jnp.isfinite(boxes).all(-1)
+    if shift is not None:
+        unknown = jnp.isnan(shift).any(-1, keepdims=True)
+        shift = jnp.where(unknown, jnp.inf, shift)
+    return operands._replace(
+        boxes=jnp.where(finite[..., None], boxes, 0),
+        levels=jnp.where(finite, levels, -1),
+        shift=shift,
+    )
 
 
 def _unpacked(flat, params):
-    """Operands and settings of what `_run_forward` gives to a primitive."""
+    """Operands and settings of what a primitive is given."""
     layout = ("num_levels", "has_shift", "has_mask")
     settings = {name: params[name] for name in params if name not in layout}
     return RoIOperands.from_flat(flat, **{n: params[n] for n in layout}), settings

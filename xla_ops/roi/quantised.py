@@ -100,5 +100,6 @@ _pool_maxima = RoIPooling(
     reference=pool_maxima,
     attributes=dict,
     movable=False,
+    linear=False,
     scratch=reach_and_places,
 )
