@@ -48,7 +48,8 @@ def offset_health(
     """
     layers = []
     for record in capture_samples(module, call):
-        endless = is_continued(record.layer.padding)
+        # Of other layers that record `Samples`, nothing more is known.
+        endless = is_continued(getattr(record.layer, "padding", None))
         of_layer = functools.partial(_of_layer, endless=endless)
         layers.append(jax.vmap(of_layer)(record.samples))
     if not layers:
