@@ -33,7 +33,8 @@ def straight(data, tmp_path_factory):
     assert "step 24/24  loss " in errors and "images/s" in errors
     assert "compiling 64x64 (1 of 1)\n" in errors and "compiled 64x64 in " in errors
     assert "24 steps of 8 images: 8.0 passes over 24 images\n" in errors
-    said = re.findall(r"^\d\d:\d\d:\d\d (?:step|compil|eval|  ).*", errors, re.MULTILINE)
+    line = r"^\d\d:\d\d:\d\d (?:step|compil|eval|  ).*"
+    said = re.findall(line, errors, re.MULTILINE)
     assert len(said) > 8 and max(map(len, said)) <= 100
     kept = (workdir / "log.txt").read_text()
     assert "step 24/24" in kept and len(kept.splitlines()) < 100

@@ -62,6 +62,14 @@ def get_config(arg: str = "") -> ConfigDict:
     backbone.norm = "group_norm"
     if config.network in _FIRST_PAPER:
         backbone.deform_blocks, backbone.modulated = (0, 0, 0, -1), False
+        config.batch_size, config.steps = 4, 3500
+    if config.network == "deeplab":
+        # A pixel of a large digit is told by all of the digit: smaller images and more
+        # blocks, so that a pixel sees it, and more steps.
+        config.steps = 11_000
+        data.canvases, data.short_sides = ((128, 128),), (112, 120, 128)
+        data.eval_short_side = data.max_side = 128
+        backbone.depths = (1, 1, 2, 3)
 
     optim = config.optim
     # In so few steps from random weights SGD with momentum hardly starts to learn.
