@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     __version__: str
 
 # Module -> its names that stand here. They are imported when they are asked for: who
-# reads weights or images alone needs no network, and no OpenCV.
+# reads weights or images alone needs no network.
 _NAMES = {
     "dcn_jax.inference.detector": ("Detector",),
     "dcn_jax.inference.segmenter": ("Segmenter",),
@@ -62,15 +62,7 @@ def __getattr__(name: str) -> Any:
         return version("dcn-jax")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    except ModuleNotFoundError as error:
-        if error.name != "cv2":
-            raise
-        raise ImportError(
-            f"dcn_jax.{name} reads and resizes images with OpenCV, which is not "
-            "installed: pip install 'dcn-jax[detect]'"
-        ) from error
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -21,6 +21,22 @@ class Category(NamedTuple):
     colour: _Colour | None = None  # RGB, to draw it with; None: by the label
 
 
+def as_categories(values: Iterable[Any], start: int) -> tuple[Category, ...]:
+    """Takes names for categories, whose ids count from `start`.
+
+    Raises:
+      TypeError: A value is neither.
+    """
+    found = []
+    for number, value in enumerate(values, start):
+        if not isinstance(value, Category | str):
+            raise TypeError(
+                f"`categories` has {quoted(value)}; expected `Category`, or a name"
+            )
+        found.append(Category(number, value) if isinstance(value, str) else value)
+    return tuple(found)
+
+
 def categories_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Category, ...]:
     """Reads categories, {"id", "name"} and perhaps "colour" each.
 
@@ -55,9 +71,10 @@ def from_text(text: str) -> tuple[Category, ...]:
     return categories_of(rows)
 
 
-def numbered(count: int) -> tuple[Category, ...]:
-    """Categories without names: "class 1", ..."""
-    return tuple(Category(number, f"class {number}") for number in range(1, count + 1))
+def numbered(count: int, start: int) -> tuple[Category, ...]:
+    """Categories without names: "class 1", "class 2", ... for a start of 1."""
+    numbers = range(start, start + count)
+    return tuple(Category(number, f"class {number}") for number in numbers)
 
 
 def _category(row: Any) -> Category:

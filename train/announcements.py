@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from dcn_jax.quoting import one_line
 from train.config_dict import ConfigDict
 
 _log = logging.getLogger("train")
@@ -35,6 +36,11 @@ def log_file(workdir: Path, active: bool) -> Iterator[None]:
     _log.addHandler(handler)
     try:
         yield
+    except Exception as error:
+        # The program says it on the terminal.
+        text = f"ended: {one_line(str(error))}"
+        handler.handle(_log.makeRecord(_log.name, logging.ERROR, "", 0, text, (), None))
+        raise
     finally:
         _log.removeHandler(handler)
         handler.close()

@@ -126,9 +126,12 @@ def _config_of_workdir(argv: list[str]) -> list[str]:
     given = "\n".join(argv)
     if re.search(r"^--?config(=|$)", given, re.MULTILINE):
         return []
-    folder = re.search(r"^--?workdir(?:=|\n)(.+)$", given, re.MULTILINE)
-    path = folder and config_path(Path(os.path.expanduser(folder[1])))
-    return [f"--config={path}"] if path and path.exists() else []
+    folders = re.findall(r"^--?workdir(?:=|\n)(.+)$", given, re.MULTILINE)
+    if not folders:
+        return []
+    # As with any flag, the last one counts.
+    path = config_path(Path(os.path.expanduser(folders[-1])))
+    return [f"--config={path}"] if path.exists() else []
 
 
 def _task(config: ConfigDict, tasks: Mapping[str, Task]) -> Task:

@@ -1,6 +1,6 @@
 """Measures the effective dilation of a detector's deformable convolutions.
 
-`python -m train.effective_dilation --config=... [--workdir=...] [--output=DIR]` runs
+`python -m train.effective_dilation --workdir=DIR [--output=DIR]` runs
 the newest checkpoint of a run over the images of its evaluation and prints, as Table 2
 of the DCNv1 paper, mean and deviation of each layer for filters on small, medium and
 large objects and on the background; see `dcn_jax.explain.effective_dilation`. The same

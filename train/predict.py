@@ -1,7 +1,7 @@
 """Predicts what is in image files.
 
-`python -m train.predict --config=... [--workdir=...] [--output=DIR] IMAGES...` uses the
-newest checkpoint of a run; a folder stands for the JPEG and PNG files in it. DIR gets
+`python -m train.predict --workdir=DIR [--output=DIR] IMAGES...` uses the newest
+checkpoint of a run; a folder stands for the JPEG and PNG files in it. The output gets
 every image with its prediction drawn, and predictions.json: a list of what was found,
 of a detector {"file_name", "label", "category_id", "bbox", "score"} with boxes as x, y,
 width, height in pixels of the image as it is shown (upright), and where it predicts

@@ -5,6 +5,7 @@ It needs no server, and shows files that lie beside it: keep the folder together
 
 import html
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -95,7 +96,12 @@ def _curves(workdir: Path) -> str:
 
 
 def _pictures(workdir: Path) -> str:
-    paths = sorted((workdir / "pictures").glob("[0-9]*.png"))
+    # Those of the evaluation; any other is somebody's own.
+    paths = sorted(
+        path
+        for path in (workdir / "pictures").glob("*.png")
+        if re.fullmatch(r"\d{3,}", path.stem, re.ASCII)
+    )
     if not paths:
         return ""
     shown = "\n".join(

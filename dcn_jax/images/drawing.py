@@ -5,9 +5,10 @@ Shape letters: H W, h w height and width in pixels, D detections, C categories.
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
+
+from dcn_jax.images.opencv import opencv
 
 # Small images are enlarged before labels are written on them: to this short side, where
 # the long one does not exceed the other.
@@ -47,6 +48,7 @@ def enlarged(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H2 W2 3"]:
     short, long = sorted(image.shape[:2])
     scale = max(1.0, min(_SHORT_SIDE / short, _LONG_SIDE / long))
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    cv2 = opencv()
     return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
 
 
@@ -60,6 +62,7 @@ def draw_mask(
       mask: Which pixels are inside of the object.
       label: Of its category, from 1; says the colour.
     """
+    cv2 = opencv()
     colour = _colour(label)
     paint = np.full_like(image, colour)
     tinted = cv2.addWeighted(image, 1 - _TINT, paint, _TINT, 0)
@@ -84,7 +87,7 @@ def draw_label_map(
       colours: Of the labels.
       shown: Which labels are tinted.
     """
-    tinted = cv2.addWeighted(image, 1 - _MAP_TINT, colours[labels], _MAP_TINT, 0)
+    tinted = opencv().addWeighted(image, 1 - _MAP_TINT, colours[labels], _MAP_TINT, 0)
     return np.where(shown[labels][..., None], tinted, image)
 
 
@@ -104,6 +107,7 @@ def draw_boxes(
       labels: 1 is the first of `names`.
       names: Of the categories.
     """
+    cv2 = opencv()
     picture = image.copy()
     width = _line_width(image)
     corners = np.rint(np.clip(boxes, -_FAR, _FAR)).astype(int).tolist()

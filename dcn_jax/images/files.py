@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 
 from dcn_jax.images.headers import MAX_PIXELS, read_header
+from dcn_jax.images.opencv import opencv
 from dcn_jax.quoting import one_line
 from dcn_jax.regular_file import open_regular
 
@@ -35,6 +35,7 @@ def decode_image(
             f"{one_line(name, 300)} has {height} x {width} pixels; at most"
             f" {max_pixels} are allowed (`max_pixels`)"
         )
+    cv2 = opencv()
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(header.data, np.uint8), flags)

@@ -5,11 +5,11 @@ Images are [H, W, 3] uint8 RGB; sizes are (height, width) in pixels.
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from jaxtyping import Integer, UInt8
 
 from dcn_jax.images.geometry import Geometry
+from dcn_jax.images.opencv import opencv
 
 
 def resized_sizes(
@@ -64,6 +64,7 @@ def resize(
     height, width = (int(side) for side in size)
     if image.shape[:2] == (height, width):
         return image
+    cv2 = opencv()
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from dcn_jax.images.fit import fit_image
 from dcn_jax.images.geometry import Geometry
 from dcn_jax.images.headers import MAX_PIXELS
 from dcn_jax.quoting import one_line, quoted
@@ -29,7 +30,8 @@ class Preprocessing:
       max_pixels: Larger images (height * width) are refused.
 
     Raises:
-      ValueError: An argument is not of its kind, or out of its range.
+      ValueError: An argument is not of its kind, or out of its range; or a canvas has
+        more than 64 million pixels.
     """
 
     canvases: tuple[tuple[int, int], ...] = ((800, 1344), (1344, 800), (1088, 1088))
@@ -48,6 +50,10 @@ class Preprocessing:
                 f"`canvases` is {quoted(canvases)}; expected a tuple of 1 to "
                 f"{_MAX_CANVASES} (height, width)"
             )
+        if (largest := max(h * w for h, w in canvases)) > MAX_PIXELS:
+            raise ValueError(
+                f"`canvases` has one of {largest} pixels; expected at most {MAX_PIXELS}"
+            )
         for name in ("short_side", "max_side", "max_pixels"):
             value = getattr(self, name)
             most = _MAX_SIDE**2 if name == "max_pixels" else _MAX_SIDE
@@ -60,9 +66,6 @@ class Preprocessing:
         self, image: UInt8[np.ndarray, "H0 W0 3"]
     ) -> tuple[UInt8[np.ndarray, "H W 3"], Geometry]:
         """Returns an image on its canvas, and how it came there."""
-        # Only who resizes images needs OpenCV.
-        from dcn_jax.images.fit import fit_image
-
         return fit_image(
             image,
             canvases=self.canvases,

@@ -18,7 +18,7 @@ from dcn_jax.images import drawing
 from dcn_jax.images.geometry import Geometry
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ImageDetections:
     """The objects of one image, by falling score; NumPy arrays.
 
@@ -54,15 +54,25 @@ class ImageDetections:
             canvas.
           categories: What the labels mean.
           score: The lowest that is kept.
+
+        Raises:
+          ValueError: A label is of no category.
         """
         kept = np.asarray(prediction.valid) & (np.asarray(prediction.scores) >= score)
+        kept &= np.isfinite(np.asarray(prediction.boxes)).all(-1)
         boxes = np.asarray(prediction.boxes)[kept]
+        labels = np.asarray(prediction.labels)[kept]
+        if labels.size and not 1 <= labels.min() <= labels.max() <= len(categories):
+            raise ValueError(
+                f"`prediction` has labels from {labels.min()} to {labels.max()}; "
+                f"expected from 1 to {len(categories)}, the number of categories"
+            )
         y, x = geometry.scale
         masks = prediction.masks
         return cls(
             boxes / np.asarray([x, y, x, y], boxes.dtype),
             np.asarray(prediction.scores)[kept],
-            np.asarray(prediction.labels)[kept],
+            labels,
             geometry.original,
             tuple(categories),
             None if masks is None else np.asarray(masks)[kept],

@@ -6,7 +6,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from dcn_jax.categories import Category
+from dcn_jax.categories import Category, as_categories
 from dcn_jax.images.preprocessing import Preprocessing
 from dcn_jax.inference import exported, loading
 from dcn_jax.inference.detections import ImageDetections
@@ -26,17 +26,17 @@ class Detector:
     Args:
       network: Of `dcn_jax.networks`, or any with `predict` to
         `dcn_jax.detection.records.Detections`.
-      categories: What its labels mean; the first is label 1.
+      categories: What its labels mean, or their names; the first is label 1.
       preprocessing: How images come onto its canvases.
     """
 
     def __init__(
         self,
         network: Network,
-        categories: Sequence[Category],
+        categories: Sequence[Category | str],
         preprocessing: Preprocessing = Preprocessing(),
     ):
-        self.categories = tuple(categories)
+        self.categories = as_categories(categories, start=1)
         self._predictor = Predictor(network, preprocessing)
 
     @classmethod
@@ -46,6 +46,7 @@ class Detector:
         *,
         names: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
+        coco_ids: bool = True,
         dtype: Any = None,
     ) -> "Detector":
         """Loads the detector of a run, or of a file of weights.
@@ -55,8 +56,9 @@ class Detector:
             detector of torchvision, mmdetection or detectron2, see
             `dcn_jax.weights.read_detector`.
           names: Of the categories, for files that do not have them.
-          preprocessing: None takes that of the file, or where it has none that of the
-            papers: a short side of 800.
+          preprocessing: None takes that of the file, or for detectors of others that
+            of the papers: a short side of 800.
+          coco_ids: As in `dcn_jax.weights.read_detector`.
           dtype: Of the computation; None is the parameters'.
 
         Raises:
@@ -71,6 +73,7 @@ class Detector:
                 segments=False,
                 names=names,
                 preprocessing=preprocessing,
+                coco_ids=coco_ids,
                 dtype=dtype,
             )
         )
@@ -155,12 +158,13 @@ class Detector:
 
         Args:
           path: The file.
-          platforms: What the programs run on: "cpu", "cuda", "tpu", ...
+          platforms: What the programs run on: "cpu", "cuda", "tpu", ... One for which
+            no kernels are built here gets the plain forms, with a warning.
 
         Raises:
           OSError: The file cannot be written.
-          ValueError: A platform has no kernels here, or the network comes from an
-            export itself.
+          ValueError: A platform is not known, or the network comes from an export
+            itself.
         """
         exported.write_export(
             path,
@@ -174,6 +178,8 @@ class Detector:
     @classmethod
     def from_export(cls, path: str | os.PathLike) -> "Detector":
         """Loads what `export` wrote.
+
+        Its programs are run as they are: load only files whose origin is trusted.
 
         Raises:
           OSError: The file cannot be opened.

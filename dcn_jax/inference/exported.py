@@ -127,7 +127,10 @@ def write_export(
         "categories": to_text(categories),
         "preprocessing": preprocessing.to_text(),
     }
-    write_safetensors(path, tensors, texts)
+    # An export that is interrupted leaves the one before it.
+    target = os.path.expanduser(path)
+    write_safetensors(f"{target}.tmp", tensors, texts)
+    os.replace(f"{target}.tmp", target)
 
 
 def read_export(
@@ -155,9 +158,24 @@ def read_export(
             if program is None:
                 raise ValueError(f"it has no program for {height} x {width}")
             programs[height, width] = _program(program)
+        for program in programs.values():
+            _check_variables(program, tensors)
     except ValueError as error:
         raise ValueError(f"{shown}: {one_line(str(error), 400)}") from error
     return ExportedNetwork(programs, tensors), categories, preprocessing
+
+
+def _check_variables(
+    program: export.Exported, variables: dict[str, np.ndarray]
+) -> None:
+    """Refuses variables that are not those that a program takes."""
+    # Arguments are the variables by name, sorted, then images and sizes.
+    tree = jax.tree.structure(((variables, 0, 0), {}))
+    taken = [(aval.shape, aval.dtype) for aval in program.in_avals[:-2]]
+    values = [variables[name] for name in sorted(variables)]
+    given = [(value.shape, value.dtype) for value in values]
+    if program.in_tree != tree or taken != given:
+        raise ValueError("its tensors are not those that its programs take")
 
 
 def _allowed(target: str) -> export.DisabledSafetyCheck:

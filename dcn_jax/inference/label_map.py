@@ -17,7 +17,7 @@ from dcn_jax.images.palette import voc_palette
 from dcn_jax.segmentation.records import LabelMaps
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ImageLabels:
     """A category for each pixel of one image; NumPy.
 
@@ -40,9 +40,17 @@ class ImageLabels:
           geometry: How the image, which was neither mirrored nor cut, came onto its
             canvas.
           categories: What the labels mean.
+
+        Raises:
+          ValueError: A label is of no category.
         """
         height, width = geometry.shown
         labels = np.asarray(prediction.labels)[:height, :width]
+        if (highest := labels.max(initial=0)) >= len(categories):
+            raise ValueError(
+                f"`prediction` has the label {highest}; expected below "
+                f"{len(categories)}, the number of categories"
+            )
         return cls(resize_labels(labels, geometry.original), tuple(categories))
 
     @property

@@ -6,7 +6,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from dcn_jax.categories import Category
+from dcn_jax.categories import Category, as_categories
 from dcn_jax.images.preprocessing import Preprocessing
 from dcn_jax.inference import exported, loading
 from dcn_jax.inference.label_map import ImageLabels
@@ -26,17 +26,17 @@ class Segmenter:
     Args:
       network: `dcn_jax.networks.deeplab`, or any with `predict` to
         `dcn_jax.segmentation.records.LabelMaps`.
-      categories: What its labels mean; the first is label 0.
+      categories: What its labels mean, or their names; the first is label 0.
       preprocessing: How images come onto its canvases.
     """
 
     def __init__(
         self,
         network: Network,
-        categories: Sequence[Category],
+        categories: Sequence[Category | str],
         preprocessing: Preprocessing = Preprocessing(),
     ):
-        self.categories = tuple(categories)
+        self.categories = as_categories(categories, start=0)
         self._predictor = Predictor(network, preprocessing)
 
     @classmethod
@@ -131,8 +131,8 @@ class Segmenter:
 
         Raises:
           OSError: The file cannot be written.
-          ValueError: A platform has no kernels here, or the network comes from an
-            export itself.
+          ValueError: A platform is not known, or the network comes from an export
+            itself.
         """
         exported.write_export(
             path,
@@ -146,6 +146,8 @@ class Segmenter:
     @classmethod
     def from_export(cls, path: str | os.PathLike) -> "Segmenter":
         """Loads what `export` wrote.
+
+        Its programs are run as they are: load only files whose origin is trusted.
 
         Raises:
           OSError: The file cannot be opened.

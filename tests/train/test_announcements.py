@@ -52,6 +52,10 @@ def test_a_file_keeps_what_is_said(said, tmp_path):
         log.info("afterwards")
     kept = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.split(" ", 2)[2] for line in kept] == ["first run", "second run"]
+    with pytest.raises(ValueError, match="no room"), log_file(tmp_path, active=True):
+        raise ValueError("no room")
+    assert "ended: no room" not in said()
+    assert (tmp_path / "log.txt").read_text().endswith(" ended: no room\n")
     with log_file(tmp_path / "none", active=False):
         log.info("of another process")
 

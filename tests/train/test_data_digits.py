@@ -96,7 +96,7 @@ def test_builder_stores_what_was_drawn(tmp_path, examples):
     source = make_source("deformed_digits", "train", tmp_path, **options)
     assert len(source) == COUNT
     assert len(source.categories) == 10
-    assert [source.category_id(label) for label in (1, 10)] == [1, 10]
+    assert [source.categories[label - 1]["id"] for label in (1, 10)] == [1, 10]
     assert source.categories[7] == {"id": 8, "name": "7"}
     truth = source.ground_truth()
     assert truth["annotations"] == [

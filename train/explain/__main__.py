@@ -1,6 +1,6 @@
 """Shows what networks see of an image: pictures, and the numbers in them.
 
-`python -m train.explain --config=... [--workdir=...] [--output=DIR] IMAGE` uses the
+`python -m train.explain --workdir=DIR [--output=DIR] IMAGE` uses the
 newest checkpoint of a run. `--example=N` takes the place of IMAGE: the image of that
 number, from 0, of the evaluation's split, as in pictures/ of the run's folder.
 `--node=x,y` explains a position of the network's last backbone map, the nearest to a

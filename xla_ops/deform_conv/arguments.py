@@ -18,7 +18,7 @@ from xla_ops.arguments import (
     check_rank,
     check_shape,
 )
-from xla_ops.deform_conv.torch_layout import (
+from xla_ops.deform_conv.torch_hints import (
     check_map_and_kernel,
     told_mask,
     told_offset,

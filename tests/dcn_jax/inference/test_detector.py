@@ -1,10 +1,13 @@
 """A detector that is asked about pictures: sizes, files, what it refuses."""
 
+import sys
+import types
+
 import cv2
 import numpy as np
 import pytest
 
-from dcn_jax.categories import Category
+from dcn_jax.categories import Category, as_categories
 from dcn_jax.detection.records import Detections
 from dcn_jax.images.preprocessing import Preprocessing
 from dcn_jax.inference import Detector
@@ -129,12 +132,39 @@ def test_without_masks():
         found.mask(0)
 
 
-def test_supervision_takes_them(detector):
-    supervision = pytest.importorskip("supervision")
+def test_supervision_takes_them(detector, monkeypatch):
+    """By its own names; what it does with them is its affair."""
+    stub = types.SimpleNamespace(Detections=types.SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "supervision", stub)
     found = detector.detect(np.zeros((40, 60, 3), np.uint8))
     taken = found.to_supervision()
-    assert isinstance(taken, supervision.Detections) and len(taken) == 2
     np.testing.assert_array_equal(taken.xyxy, found.boxes)
     np.testing.assert_array_equal(taken.mask, found.masks)
+    np.testing.assert_array_equal(taken.confidence, found.scores)
     assert taken.class_id.tolist() == [9, 12]
     assert taken.data["class_name"].tolist() == ["dog", "eel"]
+
+
+class Odd(WholeImage):
+    """Its first box is no number, or its second label of no category."""
+
+    def __init__(self, label):
+        self._label = label
+
+    def predict(self, images, sizes):
+        found = super().predict(images, sizes)
+        found.boxes[0, 0, 1] = np.nan
+        found.labels[0, 1] = self._label
+        return found
+
+
+def test_what_a_network_may_say():
+    image = np.zeros((40, 60, 3), np.uint8)
+    found = Detector(Odd(1), ["a", "b"], SMALL).detect(image)
+    assert found.names == ["a"] and found.category_ids == [1]
+    found.draw(image, score=0.0)
+    for label in (0, 3):
+        with pytest.raises(ValueError, match=r"labels from .*; expected from 1 to 2"):
+            Detector(Odd(label), ["a", "b"], SMALL).detect(image)
+    with pytest.raises(TypeError, match=r"`categories` has 3; expected `Category`"):
+        as_categories(["a", 3], start=1)

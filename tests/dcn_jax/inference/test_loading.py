@@ -105,6 +105,7 @@ def test_exports_that_are_none(run, tmp_path):
     program = tensors["program 48x48"]
     broken = {
         "program": (tensors | {"program 48x48": program[:50]}, texts),
+        "programs take": (tensors | {"more": program}, texts),
         "no program": ({n: t for n, t in tensors.items() if "program" not in n}, texts),
         "category": (tensors, texts | {"categories": '[{"id": "x"}]'}),
         "preprocessing": (tensors, texts | {"preprocessing": '{"canvases": [[1, 0]]}'}),
@@ -131,17 +132,22 @@ def test_a_segmenter_labels_pixels(tmp_path):
     np.testing.assert_allclose(picture[found.labels == 1], tinted, atol=1)
     with pytest.raises(ValueError, match=r"load it by `dcn_jax\.Segmenter`"):
         Detector.load(tmp_path / "segmenter.safetensors")
+    with pytest.raises(ValueError, match=r"load it by `dcn_jax\.Segmenter`"):
+        Detector.load(tmp_path)
 
 
 def test_names_and_preprocessing_of_files_without_them(tmp_path):
     write_run(tmp_path, "class_aware_rpn")
-    detector = Detector.load(tmp_path / "detector.safetensors")
+    path = tmp_path / "detector.safetensors"
+    with pytest.raises(ValueError, match=r"does not say how .*; expected `preproc"):
+        Detector.load(path)
+    detector = Detector.load(path, preprocessing=SMALL)
     assert [c.name for c in detector.categories] == ["class 1", "class 2", "class 3"]
-    assert detector.preprocessing == Preprocessing()
-    named = Detector.load(tmp_path, names=["a", "b", "c"])
+    named = Detector.load(tmp_path, names=["a", "b", "c"], preprocessing=SMALL)
     assert [c.name for c in named.categories] == ["a", "b", "c"]
-    with pytest.raises(ValueError, match=r"`names` has 2 names; .* 3 classes"):
-        Detector.load(tmp_path, names=["a", "b"])
+    for names in (["a", "b"], "abc"):
+        with pytest.raises(ValueError, match=r"`names` is .*; expected 3 names"):
+            Detector.load(tmp_path, names=names, preprocessing=SMALL)
 
 
 def test_what_cannot_be_loaded(run, tmp_path):
@@ -162,6 +168,7 @@ def test_what_cannot_be_loaded(run, tmp_path):
         ("preprocessing", "[]", r"its preprocessing is \[\]"),
         ("preprocessing", '{"sides": 3}', "unexpected keyword"),
         ("preprocessing", '{"short_side": 0}', "`short_side` is 0"),
+        ("preprocessing", '{"canvases": [[9000, 9000]]}', "one of 81000000 pixels"),
     ):
         write_safetensors(path, tensors, texts | {name: text})
         with pytest.raises(ValueError, match=rf"a\.safetensors.*{match}"):
