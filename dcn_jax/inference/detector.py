@@ -6,17 +6,12 @@ from typing import Any, overload
 
 import numpy as np
 
-from dcn_jax.categories import Category, as_categories
-from dcn_jax.images.preprocessing import Preprocessing
-from dcn_jax.inference import exported, loading
 from dcn_jax.inference.detections import ImageDetections
-from dcn_jax.inference.predictor import Image, Network, Predictor
-
-# What a run of `train.main` leaves in its folder.
-FILE_NAME = "detector.safetensors"
+from dcn_jax.inference.image_network import ImageNetwork
+from dcn_jax.inference.predictor import Image
 
 
-class Detector:
+class Detector(ImageNetwork):
     """Finds objects in image files and arrays.
 
         detector = Detector.load("runs/demo")
@@ -30,63 +25,8 @@ class Detector:
       preprocessing: How images come onto its canvases.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        categories: Sequence[Category | str],
-        preprocessing: Preprocessing = Preprocessing(),
-    ):
-        self.categories = as_categories(categories, start=1)
-        self._predictor = Predictor(network, preprocessing)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike,
-        *,
-        names: Sequence[str] | None = None,
-        preprocessing: Preprocessing | None = None,
-        coco_ids: bool = True,
-        dtype: Any = None,
-    ) -> "Detector":
-        """Loads the detector of a run, or of a file of weights.
-
-        Args:
-          path: The folder of a run of `train.main`; its `detector.safetensors`; or a
-            detector of torchvision, mmdetection or detectron2, see
-            `dcn_jax.weights.read_detector`.
-          names: Of the categories, for files that do not have them.
-          preprocessing: None takes that of the file, or for detectors of others that
-            of the papers: a short side of 800.
-          coco_ids: As in `dcn_jax.weights.read_detector`.
-          dtype: Of the computation; None is the parameters'.
-
-        Raises:
-          OSError: It cannot be opened.
-          ValueError: It holds no detector, or `names` has another length than it has
-            classes; the message names the file.
-        """
-        return cls(
-            *loading.load(
-                path,
-                FILE_NAME,
-                segments=False,
-                names=names,
-                preprocessing=preprocessing,
-                coco_ids=coco_ids,
-                dtype=dtype,
-            )
-        )
-
-    @property
-    def network(self) -> Network:
-        """What predicts."""
-        return self._predictor.network
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How images come onto the network's canvases."""
-        return self._predictor.preprocessing
+    _kind = "detector"
+    _first_label = 1
 
     @overload
     def detect(
@@ -147,42 +87,3 @@ class Detector:
         if found is None:
             found = self.detect(pixels)
         return found.draw(pixels, score)
-
-    def export(
-        self, path: str | os.PathLike, *, platforms: Sequence[str] = ("cpu",)
-    ) -> None:
-        """Writes compiled programs and weights into one file, for `from_export`.
-
-        There is a program for each canvas. Who runs them needs no definition of the
-        network, but this package, whose kernels they call.
-
-        Args:
-          path: The file.
-          platforms: What the programs run on: "cpu", "cuda", "tpu", ... One for which
-            no kernels are built here gets the plain forms, with a warning.
-
-        Raises:
-          OSError: The file cannot be written.
-          ValueError: A platform is not known, or the network comes from an export
-            itself.
-        """
-        exported.write_export(
-            path,
-            "detector",
-            self.network,
-            self.categories,
-            self.preprocessing,
-            platforms,
-        )
-
-    @classmethod
-    def from_export(cls, path: str | os.PathLike) -> "Detector":
-        """Loads what `export` wrote.
-
-        Its programs are run as they are: load only files whose origin is trusted.
-
-        Raises:
-          OSError: The file cannot be opened.
-          ValueError: It is damaged, or no export of a detector.
-        """
-        return cls(*exported.read_export(path, "detector"))

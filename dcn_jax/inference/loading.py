@@ -25,9 +25,9 @@ class Loaded(NamedTuple):
 
 def load(
     path: str | os.PathLike,
-    file_name: str,
+    kind: str,
     *,
-    segments: bool,
+    first_label: int,
     names: Sequence[str] | None,
     coco_ids: bool = True,
     preprocessing: Preprocessing | None,
@@ -37,8 +37,8 @@ def load(
 
     Args:
       path: The file or folder.
-      file_name: Of the file in a folder.
-      segments: Whether the network should label pixels; else it should find boxes.
+      kind: "detector" or "segmenter".
+      first_label: 0 or 1.
       names: Of the categories; None takes those of the file.
       coco_ids: As in `read_detector`.
       preprocessing: None takes that of the file, or the papers'.
@@ -48,6 +48,7 @@ def load(
       OSError: It cannot be opened.
       ValueError: It holds no such network, or another number of categories.
     """
+    segments, file_name = kind == "segmenter", f"{kind}.safetensors"
     path = Path(os.path.expanduser(path))
     if path.is_dir():
         folder, path = path, path / file_name
@@ -64,7 +65,7 @@ def load(
         raise ValueError(f"{shown} holds {file.network}{_other(segments)}")
     network = build(file, shown, dtype)
     count = file.arguments["num_classes"]
-    categories = file.categories or numbered(count, start=0 if segments else 1)
+    categories = file.categories or numbered(count, first_label)
     if names is not None:
         if isinstance(names, str) or len(names) != count:
             raise ValueError(
