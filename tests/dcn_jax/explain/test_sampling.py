@@ -224,7 +224,9 @@ def test_the_first_release_s_border_ends_where_the_image_does():
     image, nodes = jnp.ones((6, 7, 1)), [(3, 4), (1, 3)]
     find = jax.jit(
         lambda m, x: (
-            sampling_locations(m, lambda m, x: m(x, sizes), x, nodes, layers=1),
+            sampling_locations(
+                m, lambda m, x: m(x, map_sizes=sizes), x, nodes, layers=1
+            ),
             m.sampling(x[None])[0],
         )
     )
