@@ -11,7 +11,7 @@ RoI pooling; ":dcnv1" deforms as the first paper does, in the last three layers 
 RoI pooling, without modulation. ":fpn" and ":mask" are Faster R-CNN and Mask R-CNN on a
 feature pyramid, deformable as the demo. ":rfcn", ":rpn" and ":deeplab" are R-FCN, the
 class-aware RPN and DeepLab of the first paper, with deformable convolutions in conv5.
-docs/demo.md has what those of the second paper reach.
+docs/demo.md has what they reach.
 """
 
 from train.config_dict import ConfigDict
