@@ -5,7 +5,6 @@ import json
 import logging
 import operator
 import re
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +22,8 @@ from train.task import Metric, Task
 from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
-# Columns of a line of scores, behind the time and the name of their group.
-_WIDTH = 80
+# Scores in a line of the log: half of COCO's.
+_IN_A_LINE = 6
 
 
 class Evaluation(NamedTuple):
@@ -204,8 +203,9 @@ def write_evaluation(folder: Path, step: int, evaluation: Evaluation) -> None:
         draw.save_picture(pictures / "grid.png", draw.grid(evaluation.pictures))
     _log.info("evaluation of step %d on %s:", step, evaluation.data["split"])
     for group, scores in evaluation.summary().items():
-        text = "  ".join(f"{n} {_shown(value)}" for n, value in scores.items())
-        for line in textwrap.wrap(text, _WIDTH, break_long_words=False):
+        shown = [f"{name} {_shown(value)}" for name, value in scores.items()]
+        for start in range(0, len(shown), _IN_A_LINE):
+            line = "  ".join(shown[start : start + _IN_A_LINE])
             _log.info("  %s: %s", group, line)
 
 
