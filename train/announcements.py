@@ -17,6 +17,22 @@ _log = logging.getLogger("train")
 _FILE = "log.txt"
 
 
+class _LogFile(logging.FileHandler):
+    """A file that is left as it is where it cannot be written, as on a full disk.
+
+    What has to be written, metrics and checkpoints, says so; `logging` would print a
+    traceback for each line.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drops the line."""
+
+    def close(self) -> None:
+        """Drops what was not written yet."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def log_file(workdir: Path, active: bool) -> Iterator[None]:
     """Keeps what a run says in its folder too, behind what former runs said.
@@ -26,12 +42,12 @@ def log_file(workdir: Path, active: bool) -> Iterator[None]:
       active: Whether this process writes.
 
     Raises:
-      OSError: The file cannot be written.
+      OSError: The file cannot be opened.
     """
     if not active:
         yield
         return
-    handler = logging.FileHandler(workdir / _FILE, encoding="utf-8")
+    handler = _LogFile(workdir / _FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     _log.addHandler(handler)
     try:

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,8 @@ HOW = "needs selenium, and of apt-get chromium and chromium-driver"
 
 def is_installed() -> bool:
     """Whether `opened` can work."""
-    try:
-        import selenium as _  # noqa: F401
-    except ImportError:
-        return False
-    return None not in (shutil.which("chromium"), shutil.which("chromedriver"))
+    programs = (shutil.which("chromium"), shutil.which("chromedriver"))
+    return find_spec("selenium") is not None and None not in programs
 
 
 @contextlib.contextmanager

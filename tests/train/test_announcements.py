@@ -60,6 +60,14 @@ def test_a_file_keeps_what_is_said(said, tmp_path):
         log.info("of another process")
 
 
+def test_a_full_disk_is_not_told_for_each_line(said, tmp_path, capsys):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with log_file(tmp_path, active=True):
+        logging.getLogger("train").info("lost")
+    assert said() == ["lost"]
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_a_log_line_is_short(said):
     scalars = {"loss": 2.459, "loss/box": 1.0, "lr": 1e-3, "grad_norm": 123.456}
     scalars |= {"skipped": 0.0, "images/s": 1234.5}

@@ -87,4 +87,6 @@ def test_a_label_stays_in_the_picture(box):
 def test_boxes_may_be_anywhere():
     image = np.zeros((30, 40, 3), np.uint8)
     boxes = np.float32([[-1e30, -5, 1e30, 8], [3e9, 3e9, 4e9, 4e9]])
-    drawing.draw_boxes(image, boxes, np.float32([0.5, 0.4]), [1, 1], ["name"])
+    picture = drawing.draw_boxes(image, boxes, np.float32([0.5, 0.4]), [1, 1], ["name"])
+    # The lower side of the first goes through the picture.
+    assert picture.shape == image.shape and (picture[8] == (31, 119, 180)).all()
