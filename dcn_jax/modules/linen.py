@@ -162,8 +162,14 @@ class DeformConv(nn.Module):
         """Offsets and factors of the samples, as `modules.DeformConv.sampling`.
 
         `layer.apply(variables, x, method="sampling")`, or of a bound layer.
+
+        Raises:
+          ValueError: A shape does not fit.
         """
         checked = _checked(self)
+        if self.has_variable("params", "offset_conv"):
+            kernel = self.get_variable("params", "offset_conv")["kernel"]
+            check_map("offset_features", offset_features, kernel.shape[2])
         return offset_branch.read_branch(
             self.offset_conv(offset_features),
             base_offset,

@@ -106,3 +106,15 @@ def test_starts_as_an_ordinary_convolution_and_checks_its_arguments():
     assert not any(v.any() for v in params["offset_conv"].values())
     with pytest.raises(ValueError, match="`offset_groups` is 3"):
         linen.DeformConv(2, 3, offset_groups=3).init(jax.random.key(0), x)
+
+
+def test_the_branch_refuses_other_features():
+    layer = linen.DeformConv(4, 3)
+    x, features = jnp.ones((1, 5, 6, 2)), jnp.ones((1, 5, 6, 3))
+    variables = layer.init(jax.random.key(0), x, features)
+    with pytest.raises(ValueError, match=r"`offset_features` has .*H, W, 3\)"):
+        layer.apply(variables, x)
+    turned = jnp.moveaxis(features, -1, -3)
+    with pytest.raises(ValueError, match=r"jnp\.moveaxis\(offset_features, -3, -1\)"):
+        layer.apply(variables, turned, method="sampling")
+    assert layer.apply(variables, x, features).shape == (1, 5, 6, 4)
