@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dcn_jax.categories import Category
 from dcn_jax.images.fit import resize, resize_labels
 from dcn_jax.images.geometry import Geometry
 from dcn_jax.images.palette import voc_palette
@@ -168,5 +169,6 @@ def test_on_a_canvas(flip, size, corner):
 def test_back_to_the_image():
     geometry = Geometry.of((6, 10), (12, 20), (16, 24))
     placed = label_maps.on_canvas(LABELS, geometry).astype(np.int32)
-    found = ImageLabels.of(LabelMaps(placed), geometry, [])
+    categories = [Category(label, str(label)) for label in range(60)]
+    found = ImageLabels.of(LabelMaps(placed), geometry, categories)
     np.testing.assert_array_equal(found.labels, LABELS)
