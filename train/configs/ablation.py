@@ -29,6 +29,8 @@ _DCNV2 = {
 }
 _TABLE1 = ("0", "1", "3", "6")
 START = "start"
+# Study -> steps of a row, and of the regular network that it goes on from.
+_STEPS = {"dcnv2": (1500, 3000), "deeplab": (1000, 4000), "rfcn": (1000, 3000)}
 # The first row of each is regular.
 STUDIES: dict[str, tuple[str, ...]] = {
     "dcnv2": tuple(_DCNV2),
@@ -47,7 +49,7 @@ def get_config(arg: str = "dcnv2/dcnv2_mimic") -> ConfigDict:
     if row == START and study in STUDIES:
         config = get_config(f"{study}/{STUDIES[study][0]}")
         config.name = f"ablation_{study}_{START}"
-        config.steps *= 2
+        config.steps = _STEPS[study][1]
         return config
     if row not in STUDIES.get(study, ()):
         expected = (
@@ -57,14 +59,14 @@ def get_config(arg: str = "dcnv2/dcnv2_mimic") -> ConfigDict:
         )
         raise ValueError(f"ablation.py:{arg}: expected {expected}.")
     config = _dcnv2(row) if study == "dcnv2" else _first_paper(study, row)
+    config.steps = _STEPS[study][0]
     config.name = "ablation_" + arg.replace("/", "_")
     return config
 
 
-def _harder(arg: str) -> ConfigDict:
-    """A counterpart of the demo, on harder and smaller images."""
+def _harder(arg: str, side: int) -> ConfigDict:
+    """A counterpart of the demo, on harder images of `side` pixels in place of 256."""
     config = digits.get_config(arg)
-    config.steps = 1500
     config.batch_size = 4
     data = config.data
     data.options.update(
@@ -77,18 +79,16 @@ def _harder(arg: str) -> ConfigDict:
     )
     # What is chosen is chosen by this split; scripts/ablation judges by "test".
     data.eval_split = "val"
-    data.canvases = ((160, 160),)
-    data.short_sides = (140, 150, 160)
-    data.eval_short_side = data.max_side = 160
+    digits.set_side(config, side)
     if "rpn" in config.model:
-        # For images of 160 pixels in place of 256.
-        config.model.rpn.anchor_sizes = (15.0, 25.0, 45.0, 90.0)
+        sizes = config.model.rpn.anchor_sizes
+        config.model.rpn.anchor_sizes = tuple(size * side / 256 for size in sizes)
     config.log.offset_health_every = 250
     return config
 
 
 def _dcnv2(row: str) -> ConfigDict:
-    config = _harder("")
+    config = _harder("", 160)
     model = config.model
     model.backbone.depths = (1, 1, 1, 1)
     # Regular convolutions see 75 pixels, and large digits are about 90.
@@ -106,7 +106,7 @@ def _dcnv2(row: str) -> ConfigDict:
 
 
 def _first_paper(study: str, layers: str) -> ConfigDict:
-    config = _harder(study)
+    config = _harder(study, 128)
     # As many blocks as the rows deform.
     config.model.backbone.depths = (1, 1, 3, 3)
     config.model.backbone.deform_blocks = dcnv1.LAYERS[layers].deform_blocks

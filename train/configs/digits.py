@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "deeplab":
         config = _segmentation.get_config("deeplab")
         config.data.options.label_maps = True
-        config.model.neck.features = 64
+        config.model.neck.features = 256
     else:
         config = _detector(_DETECTORS[arg])
     config.name = f"digits_{arg}" if arg else "digits"
@@ -50,10 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
     data.name = "deformed_digits"
     data.options.update({"train_images": 2400, "test_images": 600, "seed": 0})
     data.eval_split = "test"
-    data.canvases = ((256, 256),)
-    data.short_sides = (224, 240, 256)
-    data.eval_short_side = 256
-    data.max_side = 256
+    set_side(config, 256)
     data.flip = False  # a mirrored digit is no digit
 
     backbone = config.model.backbone
@@ -64,11 +61,12 @@ def get_config(arg: str = "") -> ConfigDict:
         backbone.deform_blocks, backbone.modulated = (0, 0, 0, -1), False
         config.batch_size, config.steps = 4, 3500
     if config.network == "deeplab":
-        # A pixel of a large digit is told by all of the digit: smaller images and more
-        # blocks, so that a pixel sees it, and more steps.
-        config.steps = 11_000
-        data.canvases, data.short_sides = ((128, 128),), (112, 120, 128)
-        data.eval_short_side = data.max_side = 128
+        # The larger the images, the longer it takes until classes are told apart; on
+        # small ones strokes are thin beside the 16 pixels of a cell.
+        set_side(config, 192)
+        data.canvases = ((128, 128), (192, 192))
+        data.short_sides = (112, 128, 176, 192)
+        config.steps = 8000
         backbone.depths = (1, 1, 2, 3)
 
     optim = config.optim
@@ -78,7 +76,7 @@ def get_config(arg: str = "") -> ConfigDict:
     optim.weight_decay = 0.01
     optim.warmup_steps = 100
     optim.warmup_factor = 0.1
-    optim.decay_at = (0.7, 0.9)
+    optim.decay_at = (0.8, 0.95) if config.network == "deeplab" else (0.7, 0.9)
     optim.clip_norm = 5.0
 
     config.log.every = 50
@@ -94,6 +92,14 @@ def get_config(arg: str = "") -> ConfigDict:
         backbone.deform_blocks, backbone.modulated = (0, 0, -1, -1), False
         config.model.pool.modulated = False
     return config
+
+
+def set_side(config: ConfigDict, side: int) -> None:
+    """Fits the images into a square."""
+    data = config.data
+    data.canvases = ((side, side),)
+    data.short_sides = (side * 14 // 16, side * 15 // 16, side)
+    data.eval_short_side = data.max_side = side
 
 
 def _detector(network: str) -> ConfigDict:
