@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from dcn_jax.categories import Category, categories_of
+from dcn_jax.images.fit import resize_labels
 from dcn_jax.images.geometry import Geometry
 from dcn_jax.inference.label_map import ImageLabels
 from dcn_jax.segmentation.records import Batch, LabelMaps
@@ -71,6 +72,20 @@ class Segmentation(Composed):
         del score
         found = ImageLabels.of(prediction, geometry, self.categories(categories))
         return found.draw(image)
+
+    def draw_truth(
+        self,
+        image: np.ndarray,
+        example: Example,
+        geometry: Geometry,
+        categories: Sequence[Mapping[str, Any]],
+        data: ConfigDict,
+    ) -> np.ndarray:
+        """Tints what has a category, and what has none in a light colour."""
+        del data
+        assert example.label_map is not None
+        labels = resize_labels(example.label_map, geometry.size)
+        return ImageLabels(labels, self.categories(categories)).draw(image)
 
     def records(
         self,
