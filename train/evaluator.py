@@ -33,7 +33,9 @@ class Evaluation(NamedTuple):
     scores: dict[str, float | None]
     # Name -> content, of the files that are written beside evaluation.json.
     files: dict[str, Any]
-    # The first images, with their predictions drawn.
+    # Name -> PNG, of the figures that are.
+    figures: dict[str, bytes]
+    # The first images, with their ground truth and their predictions side by side.
     pictures: list[np.ndarray]
     # Of what: name, split, options and number of images of the data set.
     data: dict[str, Any]
@@ -102,7 +104,10 @@ class Evaluator:
             return None
         metric.merge(_gather(metric.state()))
         data = inputs.describe_data(config, source)
-        return Evaluation(metric.compute(), metric.files(), pictures, data)
+        figures: dict[str, bytes] = {}
+        if jax.process_index() == 0:
+            figures = {n: draw.figure_png(f) for n, f in metric.figures().items()}
+        return Evaluation(metric.compute(), metric.files(), figures, pictures, data)
 
     def _judge(
         self,
@@ -131,22 +136,33 @@ class Evaluator:
                 )
                 metric.update(prediction, int(image_id), geometry)
                 if len(pictures) < self._config.eval.pictures:
-                    canvas = batch["images"][row]
-                    pictures.append(self._picture(canvas, prediction, geometry))
+                    height, width = geometry.size
+                    image = batch["images"][row, :height, :width]
+                    example = self._source[int(batch["index"][row])]
+                    pictures.append(self._picture(image, example, prediction, geometry))
         return pictures
 
     def _picture(
-        self, canvas: np.ndarray, prediction: Any, geometry: Geometry
+        self, image: np.ndarray, example: Any, prediction: Any, geometry: Geometry
     ) -> np.ndarray:
-        """Draws what is predicted of an image on it, as large as the network saw it."""
-        height, width = geometry.size
-        return self._task.draw(
-            canvas[:height, :width],
+        """Draws what is true and what is predicted of an image, as the network saw it.
+
+        Args:
+          image: [h, w, 3], of `geometry.size`.
+          example: With the ground truth.
+          prediction: Of the network.
+          geometry: From the example's image to the canvas.
+        """
+        config, categories = self._config, self._source.categories
+        truth = self._task.draw_truth(image, example, geometry, categories, config.data)
+        found = self._task.draw(
+            image,
             prediction,
             geometry._replace(original=geometry.size),
-            self._source.categories,
-            self._config.eval.picture_score,
+            categories,
+            config.eval.picture_score,
         )
+        return draw.beside({"ground truth": truth, "prediction": found})
 
 
 def make_predict(skeleton: Skeleton, mesh: Mesh):
@@ -186,7 +202,12 @@ def _gather(state: Any) -> list[Any]:
 
 def write_evaluation(folder: Path, step: int, evaluation: Evaluation) -> None:
     """Writes evaluation.json, the files beside it and the pictures; logs the scores."""
-    record = {"step": step, "data": evaluation.data, **evaluation.groups()}
+    record = {
+        "step": step,
+        "data": evaluation.data,
+        "figures": list(evaluation.figures),
+        **evaluation.groups(),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     pictures = folder / "pictures"
     # Those of the evaluation that lay here; any other picture is somebody's own.
@@ -196,6 +217,8 @@ def write_evaluation(folder: Path, step: int, evaluation: Evaluation) -> None:
                 stale.unlink()
     for name, content in evaluation.files.items():
         write_whole(folder / name, json.dumps(content))
+    for name, png in evaluation.figures.items():
+        write_whole(folder / name, png)
     write_whole(folder / "evaluation.json", json.dumps(record, indent=2) + "\n")
     for i, picture in enumerate(evaluation.pictures):
         draw.save_picture(pictures / f"{i:03}.png", picture)

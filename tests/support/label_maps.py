@@ -90,6 +90,9 @@ class PixelAccuracy:
     def files(self):
         return {}
 
+    def figures(self):
+        return {}
+
 
 def painted(example):
     """A class for each pixel of an image: that of the last box it lies in."""
@@ -159,6 +162,10 @@ class DenseClassification:
 
     def draw(self, image, prediction, geometry, categories, score):
         shown = original(prediction, geometry) > 0
+        return np.where(shown[..., None], image, image // 2)
+
+    def draw_truth(self, image, example, geometry, categories, data):
+        shown = resized(painted(example), geometry.size) > 0
         return np.where(shown[..., None], image, image // 2)
 
     def records(self, prediction, geometry, categories, score):

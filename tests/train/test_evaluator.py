@@ -16,16 +16,20 @@ DATA = {"split": "val"}
 
 
 def test_what_is_written_and_said(tmp_path, caplog):
-    found = Evaluation(SCORES, {"detections.json": [1]}, [], DATA)
+    found = Evaluation(
+        SCORES, {"detections.json": [1]}, {"confusion.png": b"png"}, [], DATA
+    )
     with caplog.at_level(logging.INFO, logger="train"):
         write_evaluation(tmp_path, 7, found)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {
         "step": 7,
         "data": DATA,
+        "figures": ["confusion.png"],
         "bbox": {"AP": 0.5, "AP_small": None},
         "bbox_per_class": {"a/b": 0.25},
     }
     assert json.loads((tmp_path / "detections.json").read_text()) == [1]
+    assert (tmp_path / "confusion.png").read_bytes() == b"png"
     assert caplog.messages == [
         "evaluation of step 7 on val:",
         "  bbox: AP 0.500  AP_small -",
@@ -38,7 +42,7 @@ def test_pictures_of_an_earlier_evaluation_are_removed(tmp_path):
     own = tmp_path / "pictures" / "2024-holiday.png"
     for count in (3, 1):
         pictures = [picture] * count
-        found = Evaluation(SCORES, {}, pictures, DATA)
+        found = Evaluation(SCORES, {}, {}, pictures, DATA)
         write_evaluation(tmp_path, count, found)
         own.touch()
     pictures = {path.name for path in (tmp_path / "pictures").iterdir()}
@@ -49,7 +53,7 @@ def test_pictures_of_somebody_else_stay(tmp_path):
     own = tmp_path / "pictures" / "001.png"
     own.parent.mkdir()
     own.touch()
-    found = Evaluation(SCORES, {}, [], DATA)
+    found = Evaluation(SCORES, {}, {}, [], DATA)
     write_evaluation(tmp_path, 1, found)
     assert own.exists()
 
