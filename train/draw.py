@@ -60,8 +60,24 @@ def save_picture(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
       OSError: It cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-    write_whole(path, encoded.tobytes())
+    write_whole(path, encoded(picture, path.suffix))
+
+
+def encoded(picture: UInt8[np.ndarray, "H W 3"], ending: str = ".png") -> bytes:
+    """Returns an RGB picture as a file whose name ends so."""
+    return cv2.imencode(ending, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def at_most(
+    picture: UInt8[np.ndarray, "H W 3"], side: int
+) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """Returns the picture, or one whose longer side has so many pixels."""
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
 def figure_png(figure: Any) -> bytes:
