@@ -184,6 +184,7 @@ def get_config() -> ConfigDict:
     config.network = arguments_of(DenseClassifier)
     config.steps = 10
     config.batch_size = config.eval.batch_size = 8
+    config.eval.every = 0
     config.log.every = 1
     config.log.offset_health_every = 5
     data = config.data

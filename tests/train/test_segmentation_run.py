@@ -207,7 +207,11 @@ def test_a_picture_and_records_in_pixels_of_the_image():
     assert picture.shape == (512, 614, 3)
     # Corners of the cat, whose name is in its midst; and what is above it.
     assert (picture[110:130, 215:240] == [117, 40, 40]).all()
-    assert (picture[:90] == 100).all()
+    assert (picture[:90] == 100).all() and (picture[-1, 0] != 0).all()
+    nothing = LabelMaps(np.zeros_like(labels))
+    picture = TASK.draw(image, nothing, geometry, categories, 0.5)
+    # But a note in the lower left corner.
+    assert (picture[:480] == 100).all() and (picture[-1, 0] == 0).all()
 
 
 def test_a_picture_of_the_truth():
@@ -260,6 +264,7 @@ def test_a_row_of_the_paper_trains_and_is_evaluated(name, tmp_path):
             "log.every": 1,
             "log.offset_health_every": 3,
             "eval.batch_size": 8,
+            "eval.every": 0,
             "eval.pictures": 1,
         }
     )
