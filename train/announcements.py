@@ -14,7 +14,8 @@ from dcn_jax.quoting import one_line
 from train.config_dict import ConfigDict
 
 _log = logging.getLogger("train")
-_FILE = "log.txt"
+# In the folder of a run.
+LOG_FILE = "log.txt"
 
 
 class _LogFile(logging.FileHandler):
@@ -47,7 +48,7 @@ def log_file(workdir: Path, active: bool) -> Iterator[None]:
     if not active:
         yield
         return
-    handler = _LogFile(workdir / _FILE, encoding="utf-8")
+    handler = _LogFile(workdir / LOG_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     _log.addHandler(handler)
     try:

@@ -1,5 +1,6 @@
 """Pictures in a grid, and a run's curves."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from jaxtyping import UInt8
 
 from train.whole_file import write_whole
 
+# Pixels between pictures, and the least height of a strip above one.
+_GAP, _STRIP = 4, 18
 # Curves of each group of an evaluation.
 _DRAWN = 3
 
@@ -18,13 +21,36 @@ def grid(pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "H
     """Returns the pictures side by side in about a square, each in an equal cell."""
     columns = int(np.ceil(np.sqrt(len(pictures))))
     rows = -(-len(pictures) // columns)
-    height = max(p.shape[0] for p in pictures) + 4
-    width = max(p.shape[1] for p in pictures) + 4
+    height = max(p.shape[0] for p in pictures) + _GAP
+    width = max(p.shape[1] for p in pictures) + _GAP
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
     for i, picture in enumerate(pictures):
         y, x = i // columns * height, i % columns * width
         sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
     return sheet
+
+
+def beside(
+    panels: Mapping[str, UInt8[np.ndarray, "H W 3"]],
+) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """Returns pictures in a row, each under a strip with its name.
+
+    Args:
+      panels: By name; smaller ones are at the top of their place.
+    """
+    height = max(picture.shape[0] for picture in panels.values())
+    strip = max(_STRIP, round(height / 24))
+    columns = []
+    for name, picture in panels.items():
+        width = picture.shape[1]
+        column = np.full((strip + height, width, 3), 255, np.uint8)
+        column[strip : strip + picture.shape[0]] = picture
+        cv2.putText(
+            column, name, (strip // 4, round(0.75 * strip)), cv2.FONT_HERSHEY_SIMPLEX,
+            strip / 36, (0, 0, 0), max(1, strip // 20), cv2.LINE_AA,
+        )  # fmt: skip
+        columns += [np.full((strip + height, _GAP, 3), 255, np.uint8), column]
+    return np.concatenate(columns[1:], axis=1)
 
 
 def save_picture(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
@@ -34,8 +60,34 @@ def save_picture(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
       OSError: It cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-    write_whole(path, encoded.tobytes())
+    write_whole(path, encoded(picture, path.suffix))
+
+
+def encoded(picture: UInt8[np.ndarray, "H W 3"], ending: str = ".png") -> bytes:
+    """Returns an RGB picture as a file whose name ends so."""
+    return cv2.imencode(ending, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def at_most(
+    picture: UInt8[np.ndarray, "H W 3"], side: int
+) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """Returns the picture, or one whose longer side has so many pixels."""
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def figure_png(figure: Any) -> bytes:
+    """Returns a matplotlib figure as a PNG file."""
+    from dcn_jax.explain.figures import render
+
+    with warnings.catch_warnings():
+        # Names may be in scripts that the font does not have; they are boxes then.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        return render(figure, "png", dpi=100)
 
 
 def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -1,9 +1,10 @@
 """Evaluates the newest checkpoint of a run.
 
 `python -m train.evaluate --workdir=DIR [--output=DIR]` writes
-evaluation.json, what belongs to it (of a detector, detections.json) and pictures into
-DIR, or else into the run's folder, in place of those that lie there. Of each short side
-that the field `eval.sweep` names it writes the same into a folder sweep/SIDE there.
+evaluation.json, what belongs to it (of a detector, detections.json), figures with their
+numbers and pictures into DIR, or else into the run's folder, in place of those that lie
+there. Of each short side that the field `eval.sweep` names it writes the same into a
+folder sweep/SIDE there.
 """
 
 if __name__ == "__main__":

@@ -350,9 +350,7 @@ class _Run:
 
     def _evaluate_if_due(self, interrupts: Interrupts) -> bool:
         """Evaluates when it is time; returns False where a signal ended it before."""
-        every = self._config.eval.every
-        inside = every and self._step and self._step % every == 0
-        if not (inside or self._step >= self._steps):
+        if not evaluation_due(self._step, self._steps, self._config.eval.every):
             return True
         result = self._evaluator(
             self._state.variables, stop=lambda: _stopped(interrupts)
@@ -365,10 +363,26 @@ class _Run:
             write_evaluation(self._workdir, self._step, result)
         self._writer.write(self._step, result.scalars())
         if jax.process_index() == 0:
+            self._writer.show(self._step, result.scalars_by_class(), result.shown())
             records = read_metrics(self._workdir / "metrics.jsonl")
             save_curves(self._workdir / "curves.png", records)
             write_page(self._workdir)
         return True
+
+
+def evaluation_due(step: int, steps: int, every: float) -> bool:
+    """Returns whether a run is evaluated after a step.
+
+    Args:
+      step: From 0, which is before the first.
+      steps: Of the run.
+      every: Steps between evaluations, or below 1 the share of the run; 0: none but
+        that at the end.
+    """
+    if step >= steps or not (step and every):
+        return step >= steps
+    period = every if every >= 1 else every * steps
+    return step // period > (step - 1) // period
 
 
 def _stopped(interrupts: Interrupts) -> bool:

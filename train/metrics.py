@@ -4,15 +4,18 @@ import contextlib
 import json
 import logging
 import math
+import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
+# Channels of a PNG, by its colour type.
+_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 
 
 class MetricWriter:
@@ -31,7 +34,7 @@ class MetricWriter:
             return
         # Slow to import, and of no use to the other processes.
         from tensorboardX import event_file_writer, summary
-        from tensorboardX.proto import event_pb2
+        from tensorboardX.proto import event_pb2, summary_pb2
 
         path = workdir / "metrics.jsonl"
         cut_after(path, step)
@@ -43,7 +46,9 @@ class MetricWriter:
         self._board = event_file_writer.EventsWriter(str(folder / "events"))
         # Made at import, where no type checker sees it.
         proto: Any = event_pb2
+        summaries: Any = summary_pb2
         self._event, self._scalar = proto.Event, summary.scalar
+        self._summary = summaries.Summary
         if step:
             # TensorBoard hides what a former process wrote from this step on.
             start = proto.SessionLog(status=proto.SessionLog.START)
@@ -71,13 +76,48 @@ class MetricWriter:
         with self._named():
             self._file.write(json.dumps({"step": step, **finite}) + "\n")
             self._file.flush()
-            for name, value in scalars.items():
-                summary = self._scalar(name, value)
-                event = self._event(wall_time=time.time(), step=step, summary=summary)
-                self._board.write_event(event)
-            self._board.flush()
+            self._show(step, map(self._scalar, scalars.keys(), scalars.values()))
         if self._wandb is not None:
             self._wandb.log(dict(scalars), step=step)
+
+    def show(
+        self, step: int, scalars: Mapping[str, float], pictures: Mapping[str, bytes]
+    ) -> None:
+        """Shows in TensorBoard what metrics.jsonl does not hold.
+
+        Args:
+          step: The step.
+          scalars: By name; Weights & Biases has them too.
+          pictures: PNG files, by name.
+
+        Raises:
+          OSError: The disk is full.
+        """
+        if self._file is None:
+            return
+        with self._named():
+            self._show(step, map(self._scalar, scalars.keys(), scalars.values()))
+            self._show(step, map(self._picture, pictures.keys(), pictures.values()))
+        if self._wandb is not None:
+            self._wandb.log(dict(scalars), step=step)
+
+    def _picture(self, name: str, png: bytes) -> Any:
+        # Behind the signature and the header's length and name (its specification).
+        width, height, _, kind = struct.unpack(">IIBB", png[16:26])
+        image = self._summary.Image(
+            height=height,
+            width=width,
+            colorspace=_CHANNELS[kind],
+            encoded_image_string=png,
+        )
+        return self._summary(value=[self._summary.Value(tag=name, image=image)])
+
+    def _show(self, step: int, summaries: Iterable[Any]) -> None:
+        """Writes into TensorBoard's file."""
+        for summary in summaries:
+            event = self._event(wall_time=time.time(), step=step, summary=summary)
+            self._board.write_event(event)
+        self._board.flush()
 
     def close(self) -> None:
         """Flushes and closes the files."""

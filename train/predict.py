@@ -7,7 +7,8 @@ of a detector {"file_name", "label", "category_id", "bbox", "score"} with boxes 
 width, height in pixels of the image as it is shown (upright), and where it predicts
 masks "segmentation", run-length encoded as COCO's. Of a label map it lists the pixels
 of each category but the background, {"file_name", "label", "category_id", "area",
-"segmentation"}.
+"segmentation"}. Where no box of an image reaches `--score`, its picture shows the best
+three, and says so; none is listed.
 
 An image that cannot be read is told and left out. The program then ends with status 1,
 when it has done the rest.

@@ -6,11 +6,13 @@ It needs no server, and shows files that lie beside it: keep the folder together
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from train.announcements import LOG_FILE
+from train.evaluator import figures_of
 from train.metrics import read_metrics
 from train.run_config import config_path
 from train.whole_file import write_whole
@@ -18,7 +20,15 @@ from train.whole_file import write_whole
 _TEMPLATE = Path(__file__).with_name("run_page.html")
 _PER_CLASS = "_per_class"
 # What of an evaluation is no group of scores.
-_NO_SCORES = ("step", "data")
+_NO_SCORES = ("step", "data", "figures")
+# Of figures that runs have.
+_TITLES = {
+    "precision_recall": "Precision-recall curves",
+    "confusion": "Confusion matrix",
+    "offsets": "Offsets",
+}
+# How much of the log is shown, and looked at for that.
+_LOG_LINES, _LOG_BYTES = 60, 1 << 16
 
 
 def write_page(workdir: Path) -> None:
@@ -39,6 +49,9 @@ def write_page(workdir: Path) -> None:
         scores=_scores(evaluation),
         curves=_curves(workdir),
         pictures=_pictures(workdir),
+        by_class=_by_class(evaluation),
+        figures=_figures(workdir, evaluation),
+        log=_log(workdir),
         settings=_table(_flat(config)),
     )
     write_whole(workdir / "index.html", page)
@@ -74,25 +87,44 @@ def _status(workdir: Path, evaluation: Mapping[str, Any]) -> str:
 def _scores(evaluation: Mapping[str, Any]) -> str:
     parts = []
     for group, scores in evaluation.items():
-        if group in _NO_SCORES:
-            continue
-        rows = [(name, _number(value)) for name, value in scores.items()]
-        if group.endswith(_PER_CLASS):
-            title = f"{group.removesuffix(_PER_CLASS)}, by class"
-            bars = [
-                f'<meter min="0" max="1" value="{value or 0}"></meter>'
-                for value in scores.values()
-            ]
-            parts.append(f"<h2>{html.escape(title)}</h2>\n{_table(rows, bars)}")
-        else:
+        if group not in _NO_SCORES and not group.endswith(_PER_CLASS):
+            rows = [(name, _number(value)) for name, value in scores.items()]
             parts.append(f"<h2>{html.escape(group)}</h2>\n{_table(rows)}")
     return "\n".join(parts)
+
+
+def _by_class(evaluation: Mapping[str, Any]) -> str:
+    groups = {g: s for g, s in evaluation.items() if g.endswith(_PER_CLASS)}
+    if not groups:
+        return ""
+    titles = [g.removesuffix(_PER_CLASS).replace("_", " ") for g in groups]
+    head = "".join(f'<th class="number">{html.escape(title)}</th>' for title in titles)
+    lines = [f"<tr><th>class</th>{head}</tr>"]
+    for name in dict.fromkeys(name for scores in groups.values() for name in scores):
+        values = [scores.get(name) for scores in groups.values()]
+        cells = "".join(f'<td class="number">{_number(value)}</td>' for value in values)
+        bar = f'<meter min="0" max="1" value="{values[0] or 0}"></meter>'
+        lines.append(f"<tr><th>{html.escape(name)}</th>{cells}<td>{bar}</td></tr>")
+    return "<h2>By class</h2>\n<table>\n" + "\n".join(lines) + "\n</table>"
 
 
 def _curves(workdir: Path) -> str:
     if not (workdir / "curves.png").exists():
         return ""
     return '<h2>Curves</h2>\n<img src="curves.png" alt="losses, offsets, evaluations">'
+
+
+def _figures(workdir: Path, evaluation: Mapping[str, Any]) -> str:
+    parts = []
+    for name in figures_of(evaluation):
+        if (workdir / name).exists():
+            stem = Path(name).stem
+            title = _TITLES.get(stem, stem.replace("_", " "))
+            parts.append(
+                f"<h2>{html.escape(title)}</h2>\n"
+                f'<a href="{name}"><img src="{name}" alt="{html.escape(title)}"></a>'
+            )
+    return "\n".join(parts)
 
 
 def _pictures(workdir: Path) -> str:
@@ -106,19 +138,33 @@ def _pictures(workdir: Path) -> str:
         return ""
     shown = "\n".join(
         f'<a href="pictures/{path.name}"><img loading="lazy" src="pictures/{path.name}"'
-        f' alt="image {path.stem} with what is predicted of it"></a>'
+        f' alt="image {path.stem}: ground truth, and what is predicted of it"></a>'
         for path in paths
     )
     return f'<h2>Predictions</h2>\n<div class="pictures">\n{shown}\n</div>'
 
 
-def _table(rows: Iterable[tuple[str, str]], more: Sequence[str] = ()) -> str:
-    """A table of names and values, with further cells that are HTML already."""
-    lines = []
-    for i, (name, value) in enumerate(rows):
-        cells = f'<th>{html.escape(name)}</th><td class="number">{html.escape(value)}'
-        last = f"<td>{more[i]}</td>" if more else ""
-        lines.append(f"<tr>{cells}</td>{last}</tr>")
+def _log(workdir: Path) -> str:
+    path = workdir / LOG_FILE
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _LOG_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
+    text = html.escape("\n".join(lines))
+    return (
+        f"<h2>Log</h2>\n<details><summary>The last lines of {LOG_FILE}</summary>\n"
+        f"<pre>{text}</pre>\n</details>"
+    )
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    """A table of names and values."""
+    lines = [
+        f'<tr><th>{html.escape(name)}</th><td class="number">{html.escape(value)}</td>'
+        "</tr>"
+        for name, value in rows
+    ]
     return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 

@@ -9,7 +9,7 @@ Shape letters: N images, H W canvas.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -17,6 +17,9 @@ from flax import nnx
 
 from dcn_jax.images.geometry import Geometry
 from train.config_dict import ConfigDict
+
+if TYPE_CHECKING:  # slow to import
+    from matplotlib.figure import Figure
 
 
 class Network(Protocol):
@@ -76,6 +79,10 @@ class Metric(Protocol):
 
     def files(self) -> dict[str, Any]:
         """What is written beside evaluation.json: name -> content for JSON."""
+        ...
+
+    def figures(self) -> Mapping[str, "Figure"]:
+        """What is drawn beside evaluation.json: name, ending in ".png" -> figure."""
         ...
 
 
@@ -233,7 +240,27 @@ class Task(Protocol):
           prediction: As `Metric.update` takes it.
           geometry: From `image` to what the network saw.
           categories: Of the data set, {"id", "name"} each.
-          score: What is less certain is not shown, where predictions are that.
+          score: What is less certain is not shown, where predictions are that and
+            anything is more certain.
+        """
+        ...
+
+    def draw_truth(
+        self,
+        image: np.ndarray,
+        example: Any,
+        geometry: Geometry,
+        categories: Sequence[Mapping[str, Any]],
+        data: ConfigDict,
+    ) -> np.ndarray:
+        """Returns the image with its ground truth drawn on it, as `draw` would.
+
+        Args:
+          image: [h, w, 3], RGB, that of the example in `geometry.size`.
+          example: From `train.data.source.Source`.
+          geometry: From the example's image to `image`.
+          categories: Of the data set, {"id", "name"} each.
+          data: The section `data` of the configuration.
         """
         ...
 

@@ -16,6 +16,7 @@ from dcn_jax.explain.moments import Moments as Moments
 from dcn_jax.explain.moments import merge as merge
 from dcn_jax.explain.multiply_adds import multiply_adds as multiply_adds
 from dcn_jax.explain.offset_fields import OffsetField as OffsetField
+from dcn_jax.explain.offset_fields import first_in_pixels as first_in_pixels
 from dcn_jax.explain.offset_fields import offset_fields as offset_fields
 from dcn_jax.explain.receptive_field import ReceptiveField as ReceptiveField
 from dcn_jax.explain.receptive_field import area_side as area_side

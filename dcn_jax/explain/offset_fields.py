@@ -3,14 +3,16 @@
 Shape letters: N images, P Q output map, G offset groups.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dcn_jax.explain.capture import Record, capture_samples
+from dcn_jax.explain.convolutions import map_stride
 
 
 class OffsetField(NamedTuple):
@@ -46,6 +48,37 @@ def offset_fields(module: Any, call: Callable[[Any], Any]) -> dict[str, OffsetFi
             name = f"{path}[{i}]" if record.stacked else path
             fields[name] = _field(record, i)
     return fields
+
+
+def first_in_pixels(
+    field: OffsetField, canvas: Sequence[int], size: Sequence[int]
+) -> OffsetField:
+    """Of the first image, the field in pixels of the image.
+
+    Args:
+      field: From `offset_fields`, on the host.
+      canvas: (height, width) of what the network was given.
+      size: (height, width) of the image in its upper left corner; filters in the
+        padding have nothing to show.
+
+    Returns:
+      The same without the axis N.
+
+    Raises:
+      ValueError: The map is not as large as the canvas over a power of two.
+    """
+    stride = map_stride(canvas, np.asarray(field.map_size).tolist())
+    centre = np.asarray(field.centre) * stride
+    rows, columns = (
+        int((line <= side - 1).sum())
+        for line, side in zip((centre[:, 0, 0], centre[0, :, 1]), size, strict=True)
+    )
+    mask = None if field.mask is None else field.mask[0, :rows, :columns]
+    return field._replace(
+        centre=centre[:rows, :columns],
+        offset=field.offset[0, :rows, :columns] * stride,
+        mask=mask,
+    )
 
 
 def _field(record: Record, layer: int) -> OffsetField:

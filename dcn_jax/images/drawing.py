@@ -4,6 +4,7 @@ Shape letters: H W, h w height and width in pixels, D detections, C categories.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
@@ -24,6 +25,11 @@ _COLOURS = (
     (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189),
     (140, 86, 75), (227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207),
 )  # fmt: skip
+
+# Weights of R, G, B in the lightness of a colour, those of ITU-R BT.601 ...
+_LIGHTNESS = (0.299, 0.587, 0.114)
+# ... and that above which black letters are read better than white ones.
+_LIGHT = 186
 
 # left, top, right, bottom.
 _Rectangle = tuple[int, int, int, int]
@@ -91,45 +97,142 @@ def draw_label_map(
     return np.where(shown[labels][..., None], tinted, image)
 
 
+def draw_region_names(
+    image: UInt8[np.ndarray, "H W 3"],
+    labels: Integer[np.ndarray, "H W"],
+    names: Sequence[str],
+    colours: UInt8[np.ndarray, "C 3"],
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the image with the name of each label in the midst of its pixels.
+
+    Args:
+      image: RGB.
+      labels: From 0.
+      names: Of the labels; "" is not written, nor are labels that have none.
+      colours: Of the labels.
+    """
+    picture, style = image.copy(), _Lettering.of(image)
+    taken: list[_Rectangle] = []
+    for label in np.unique(labels).tolist():
+        name = names[label] if label < len(names) else ""
+        if not name:
+            continue
+        y, x = _midst(labels == label)
+        size = width, height = style.size(name)
+        top, left = y - height // 2, x - width // 2
+        box = (left, top + height, left + width, top + height)
+        place = _free_place(box, size, image.shape[:2], taken)
+        taken.append(place)
+        red, green, blue = colours[label].tolist()
+        style.write(picture, name, place, (red, green, blue))
+    return picture
+
+
+def _midst(mask: Bool[np.ndarray, "H W"]) -> tuple[int, int]:
+    """The pixel (y, x) of a mask that is farthest from what is outside of it."""
+    cv2 = opencv()
+    # Beyond the border of the picture is outside.
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
+    # Of a ridge, its middle.
+    deepest = np.argwhere(depth >= 0.99 * depth.max())
+    away = np.abs(deepest - deepest.mean(0)).sum(1)
+    y, x = (deepest[away.argmin()] - 1).tolist()
+    return y, x
+
+
 def draw_boxes(
     image: UInt8[np.ndarray, "H W 3"],
     boxes: Float[np.ndarray, "D 4"],
-    scores: Float[np.ndarray, " D"],
+    scores: Float[np.ndarray, " D"] | None,
     labels: Sequence[int],
     names: Sequence[str],
+    *,
+    thin: bool = False,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Returns the image with boxes, labels and scores on it.
 
     Args:
       image: RGB.
       boxes: x1 y1 x2 y2 in pixels of `image`.
-      scores: Between 0 and 1.
+      scores: Between 0 and 1; None of ground truth, which has none.
       labels: 1 is the first of `names`.
       names: Of the categories.
+      thin: Whether the boxes have the thinnest of lines.
     """
     cv2 = opencv()
-    picture = image.copy()
-    width = _line_width(image)
+    picture, style = image.copy(), _Lettering.of(image)
+    width = 1 if thin else style.width
     corners = np.rint(np.clip(boxes, -_FAR, _FAR)).astype(int).tolist()
     # The best detection is drawn last, on top, and its label chooses its place first.
-    order = np.argsort(scores, kind="stable").tolist()
+    ranks = np.arange(len(boxes)) if scores is None else scores
+    order = np.argsort(ranks, kind="stable").tolist()
     for i in order:
         x1, y1, x2, y2 = corners[i]
         cv2.rectangle(picture, (x1, y1), (x2, y2), _colour(labels[i]), width)
-    font = max(min(image.shape[:2]), _SHORT_SIDE / 2) / 900
     taken: list[_Rectangle] = []
     for i in reversed(order):
-        text = f"{names[labels[i] - 1]} {scores[i]:.2f}"
-        (tw, th), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font, width)
-        place = _free_place(corners[i], (tw, th + base), image.shape[:2], taken)
-        taken.append(place)
-        left, top, right, bottom = place
-        cv2.rectangle(picture, (left, top), (right, bottom), _colour(labels[i]), -1)
-        cv2.putText(
-            picture, text, (left, top + th), cv2.FONT_HERSHEY_SIMPLEX, font,
-            (255, 255, 255), max(1, width - 1), cv2.LINE_AA,
-        )  # fmt: skip
+        text = names[labels[i] - 1]
+        if scores is not None:
+            text = f"{text} {scores[i]:.2f}"
+        size = style.size(text)
+        taken.append(_free_place(corners[i], size, image.shape[:2], taken))
+        style.write(picture, text, taken[-1], _colour(labels[i]))
     return picture
+
+
+def draw_note(
+    image: UInt8[np.ndarray, "H W 3"], text: str
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the image with a line of text in its lower left corner.
+
+    Args:
+      image: RGB.
+      text: The line.
+    """
+    picture, style = image.copy(), _Lettering.of(image)
+    width, height = style.size(text)
+    top = max(0, image.shape[0] - height)
+    style.write(picture, text, (0, top, width, top + height), (0, 0, 0))
+    return picture
+
+
+class _Lettering(NamedTuple):
+    """How large letters are in a picture."""
+
+    font: float
+    width: int  # of lines, in pixels
+
+    @classmethod
+    def of(cls, image: np.ndarray) -> "_Lettering":
+        font = max(min(image.shape[:2]), _SHORT_SIDE / 2) / 900
+        return cls(font, _line_width(image))
+
+    def size(self, text: str) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        (width, height), base = opencv().getTextSize(
+            text, opencv().FONT_HERSHEY_SIMPLEX, self.font, self.width
+        )
+        return width, height + base
+
+    def write(
+        self,
+        picture: np.ndarray,
+        text: str,
+        place: _Rectangle,
+        colour: tuple[int, int, int],
+    ) -> None:
+        """Writes in white, or on a light colour in black, on a rectangle."""
+        cv2 = opencv()
+        left, top, right, bottom = place
+        (_, height), _ = cv2.getTextSize(
+            text, cv2.FONT_HERSHEY_SIMPLEX, self.font, self.width
+        )
+        cv2.rectangle(picture, (left, top), (right, bottom), colour, -1)
+        ink = (0, 0, 0) if np.dot(_LIGHTNESS, colour) > _LIGHT else (255, 255, 255)
+        cv2.putText(
+            picture, text, (left, top + height), cv2.FONT_HERSHEY_SIMPLEX, self.font,
+            ink, max(1, self.width - 1), cv2.LINE_AA,
+        )  # fmt: skip
 
 
 def _free_place(

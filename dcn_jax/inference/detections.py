@@ -116,17 +116,19 @@ class ImageDetections:
 
     def at_least(self, score: float) -> "ImageDetections":
         """Returns the objects that reach a score."""
-        kept = self.scores >= score
+        return self._taken(np.flatnonzero(self.scores >= score))
+
+    def _taken(self, rows: Int[np.ndarray, " d"]) -> "ImageDetections":
         return dataclasses.replace(
             self,
-            boxes=self.boxes[kept],
-            scores=self.scores[kept],
-            labels=self.labels[kept],
-            box_masks=None if self.box_masks is None else self.box_masks[kept],
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+            labels=self.labels[rows],
+            box_masks=None if self.box_masks is None else self.box_masks[rows],
         )
 
     def draw(
-        self, image: UInt8[np.ndarray, "H W 3"], score: float = 0.5
+        self, image: UInt8[np.ndarray, "H W 3"], score: float = 0.5, *, best: int = 0
     ) -> UInt8[np.ndarray, "H2 W2 3"]:
         """Returns a copy of the image with boxes, labels, scores and masks on it.
 
@@ -135,12 +137,19 @@ class ImageDetections:
         Args:
           image: RGB, of this `size`.
           score: The lowest that is drawn.
+          best: How many are drawn, in thin lines, where none reaches that score; the
+            picture then says so. 0: none, without a word.
 
         Raises:
           ValueError: The image has another size.
         """
         drawing.check_size(image, self.size)
-        found = self.at_least(score)
+        found, note = self.at_least(score), ""
+        if best and not len(found):
+            found = self._taken(np.argsort(-self.scores, kind="stable")[:best])
+            note = "nothing found"
+            if len(found):
+                note = f"none reaches {score:.2f}; best {len(found)} shown"
         picture = drawing.enlarged(image)
         size = picture.shape[:2]
         ratios = [new / old for new, old in zip(size, self.size, strict=True)]
@@ -152,7 +161,10 @@ class ImageDetections:
                 mask = paste_mask(found.box_masks[index], boxes[index], size)
                 picture = drawing.draw_mask(picture, mask, labels[index])
         names = [category.name for category in self.categories]
-        return drawing.draw_boxes(picture, boxes, found.scores, labels, names)
+        picture = drawing.draw_boxes(
+            picture, boxes, found.scores, labels, names, thin=bool(note)
+        )
+        return drawing.draw_note(picture, note) if note else picture
 
     def to_supervision(self) -> Any:
         """Returns them as `supervision.Detections`, with `class_name` in its data.

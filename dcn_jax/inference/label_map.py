@@ -72,8 +72,12 @@ class ImageLabels:
         """Which pixels have a label."""
         return self.labels == label
 
-    def draw(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    def draw(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H2 W2 3"]:
         """Returns a copy of the image, tinted in the colours of the categories.
+
+        Their names stand in it. Of the background neither is there; a label without a
+        category, as ground truth has where nothing is known, has a colour alone. A
+        small image is enlarged, so that names can be read.
 
         Args:
           image: RGB, of this `size`.
@@ -82,9 +86,14 @@ class ImageLabels:
           ValueError: The image has another size.
         """
         drawing.check_size(image, self.size)
-        colours = voc_palette()[: len(self.categories)]
+        colours = voc_palette()
+        shown = np.ones(len(colours), bool)
         for label, category in enumerate(self.categories):
+            shown[label] = category.name != BACKGROUND
             if category.colour is not None:
                 colours[label] = category.colour
-        shown = np.array([c.name != BACKGROUND for c in self.categories])
-        return drawing.draw_label_map(image, self.labels, colours, shown)
+        picture = drawing.enlarged(image)
+        labels = resize_labels(self.labels, picture.shape[:2])
+        picture = drawing.draw_label_map(picture, labels, colours, shown)
+        names = [c.name if c.name != BACKGROUND else "" for c in self.categories]
+        return drawing.draw_region_names(picture, labels, names, colours)

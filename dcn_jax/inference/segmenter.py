@@ -58,6 +58,8 @@ class Segmenter(ImageNetwork):
     def draw(self, image: Image, found: ImageLabels | None = None) -> np.ndarray:
         """Tints a copy of an image by its labels, [H, W, 3] uint8, RGB.
 
+        A small image is enlarged.
+
         Args:
           image: As for `segment`.
           found: What `segment` returned for it; None labels it.

@@ -90,6 +90,9 @@ class PixelAccuracy:
     def files(self):
         return {}
 
+    def figures(self):
+        return {}
+
 
 def painted(example):
     """A class for each pixel of an image: that of the last box it lies in."""
@@ -161,6 +164,10 @@ class DenseClassification:
         shown = original(prediction, geometry) > 0
         return np.where(shown[..., None], image, image // 2)
 
+    def draw_truth(self, image, example, geometry, categories, data):
+        shown = resized(painted(example), geometry.size) > 0
+        return np.where(shown[..., None], image, image // 2)
+
     def records(self, prediction, geometry, categories, score):
         classes, counts = np.unique(original(prediction, geometry), return_counts=True)
         return [
@@ -177,6 +184,7 @@ def get_config() -> ConfigDict:
     config.network = arguments_of(DenseClassifier)
     config.steps = 10
     config.batch_size = config.eval.batch_size = 8
+    config.eval.every = 0
     config.log.every = 1
     config.log.offset_health_every = 5
     data = config.data

@@ -17,6 +17,7 @@ FLAGS = (
     "--config.log.every=4",
     "--config.log.offset_health_every=8",
     "--config.checkpoint.every=6",
+    "--config.eval.every=0.5",
     "--config.eval.batch_size=4",
     "--config.eval.pictures=2",
 )

@@ -104,5 +104,5 @@ def get_config() -> ConfigDict:
     config.data.max_side = 96
     config.data.short_sides, config.data.eval_short_side = (40, 48), 48
     config.optim.update({"lr": 0.2, "warmup_steps": 0, "lr_multipliers": ()})
-    config.eval.pictures = 2
+    config.eval.update({"every": 0, "pictures": 2})
     return config

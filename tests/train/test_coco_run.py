@@ -52,6 +52,7 @@ TINY = {
     "log.offset_health_every": 0,
     # As `Detector` does: other batches are rounded otherwise.
     "eval.batch_size": 1,
+    "eval.every": 0,
     "eval.pictures": 1,
 }
 

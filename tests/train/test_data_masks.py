@@ -147,3 +147,22 @@ def test_compressed_runs_as_pycocotools_writes_them():
         runs = coco_masks.decode_counts(counts.decode())
         assert runs is not None
         assert runs.tolist() == coco_folder.plain_runs(mask)
+
+
+def test_pixels_are_those_of_pycocotools():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 60, (100, 1, 2)) + rng.uniform(0, 9, (100, 4, 2))
+    polygons: Any = corners.reshape(100, 8).tolist()
+    expected = coco_mask.decode(
+        coco_mask.merge(coco_mask.frPyObjects(polygons, 63, 70))
+    )
+    assert 0 < expected.mean() < 1
+    encoded: Any = coco_mask.encode(expected)
+    counts = encoded["counts"].decode()
+    for segmentation in (
+        polygons,
+        {"size": [63, 70], "counts": counts},
+        {"size": [63, 70], "counts": coco_folder.plain_runs(expected)},
+    ):
+        np.testing.assert_array_equal(coco_masks.pixels(segmentation, 63, 70), expected)
+    assert not coco_masks.pixels([], 63, 70).any()

@@ -342,4 +342,10 @@ def test_perfect_detections_have_map_1(written, split, left_out):
     )
     # COCO's are offered too.
     assert scores["bbox/AP50"] == pytest.approx(1.0)
-    assert metric.files().keys() == {"detections.json"}
+    files = metric.files()
+    assert files.keys() == {
+        "detections.json",
+        "precision_recall.json",
+        "confusion.json",
+    }
+    assert files["precision_recall.json"].keys() == {"recall", "voc", "bbox"}

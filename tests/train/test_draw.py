@@ -13,6 +13,15 @@ def test_grid_holds_every_picture():
         assert (sheet == i).all(-1).sum() == (10 + i) * 20
 
 
+def test_pictures_beside_one_another_have_names():
+    left, right = np.full((100, 30, 3), 7, np.uint8), np.full((90, 50, 3), 8, np.uint8)
+    picture = draw.beside({"ground truth": left, "prediction": right})
+    assert picture.shape == (118, 84, 3)
+    assert (picture[18:, :30] == 7).all() and (picture[18:108, 34:] == 8).all()
+    assert (picture[108:, 34:] == 255).all() and (picture[:, 30:34] == 255).all()
+    assert (picture[:18, :30] < 100).any() and (picture[:18, 34:] < 100).any()
+
+
 def test_pictures_are_saved_as_rgb(tmp_path):
     picture = np.zeros((4, 4, 3), np.uint8)
     picture[..., 0] = 255

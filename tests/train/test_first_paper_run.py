@@ -38,6 +38,7 @@ def test_it_trains_and_is_evaluated(network, tmp_path, capsys):
             "log.every": 1,
             "log.offset_health_every": 3,
             "eval.batch_size": 8,
+            "eval.every": 0,
             "eval.pictures": 1,
         }
     )

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from dcn_jax.images.geometry import Geometry
 from tests.support import double
-from train import loop
+from train import inputs, loop
 from train.configs import digits
 from train.metrics import read_metrics
 from train.predict import predict_files
@@ -67,6 +68,7 @@ def trained(tmp_path_factory):
             "log.every": 2,
             "log.offset_health_every": 0,
             "eval.batch_size": 8,
+            "eval.every": 0,
             "eval.pictures": 1,
         }
     )
@@ -83,8 +85,9 @@ def test_batches_hold_masks(trained):
 def test_boxes_and_masks_are_evaluated(trained):
     _, workdir = trained
     result = json.loads((workdir / "evaluation.json").read_text())
-    groups = {"bbox", "bbox_per_class", "segm", "segm_per_class"}
-    assert result.keys() == {"step", "data", *groups}
+    groups = {f"{k}{by}" for k in ("bbox", "segm") for by in ("", "_per_class")}
+    groups |= {f"{k}_AP50_per_class" for k in ("bbox", "segm")}
+    assert result.keys() == {"step", "data", "figures", *groups}
     assert result["bbox"].keys() == result["segm"].keys()
     assert result["segm_per_class"].keys() == set("0123456789")
     *_, evaluation = read_metrics(workdir / "metrics.jsonl")
@@ -95,9 +98,22 @@ def test_boxes_and_masks_are_evaluated(trained):
 
 
 def test_masks_are_drawn(trained):
-    _, workdir = trained
-    picture = cv2.imread(str(workdir / "pictures" / "000.png"))
-    assert picture.shape == (512, 512, 3)
+    config, workdir = trained
+    picture = cv2.imread(str(workdir / "pictures" / "000.png"))[..., ::-1]
+    # Beside the ground truth, whose masks were learned.
+    assert picture.shape == (512 + 21, 512 + 4 + 512, 3)
+    source = inputs.open_source(config, MaskDetection(), "test")
+    example = source[0]
+    geometry = Geometry.of((256, 256), (256, 256), (256, 256))
+    arguments = (example.image, example, geometry, source.categories)
+    truth = MaskDetection().draw_truth(*arguments, config.data)
+    np.testing.assert_array_equal(picture[21:, :512], truth)
+    config = config.copy_and_resolve_references()
+    config.data.mask_size = 0
+    boxes = MaskDetection().draw_truth(*arguments, config.data)
+    inside = sum(coco_mask.decode(mask) for mask in example.segmentations)
+    changed = (truth != boxes).any(-1)[::2, ::2]
+    assert changed[inside > 0].mean() > 0.7 and changed[inside == 0].mean() < 0.1
 
 
 def test_predictions_have_masks_in_pixels_of_the_file(trained, tmp_path):

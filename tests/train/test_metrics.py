@@ -1,9 +1,13 @@
 import json
 import resource
 
+import cv2
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from tensorboardX.proto.event_pb2 import Event
 
+from train.draw import encoded, figure_png
 from train.metrics import Clock, MetricWriter, read_metrics
 
 
@@ -43,6 +47,7 @@ def test_what_is_not_finite_becomes_null(tmp_path):
 def test_only_the_first_process_writes(tmp_path):
     writer = MetricWriter(tmp_path, step=0, active=False)
     writer.write(1, {"loss": 1.0})
+    writer.show(1, {"loss": 1.0}, {"picture": b""})
     writer.close()
     assert not list(tmp_path.iterdir())
 
@@ -69,19 +74,45 @@ def test_tensorboard_reads_the_scalars(tmp_path):
         writer = MetricWriter(tmp_path / str(step), step=step, active=True)
         writer.write(step + 1, {"loss/a": 0.5, "lr": float("nan")})
         writer.close()
-        (path,) = (tmp_path / str(step) / "tensorboard").iterdir()
-        events, text = [], path.read_bytes()
-        while text:
-            # Length, its checksum, event, its checksum.
-            length = int.from_bytes(text[:8], "little")
-            events.append(Event.FromString(text[12 : 12 + length]))
-            text = text[16 + length :]
+        events = events_in(tmp_path / str(step))
         assert events[0].file_version == "brain.Event:2"
         assert [e.step for e in events if e.HasField("session_log")] == [2] * step
         values = {e.summary.value[0].tag: e for e in events if e.HasField("summary")}
         assert values.keys() == {"loss/a", "lr"}
         assert values["loss/a"].summary.value[0].simple_value == 0.5
         assert values["loss/a"].step == step + 1
+
+
+def events_in(folder):
+    (path,) = (folder / "tensorboard").iterdir()
+    events, text = [], path.read_bytes()
+    while text:
+        # Length, its checksum, event, its checksum.
+        length = int.from_bytes(text[:8], "little")
+        events.append(Event.FromString(text[12 : 12 + length]))
+        text = text[16 + length :]
+    return events
+
+
+def test_tensorboard_shows_pictures_and_what_the_file_does_not_hold(tmp_path):
+    picture = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    figure = Figure((2, 1))
+    pictures = {"eval/pictures": encoded(picture), "eval/confusion": figure_png(figure)}
+    writer = MetricWriter(tmp_path, step=0, active=True)
+    writer.show(3, {"eval/bbox_per_class/cat": 0.25}, pictures)
+    writer.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    _, *shown = events_in(tmp_path)
+    assert {event.step for event in shown} == {3}
+    values = {v.tag: v for event in shown for v in event.summary.value}
+    assert values.pop("eval/bbox_per_class/cat").simple_value == 0.25
+    assert values.keys() == pictures.keys()
+    for name, size in (("eval/pictures", (5, 7, 3)), ("eval/confusion", (100, 200, 4))):
+        image = values[name].image
+        assert (image.height, image.width, image.colorspace) == size
+        assert image.encoded_image_string == pictures[name]
+    read = cv2.imdecode(np.frombuffer(pictures["eval/pictures"], np.uint8), 1)
+    np.testing.assert_array_equal(read[..., ::-1], picture)
 
 
 def test_clock_leaves_compilation_and_saving_out(monkeypatch):

@@ -159,7 +159,7 @@ def test_it_trains_and_is_evaluated(make, tmp_path):
         config.update_from_flattened_dict({name: eval(value)})
     config.data.data_dir = str(tmp_path / "data")
     config.update({"steps": 10, "batch_size": 8, "log": {"every": 1}})
-    config.eval.batch_size = 8
+    config.eval.update({"batch_size": 8, "every": 0})
     # optax's Adam mixes types, which the tests forbid.
     config.optim.update({"name": "sgd", "lr": 0.02, "warmup_steps": 0})
     loop.train(config, tmp_path / "run", NewNetwork(make))

@@ -43,6 +43,7 @@ def trained(tmp_path_factory):
             "log.offset_health_every": 0,
             "checkpoint.every": 2,
             "eval.batch_size": 8,
+            "eval.every": 0,
             "eval.pictures": 0,
         }
     )
@@ -74,6 +75,27 @@ def test_evaluate_repeats_the_evaluation_of_the_run(trained):
     first = json.loads(written)
     assert again["step"] == first["step"] == 4
     assert again["bbox"] == pytest.approx(first["bbox"])
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"),
+    [
+        (100, 0, [100]),
+        (100, 30, [30, 60, 90, 100]),
+        (100, 1, list(range(1, 101))),
+        (16, 0.125, [2, 4, 6, 8, 10, 12, 14, 16]),
+        (100, 0.125, [13, 25, 38, 50, 63, 75, 88, 100]),
+        (90_001, 0.25, [22_501, 45_001, 67_501, 90_001]),
+        # Fewer steps than there would be evaluations.
+        (3, 0.125, [1, 2, 3]),
+        (100, 101, [100]),
+    ],
+)
+def test_when_a_run_is_evaluated(steps, every, expected):
+    due = [s for s in range(steps + 1) if loop.evaluation_due(s, steps, every)]
+    assert due == expected
+    # Of a checkpoint beyond the end.
+    assert loop.evaluation_due(steps + 1, steps, every)
 
 
 class Diverging(double.TinyDetector):

@@ -45,7 +45,14 @@ def workdir(tmp_path):
         "data": {"name": "digits", "split": "test", "options": {}, "images": 7},
         "bbox": {"AP": 0.25, "AP_small": None},
         "bbox_per_class": {"cat": 0.5, HOSTILE: None},
+        "bbox_AP50_per_class": {"cat": 0.75, HOSTILE: None},
+        "figures": ["precision_recall.png", "confusion.png", "offsets.png", "gone.png"],
     }
+    figure = draw.encoded(np.full((40, 300, 3), 9, np.uint8))
+    for name in evaluation["figures"][:-1]:
+        (tmp_path / name).write_bytes(figure)
+    log = "".join(f"12:00:00 step {i}\n" for i in range(500))
+    (tmp_path / "log.txt").write_text(f"{log}the end of {HOSTILE}\n")
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     for number in range(2):
         picture = np.full((64, 64, 3), 90 * number, np.uint8)
@@ -66,17 +73,31 @@ def test_it_tells_of_the_run(workdir):
         page.texts
     )
     shown = list(zip(page.texts, page.texts[1:], strict=False))
-    assert {("AP", "0.250"), ("AP_small", "-"), ("cat", "0.500")} <= set(shown)
+    assert {
+        ("AP", "0.250"),
+        ("AP_small", "-"),
+        ("cat", "0.500"),
+        ("0.500", "0.750"),
+    } <= set(shown)
     assert {("optim.lr", "0.001"), ("data.canvases", "[[256, 256]]")} <= set(shown)
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert images == ["curves.png", "pictures/000.png", "pictures/001.png"]
+    assert images == [
+        *("curves.png", "pictures/000.png", "pictures/001.png"),
+        *("precision_recall.png", "confusion.png", "offsets.png"),
+    ]
+    head = page.texts.index("class")
+    assert page.texts[head + 1 : head + 3] == ["bbox", "bbox AP50"]
+    bars = [attributes["value"] for tag, attributes in page.tags if tag == "meter"]
+    assert bars == ["0.5", "0"]
+    (log,) = (text for text in page.texts if "step 499" in text)
+    assert log.endswith(f"the end of {HOSTILE}") and "step 400" not in log
     assert all((workdir / image).exists() for image in images)
     # Names are texts, whatever they hold.
     assert "script" not in {tag for tag, _ in page.tags} and HOSTILE in page.texts
 
 
 def test_a_run_that_has_only_begun(workdir):
-    for name in ("evaluation.json", "metrics.jsonl", "curves.png"):
+    for name in ("evaluation.json", "metrics.jsonl", "curves.png", "log.txt"):
         (workdir / name).unlink()
     shutil.rmtree(workdir / "pictures")
     page = read(workdir)
@@ -96,7 +117,7 @@ def test_a_browser_shows_it(workdir):
             "return i.decode().then(() => i.naturalWidth); }).reduce((all, one) => "
             "all.then(a => one.then(b => [...a, b])), Promise.resolve([]))"
         )
-        assert sizes == [1500, 64, 64]
+        assert sizes == [1500, 64, 64, 300, 300, 300]
         width = driver.execute_script(
             "return document.documentElement.scrollWidth - innerWidth"
         )

@@ -38,6 +38,7 @@ def straight(data, tmp_path_factory):
     assert len(said) > 8 and max(map(len, said)) <= 100
     kept = (workdir / "log.txt").read_text()
     assert "step 24/24" in kept and len(kept.splitlines()) < 100
+    assert [int(n) for n in re.findall(r"evaluation of step (\d+)", kept)] == [12, 24]
     return workdir
 
 
@@ -73,12 +74,17 @@ def test_what_a_run_leaves(straight):
     assert set(result["bbox_per_class"]) == {str(digit) for digit in range(10)}
     pictures = {p.name for p in (straight / "pictures").iterdir()}
     assert pictures == {"000.png", "001.png", "grid.png"}
-    for name in ("curves.png", "config.json", "detections.json"):
+    assert result["figures"] == ["precision_recall.png", "confusion.png", "offsets.png"]
+    numbers = ("detections.json", "precision_recall.json", "confusion.json")
+    for name in ("curves.png", "config.json", *numbers, *result["figures"]):
         assert (straight / name).stat().st_size > 0, name
     assert any((straight / "tensorboard").iterdir())
     records = read_metrics(straight / "metrics.jsonl")
-    assert [r["step"] for r in records] == [4, 8, 12, 16, 20, 24, 24]
-    assert all("offset/mean_abs" in r for r in records[1:6:2])
+    assert [r["step"] for r in records] == [4, 8, 12, 12, 16, 20, 24, 24]
+    measured = [r["step"] for r in records if "offset/mean_abs" in r]
+    assert measured == [8, 16, 24]
+    evaluated = [r["step"] for r in records if "eval/bbox/AP" in r]
+    assert evaluated == [12, 24]
     assert records[0]["loss/class"] > 0 and records[-1]["eval/bbox/AP"] is not None
 
 
@@ -203,7 +209,7 @@ def test_two_processes_train_as_one(data, straight, tmp_path):
     assert count == [8, 8]
     # One of them wrote.
     steps = [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")]
-    assert steps == [4, 8, 12, 16, 20, 24, 24]
+    assert steps == [4, 8, 12, 12, 16, 20, 24, 24]
 
 
 @pytest.mark.slow

@@ -112,7 +112,15 @@ def test_perfect_predictions_have_1():
     per_class = {k: v for k, v in scores.items() if "per_class" in k}
     assert per_class.pop("pixels_per_class/tree") is None
     assert set(per_class.values()) == {1.0}
-    assert metric.files() == {}
+    record = metric.files()["confusion.json"]
+    assert record["names"] == NAMES
+    counts = np.array(record["counts"])
+    assert counts.sum() == sum((m != 255).sum() for m in source.maps.values())
+    np.testing.assert_array_equal(counts, np.diag(np.diag(counts)))
+    figure = metric.figures()["confusion.png"]
+    np.testing.assert_array_equal(
+        figure.axes[0].images[0].get_array(), np.diag([1, 1, 1, 1, 0])
+    )
 
 
 def test_ignored_pixels_and_padding_move_nothing():

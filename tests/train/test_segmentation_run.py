@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from dcn_jax.images.fit import resize_labels
 from dcn_jax.images.geometry import Geometry
 from dcn_jax.segmentation.records import IGNORED, LabelMaps
 from tests.support import cityscapes_folder, segmentation, voc_folder
 from train import inputs, loop, sharding
+from train.config_dict import ConfigDict
 from train.configs import dcnv1
 from train.data import label_maps, make_source
 from train.data.sets.cityscapes_labels import CLASSES
 from train.data.sets.palettes import colours_of
+from train.data.source import Example
 from train.evaluate import evaluate_run
 from train.evaluator import Evaluator
 from train.metrics import read_metrics
@@ -68,7 +71,9 @@ def test_it_learns_in_a_few_steps(trained):
     assert steps[-1]["loss/pixel"] < 0.9 * steps[0]["loss/pixel"]
     assert 0 <= evaluation["eval/pixels/mIoU"] <= 1
     written = json.loads((workdir / "evaluation.json").read_text())
-    assert written.keys() == {"step", "data", "pixels", "pixels_per_class"}
+    groups = {"pixels", "pixels_per_class"}
+    assert written.keys() == {"step", "data", "figures", *groups}
+    assert written["figures"] == ["confusion.png"]
     assert list(written["pixels"]) == ["mIoU", "mIoU_resized"]
     count = {"voc_segmentation": 21, "cityscapes": 19, "deformed_digits": 11}
     assert len(written["pixels_per_class"]) == count[config.data.name]
@@ -103,7 +108,7 @@ def test_it_predicts(trained, tmp_path):
         ids = {row.name: row.label_id for row in CLASSES}
         assert all(ids[r["label"]] == r["category_id"] for r in records)
         assert covered.all()
-    assert cv2.imread(str(tmp_path / "out/000_wide.png")).shape == (50, 90, 3)
+    assert cv2.imread(str(tmp_path / "out/000_wide.png")).shape == (512, 922, 3)
 
 
 def test_a_run_says_what_it_uses(tmp_path, caplog, monkeypatch):
@@ -154,11 +159,19 @@ def test_perfect_predictions_have_miou_1_on_cityscapes(tmp_path):
     per_class = {k: v for k, v in found.scores.items() if "per_class" in k}
     assert {v for v in per_class.values() if v is not None} == {1.0}
     assert per_class["pixels_per_class/car"] == 1.0
-    # Tinted in its own colours, a picture keeps them.
+    # Tinted in its own colours, a picture keeps them; but for the name, and where it is
+    # enlarged between two of them.
     picture = found.pictures[0]
-    assert picture.shape == (48, 96, 3)
+    assert picture.shape == (21 + 512, 1024 + 4 + 1024, 3)
     road = cityscapes_folder.labels_of("val", "lindau", 0) == CLASSES[0].label_id
-    assert (picture[road] == CLASSES[0].colour).all()
+    road = resize_labels(road.astype(np.uint8), (512, 1024)) == 1
+    for panel in (picture[21:, :1024], picture[21:, 1028:]):
+        assert (panel[road] == CLASSES[0].colour).all(-1).mean() > 0.7
+    confusion = found.files["confusion.json"]
+    assert confusion["names"] == names
+    counts = np.array(confusion["counts"])
+    assert counts.any() and (counts == np.diag(np.diag(counts))).all()
+    assert found.figures["confusion.png"].startswith(b"\x89PNG")
 
 
 def test_padding_changes_no_score(tmp_path):
@@ -191,8 +204,38 @@ def test_a_picture_and_records_in_pixels_of_the_image():
     np.testing.assert_array_equal(mask, expected)
     image = np.full((20, 24, 3), 100, np.uint8)
     picture = TASK.draw(image, prediction, geometry, categories, 0.5)
-    assert (picture[expected == 1] == [117, 40, 40]).all()
-    assert (picture[:4] == 100).all() and picture.shape == image.shape
+    assert picture.shape == (512, 614, 3)
+    # Corners of the cat, whose name is in its midst; and what is above it.
+    assert (picture[110:130, 215:240] == [117, 40, 40]).all()
+    assert (picture[:90] == 100).all() and (picture[-1, 0] != 0).all()
+    nothing = LabelMaps(np.zeros_like(labels))
+    picture = TASK.draw(image, nothing, geometry, categories, 0.5)
+    # But a note in the lower left corner.
+    assert (picture[:480] == 100).all() and (picture[-1, 0] == 0).all()
+
+
+def test_a_picture_of_the_truth():
+    labels = np.zeros((20, 24), np.uint8)
+    labels[4:12, 8:16], labels[16:] = 1, IGNORED
+    example = Example(
+        image=np.zeros((20, 24, 3), np.uint8),
+        image_id=1,
+        boxes=np.zeros((0, 4), np.float32),
+        labels=np.zeros(0, np.int32),
+        segmentations=[],
+        label_map=labels,
+    )
+    geometry = Geometry.of((20, 24), (10, 12), (16, 24))
+    categories = [
+        {"id": k, "name": name} for k, name in enumerate(["background", "cat"])
+    ]
+    image = np.full((10, 12, 3), 100, np.uint8)
+    picture = TASK.draw_truth(image, example, geometry, categories, ConfigDict())
+    assert picture.shape == (512, 614, 3)
+    assert (picture[110:130, 215:240] == [117, 40, 40]).all()
+    assert (picture[:90] == 100).all()
+    # What is not judged is light.
+    assert (picture[420:] == [174, 174, 155]).all()
 
 
 @pytest.mark.slow
@@ -221,6 +264,7 @@ def test_a_row_of_the_paper_trains_and_is_evaluated(name, tmp_path):
             "log.every": 1,
             "log.offset_health_every": 3,
             "eval.batch_size": 8,
+            "eval.every": 0,
             "eval.pictures": 1,
         }
     )

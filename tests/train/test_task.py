@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from dcn_jax.images.fit import fit_image
 from tests.support.label_maps import DenseClassification, get_config
-from train import loop
+from train import inputs, loop
 from train.evaluate import evaluate_run
 from train.metrics import read_metrics
 from train.predict import predict_files
@@ -37,6 +38,27 @@ def test_it_learns_in_ten_steps(trained):
     assert "kernel" in (workdir / "classifier").read_text()
 
 
+def test_pictures_show_the_truth_beside_the_prediction(trained):
+    config, workdir = trained
+    source = inputs.open_source(config, TASK, "test")
+    names = sorted(path.name for path in (workdir / "pictures").iterdir())
+    assert names == [*(f"{i:03}.png" for i in range(8)), "grid.png"]
+    for i in range(8):
+        picture = cv2.imread(str(workdir / "pictures" / f"{i:03}.png"))[..., ::-1]
+        assert picture.shape == (64 + 18, 64 + 4 + 64, 3)
+        image, geometry = fit_image(
+            source[i].image, canvases=((72, 80),), short_side=64, max_side=64
+        )
+        image = image[:64, :64]
+        truth = TASK.draw_truth(
+            image, source[i], geometry, source.categories, config.data
+        )
+        np.testing.assert_array_equal(picture[18:, :64], truth)
+        bright = (picture[18:, 68:] == image).all(-1)
+        # What the network takes for a digit.
+        assert ((picture[18:, 68:] == image // 2).all(-1) | bright).all()
+
+
 def test_it_is_evaluated_again(trained, tmp_path):
     config, workdir = trained
     evaluate_run(config, workdir, TASK, tmp_path)
@@ -45,7 +67,8 @@ def test_it_is_evaluated_again(trained, tmp_path):
         for folder in (workdir, tmp_path)
     )
     assert first == again
-    assert first.keys() == {"step", "data", "pixels"}
+    assert first.keys() == {"step", "data", "figures", "pixels"}
+    assert first["figures"] == []
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"evaluation.json", "pictures"}
 

@@ -38,6 +38,7 @@ def trained(tmp_path_factory):
             "log.every": 1,
             "log.offset_health_every": 0,
             "eval.batch_size": 8,
+            "eval.every": 0,
             "eval.pictures": 1,
         }
     )

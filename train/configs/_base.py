@@ -121,8 +121,9 @@ def get_config() -> ConfigDict:
     checkpoint.keep = 2
 
     config.eval = evaluation = ConfigDict()
-    # Steps between evaluations; 0: only at the end.
-    evaluation.every = 0
+    # Steps between evaluations, or below 1 the share of the run between them; the end
+    # has one too. 0: only the end. So there are eight, two epochs apart by default.
+    evaluation.every = 0.125
     # Images of one call of the network, over all devices.
     evaluation.batch_size = 8
     # How many of the images are drawn with what is predicted of them.
@@ -170,7 +171,7 @@ RULES: dict[str, Rule] = {
     "log.offset_health_every": WHOLE,
     "checkpoint.every": COUNT,
     "checkpoint.keep": COUNT,
-    "eval.every": WHOLE,
+    "eval.every": NONNEGATIVE,
     "eval.batch_size": BATCH,
     "eval.pictures": WHOLE,
     "eval.picture_score": SHARE,

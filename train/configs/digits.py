@@ -82,6 +82,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log.every = 50
     config.log.offset_health_every = 250
     config.checkpoint.every = 500
+    # It has a quarter as many images as training.
+    config.eval.every = 0.25
     config.eval.batch_size = 20
     config.eval.pictures = 9
 

@@ -244,6 +244,7 @@ class _EvalBatches(grain.sources.RandomAccessDataSource):
         image_id = np.array([example.image_id for example in examples], np.int64)
         arrays = _images(examples, geometries) | {
             "image_id": np.where(self._plan.filler[number, self._rows], -1, image_id),
+            "index": index,
             "original_sizes": original.astype(np.int32),
         }
         if self._targets is None:
@@ -347,9 +348,9 @@ def eval_loader(
 
     Returns:
       An iterator over dicts of `images` [n, H, W, 3] uint8, `sizes` [n, 2] int32,
-      `image_id` [n] int64, -1 in rows that only complete a batch, `original_sizes`
-      [n, 2] int32, before resizing, and what `targets` names, [n, ...]. Every process
-      sees the same number of batches.
+      `image_id` [n] int64, -1 in rows that only complete a batch, `index` [n] int64,
+      places in the source, `original_sizes` [n, 2] int32, before resizing, and what
+      `targets` names, [n, ...]. Every process sees the same number of batches.
     """
     batches = _EvalBatches(
         source,

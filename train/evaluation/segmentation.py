@@ -20,7 +20,8 @@ class MeanIoU:
     "pixels/mIoU" is in the pixels of the original images, as Cityscapes judges, and
     "pixels/mIoU_resized" in those that the network saw, to which the labels are
     resized: so does the first paper's code with VOC. Labels of `IGNORE` count in
-    neither. "pixels_per_class/NAME" has the IoU of each category, as in the first.
+    neither. "pixels_per_class/NAME" has the IoU of each category, as in the first, of
+    which confusion.json and .png show the matrix.
 
     Args:
       source: The split, with `categories` and `label_map`.
@@ -72,8 +73,16 @@ class MeanIoU:
         return scores | {f"pixels_per_class/{name}": iou for name, iou in per_class}
 
     def files(self) -> dict[str, Any]:
-        """Returns nothing: label maps are as large as the images."""
-        return {}
+        """Returns the confusion matrix; label maps are as large as the images."""
+        counts = self._original.tolist()
+        return {"confusion.json": {"names": self._names, "counts": counts}}
+
+    def figures(self) -> dict[str, Any]:
+        """Returns the confusion matrix."""
+        from train.evaluation.figures import confusion_figure
+
+        figure = confusion_figure(self._names, self._original, "pixels of the images")
+        return {"confusion.png": figure}
 
 
 def confusion(

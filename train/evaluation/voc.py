@@ -3,7 +3,7 @@
 Counts are integers, and what is compared with them is too; so a result is the nearest
 number to what the definition says, and exactly 1 where all is found.
 
-Shape letters: D detections and T objects of a category.
+Shape letters: D detections and T objects of a category, R recalls.
 """
 
 from collections import defaultdict
@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from train.evaluation.coco import AveragePrecision
+from train.evaluation.coco import AveragePrecision, Judged
+from train.evaluation.precision_recall import RECALLS, PrecisionRecall
 
 IOU_THRESHOLDS = (0.5, 0.7)
 # Precision at eleven recalls until 2009, the area under the curve from 2010 on.
@@ -36,12 +37,16 @@ class VocAveragePrecision(AveragePrecision):
         super().__init__(source)
         self._rule = rule
 
-    def _scores(self, truth: Mapping[str, Any]) -> dict[str, float | None]:
+    def _judged_by(self, truth: Mapping[str, Any]) -> Judged:
         matched = match(truth, self._results)
+        precision = {}
         means: dict[str, float | None] = {}
         per_class: dict[str, float | None] = {}
         for rule in sorted(RULES, key=lambda rule: rule != self._rule):
             for threshold in IOU_THRESHOLDS:
+                precision[f"IoU above {threshold}"] = np.array(
+                    [voc_curve(matches, threshold) for matches in matched.values()]
+                )
                 kind = f"mAP{round(100 * threshold)}"
                 found = {
                     name: voc_average_precision(matches, threshold, rule)
@@ -51,7 +56,10 @@ class VocAveragePrecision(AveragePrecision):
                 if rule == self._rule:
                     group = f"voc_{kind}_per_class"
                     per_class |= {f"{group}/{name}": ap for name, ap in found.items()}
-        return means | super()._scores(truth) | per_class
+        coco = super()._judged_by(truth)
+        curves = {"voc": PrecisionRecall(list(matched), precision), **coco.curves}
+        scores = means | coco.scores | per_class
+        return coco._replace(scores=scores, curves=curves)
 
 
 class Matches(NamedTuple):
@@ -102,6 +110,26 @@ def voc_average_precision(
       threshold: What the IoU of a hit exceeds.
       rule: Of `RULES`.
     """
+    right, objects = _judged(matches, threshold)
+    area = {"11point": _eleven_points, "area": _area}[rule]
+    return area(right, objects) if objects else None
+
+
+def voc_curve(matches: Matches, threshold: float) -> Float[np.ndarray, " R"]:
+    """Returns the best precision at each of `RECALLS` or a higher one, or else NaN.
+
+    Args:
+      matches: From `match`.
+      threshold: As of `voc_average_precision`.
+    """
+    right, objects = _judged(matches, threshold)
+    if not objects:
+        return np.full(len(RECALLS), np.nan)
+    return _at_recalls(right, objects, len(RECALLS) - 1)
+
+
+def _judged(matches: Matches, threshold: float) -> tuple[Bool[np.ndarray, " D"], int]:
+    """Whether detections that count are right, the best first; how many objects do."""
     nearest, hit = matches.nearest, matches.overlap > threshold
     counted = ~hit
     counted[hit] = ~matches.left_out[nearest[hit]]
@@ -111,9 +139,7 @@ def voc_average_precision(
     hitting = np.flatnonzero(hit)
     _, first = np.unique(nearest[hitting], return_index=True)
     right[hitting[first]] = True
-    objects = int((~matches.left_out).sum())
-    area = {"11point": _eleven_points, "area": _area}[rule]
-    return area(right, objects) if objects else None
+    return right, int((~matches.left_out).sum())
 
 
 def _by_category(
@@ -185,10 +211,18 @@ def _iou(
 
 def _eleven_points(right: Bool[np.ndarray, " D"], objects: int) -> float:
     """Mean of the best precision at recalls of 0, 0.1, ... 1 and more."""
+    return float(_at_recalls(right, objects, 10).sum() / 11)
+
+
+def _at_recalls(
+    right: Bool[np.ndarray, " D"], objects: int, steps: int
+) -> Float[np.ndarray, " R"]:
+    """The best precision at recalls of 0, 1 / steps, ... 1 and more."""
     found = np.cumsum(right)
-    # The first place at which the recall is k / 10 or more, in integers.
-    places = np.searchsorted(10 * found, np.arange(11) * objects, side="left")
-    return float(np.append(_best_from_here(found), 0.0)[places].sum() / 11)
+    # The first place at which the recall is k / steps or more, in integers.
+    recalls = np.arange(steps + 1) * objects
+    places = np.searchsorted(steps * found, recalls, side="left")
+    return np.append(_best_from_here(found), 0.0)[places]
 
 
 def _area(right: Bool[np.ndarray, " D"], objects: int) -> float:

@@ -28,6 +28,7 @@ from dcn_jax.explain import (
     bin_locations,
     convolutions,
     effective_receptive_field,
+    first_in_pixels,
     map_stride,
     offset_fields,
     saliency_region,
@@ -204,7 +205,8 @@ class ExplainedNetwork:
             return offset_fields(model, lambda model: self._map(model, image[None]))
 
         found = jax.device_get(jax.jit(find)(self._variables, self._floats))
-        return {name: self._in_pixels(field) for name, field in found.items()}
+        sizes = self.geometry.canvas, self.geometry.size
+        return {name: first_in_pixels(field, *sizes) for name, field in found.items()}
 
     def explain(self, nodes: Sequence[Node], max_passes: int) -> list[Explanation]:
         """Explains nodes.
@@ -338,22 +340,6 @@ class ExplainedNetwork:
             inside=where.inside[k] & on_image,
             weight=where.weight[k],
             gradient=where.gradient[k] / stride,
-        )
-
-    def _in_pixels(self, field: OffsetField) -> OffsetField:
-        stride = map_stride(self.geometry.canvas, field.map_size.tolist())
-        # Filters in the padding have nothing to show.
-        last = np.asarray(self.geometry.size) - 1
-        centre = field.centre * stride
-        rows, columns = (
-            int((line <= end).sum())
-            for line, end in zip((centre[:, 0, 0], centre[0, :, 1]), last, strict=True)
-        )
-        mask = None if field.mask is None else field.mask[0, :rows, :columns]
-        return field._replace(
-            centre=centre[:rows, :columns],
-            offset=field.offset[0, :rows, :columns] * stride,
-            mask=mask,
         )
 
 

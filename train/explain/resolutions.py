@@ -124,6 +124,7 @@ def _scores(
                 _log.warning("WARNING: %s is of another step, and left out", path)
                 continue
             del record["data"]
+            record.pop("figures", None)  # which older ones have not
             for group, values in record.items():
                 if group.endswith("_per_class"):
                     continue

@@ -13,6 +13,8 @@ import numpy as np
 from dcn_jax.categories import categories_of
 from dcn_jax.detection.records import Batch, Detections
 from dcn_jax.detection.roi_head import RepresentingHead
+from dcn_jax.images import drawing
+from dcn_jax.images.fit import resize_labels
 from dcn_jax.images.geometry import Geometry
 from dcn_jax.inference.detections import ImageDetections
 from dcn_jax.modules.roi_pool import DeformRoIPooling, RoIAlign
@@ -20,6 +22,7 @@ from dcn_jax.networks import POOL_LAYERS
 from train.config_dict import ConfigDict
 from train.configs import _detection
 from train.data import masks, report, transforms
+from train.data.sets import coco_masks
 from train.data.source import Example, Source
 from train.evaluation.coco import AveragePrecision
 from train.evaluation.coco_results import coco_results
@@ -28,6 +31,8 @@ from train.sections import settings_of
 from train.task import Passes
 from train.tasks.composed import Composed
 
+# Detections that are drawn where none reaches the score.
+_BEST = 3
 # What `Source.judged_by` may name.
 METRICS: dict[str, Callable[[Any], AveragePrecision]] = {
     "coco": AveragePrecision,
@@ -106,9 +111,38 @@ class Detection(Composed):
         categories: Sequence[Mapping[str, Any]],
         score: float,
     ) -> np.ndarray:
-        """Draws the boxes that reach the score, and their masks if there are any."""
+        """Draws the boxes that reach the score, and their masks if there are any.
+
+        Where none does, the best three are drawn, and the picture says so.
+        """
         found = ImageDetections.of(prediction, geometry, categories_of(categories))
-        return found.draw(image, score)
+        return found.draw(image, score, best=_BEST)
+
+    def draw_truth(
+        self,
+        image: np.ndarray,
+        example: Example,
+        geometry: Geometry,
+        categories: Sequence[Mapping[str, Any]],
+        data: ConfigDict,
+    ) -> np.ndarray:
+        """Draws the boxes that training could use, and masks where they are learned."""
+        picture = drawing.enlarged(image)
+        size = height, width = picture.shape[:2]
+        labels = example.labels.tolist()
+        (old_height, old_width), names = (
+            geometry.original,
+            [c["name"] for c in categories],
+        )
+        if data.mask_size:
+            pairs = zip(example.segmentations, labels, strict=True)
+            for segmentation, label in pairs:
+                pixels = coco_masks.pixels(segmentation, old_height, old_width)
+                mask = resize_labels(pixels, size).astype(bool)
+                picture = drawing.draw_mask(picture, mask, label)
+        y, x = height / old_height, width / old_width
+        boxes = example.boxes * np.asarray([x, y, x, y], np.float32)
+        return drawing.draw_boxes(picture, boxes, None, labels, names)
 
     def records(
         self,

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from dcn_jax.categories import Category, categories_of
+from dcn_jax.images import drawing
+from dcn_jax.images.fit import resize_labels
 from dcn_jax.images.geometry import Geometry
 from dcn_jax.inference.label_map import ImageLabels
 from dcn_jax.segmentation.records import Batch, LabelMaps
@@ -17,6 +19,9 @@ from train.data.source import Example, Source
 from train.evaluation.coco_results import run_lengths
 from train.evaluation.segmentation import MeanIoU
 from train.tasks.composed import Composed
+
+# Of a picture without a tint.
+_NOTHING = "nothing but background"
 
 
 class Segmentation(Composed):
@@ -70,7 +75,22 @@ class Segmentation(Composed):
         """Tints all but the background in the colours of the categories."""
         del score
         found = ImageLabels.of(prediction, geometry, self.categories(categories))
-        return found.draw(image)
+        picture = found.draw(image)
+        return picture if found.present else drawing.draw_note(picture, _NOTHING)
+
+    def draw_truth(
+        self,
+        image: np.ndarray,
+        example: Example,
+        geometry: Geometry,
+        categories: Sequence[Mapping[str, Any]],
+        data: ConfigDict,
+    ) -> np.ndarray:
+        """Tints what has a category, and what has none in a light colour."""
+        del data
+        assert example.label_map is not None
+        labels = resize_labels(example.label_map, geometry.size)
+        return ImageLabels(labels, self.categories(categories)).draw(image)
 
     def records(
         self,

@@ -36,6 +36,7 @@ from dcn_jax.explain.figures.image import show_image as show_image
 from dcn_jax.explain.figures.locations import draw_locations as draw_locations
 from dcn_jax.explain.figures.offsets import draw_offsets as draw_offsets
 from dcn_jax.explain.figures.offsets import offset_page as offset_page
+from dcn_jax.explain.figures.offsets import offset_row as offset_row
 from dcn_jax.explain.figures.receptive_field import (
     draw_receptive_field as draw_receptive_field,
 )

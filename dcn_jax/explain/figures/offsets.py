@@ -3,6 +3,8 @@
 Shape letters: H W image, P Q output map, G offset groups.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from matplotlib.axes import Axes
@@ -10,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
 from dcn_jax.explain.figures.image import COLOUR_MAP, blended, grey, show_image
+from dcn_jax.explain.offset_fields import OffsetField
 
 # Of an image, so many arrows lie along its longer side at most.
 _MOST = 24
@@ -116,11 +119,59 @@ def offset_page(
         if mask is None or group % columns == columns - 1:
             label = "pixels" if mask is None else "mean mask"
             figure.colorbar(arrows, ax=axis, label=label, shrink=0.8)
+    figure.suptitle(title, fontsize=10)
+    how = _how_drawn(every, magnified)
+    figure.supxlabel(f"mean offset of the taps; {how}", fontsize=8)
+    return figure
+
+
+def offset_row(
+    image: UInt8[np.ndarray, "H W 3"],
+    title: str,
+    fields: Mapping[str, OffsetField],
+) -> Figure:
+    """Returns a figure of several layers, with a picture of each.
+
+    Of offset groups the first is shown. Arrows are drawn as in `offset_page`, and
+    beneath each picture stands how.
+
+    Args:
+      image: RGB.
+      title: Says what is shown.
+      fields: By the layer's name, in pixels of the image, as of `first_in_pixels`.
+    """
+    height, width = image.shape[:2]
+    # Beside each picture is a bar of colours.
+    size = (4.2 * len(fields), 3.3 * height / width + 1.1)
+    figure = Figure(size, layout="constrained")
+    row = figure.subplots(1, len(fields), squeeze=False)[0]
+    beneath = blended(grey(image), 1.0, _LIGHTER)
+    for axis, (layer, field) in zip(row, fields.items(), strict=True):
+        show_image(axis, beneath)
+        centre, offset = np.asarray(field.centre), np.asarray(field.offset)
+        every = max(1, -(-max(offset.shape[:2]) // _MOST))
+        magnified = _magnification(centre, offset[:, :, :1], every)
+        mask = None if field.mask is None else np.asarray(field.mask)[:, :, 0]
+        brightest = 1.0 if mask is None else max(1.0, float(np.ceil(mask.max())))
+        arrows = draw_offsets(
+            *(axis, centre, offset[:, :, 0], mask),
+            every=every,
+            magnified=magnified,
+            brightest=brightest,
+        )
+        groups = offset.shape[2]
+        axis.set_title(layer + f", group 1 of {groups}" * (groups > 1), fontsize=8)
+        axis.set_xlabel(_how_drawn(every, magnified), fontsize=8)
+        label = "pixels" if mask is None else "mean mask"
+        figure.colorbar(arrows, ax=axis, label=label, fraction=0.05, pad=0.02)
+    figure.suptitle(f"{title}; mean offset of the taps", fontsize=10)
+    return figure
+
+
+def _how_drawn(every: int, magnified: float) -> str:
     shown = "every position" if every == 1 else f"one position of {every} x {every}"
     length = "to scale" if magnified == 1 else f"{magnified:g} times as long"
-    figure.suptitle(title, fontsize=10)
-    figure.supxlabel(f"mean offset of the taps; {shown}; arrows {length}", fontsize=8)
-    return figure
+    return f"{shown}; arrows {length}"
 
 
 def _magnification(

@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection, PathCollection, PolyCollectio
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from dcn_jax.explain import SaliencyRegion
+from dcn_jax.explain import OffsetField, SaliencyRegion
 from dcn_jax.explain.figures import (
     COLOUR_MAP,
     NetworkView,
@@ -28,6 +28,7 @@ from dcn_jax.explain.figures import (
     draw_saliency,
     node_page,
     offset_page,
+    offset_row,
     render,
     resolution_page,
     sheet,
@@ -231,6 +232,26 @@ def test_a_page_of_offsets_says_how_it_is_drawn():
     centre, offset = np.stack([rows, rows], -1), np.zeros((50, 3, 1, 2))
     page = offset_page(IMAGE, "conv", centre, offset)
     assert "one position of 3 x 3" in page.get_supxlabel()
+
+
+def test_a_row_of_layers_says_how_each_is_drawn():
+    small, large = (np.full((3, 4, 2, 2), value, np.float32) for value in (0.25, 2.5))
+    size = np.int32([3, 4])
+    fields = {
+        "layer3": OffsetField(CENTRE, small, np.full((3, 4, 2), 1.5), size),
+        "layer4": OffsetField(CENTRE, large[:, :, :1], None, size),
+    }
+    row = offset_row(IMAGE, "offsets", fields)
+    first, second = row.axes[:2]
+    assert (
+        first.get_title() == "layer3, group 1 of 2" and second.get_title() == "layer4"
+    )
+    assert first.get_xlabel() == "every position; arrows 4 times as long"
+    assert second.get_xlabel() == "every position; arrows to scale"
+    # Masks, and lengths.
+    assert first.collections[0].get_clim() == (0, 2)
+    assert second.collections[0].get_clim()[1] == pytest.approx(np.hypot(2.5, 2.5))
+    assert "offsets" in row.get_suptitle()
 
 
 def bins_of():

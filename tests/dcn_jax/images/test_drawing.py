@@ -90,3 +90,62 @@ def test_boxes_may_be_anywhere():
     picture = drawing.draw_boxes(image, boxes, np.float32([0.5, 0.4]), [1, 1], ["name"])
     # The lower side of the first goes through the picture.
     assert picture.shape == image.shape and (picture[8] == (31, 119, 180)).all()
+
+
+def test_ground_truth_has_no_scores():
+    image = np.zeros((300, 400, 3), np.uint8)
+    boxes = np.float32([[50, 60, 200, 200], [210, 60, 390, 200]])
+    named = drawing.draw_boxes(image, boxes, None, [1, 2], ["cat", "dog"])
+    scored = drawing.draw_boxes(image, boxes, np.ones(2), [1, 2], ["cat", "dog"])
+    assert (named[100, 50] == (31, 119, 180)).all()
+    assert (named[100, 210] == (255, 127, 14)).all()
+    # Labels are shorter; nothing else differs.
+    differing = (named != scored).any(-1)
+    assert differing.any() and not differing[62:].any()
+    width = [(p[40:60, :200] == (31, 119, 180)).all(-1).sum() for p in (named, scored)]
+    assert width[0] < width[1]
+
+
+def test_thin_boxes():
+    image = np.zeros((600, 800, 3), np.uint8)
+    box, score = np.float32([[100, 100, 300, 300]]), np.ones(1)
+    widths = [
+        int(
+            drawing.draw_boxes(image, box, score, [1], ["a"], thin=thin)[200]
+            .any(-1)
+            .sum()
+        )
+        for thin in (False, True)
+    ]
+    assert widths[1] == 2 < widths[0]
+
+
+def test_a_note_is_in_the_lower_left_corner():
+    image = np.full((300, 400, 3), 90, np.uint8)
+    picture = drawing.draw_note(image, "none reaches 0.50; best 3 shown")
+    assert (image == 90).all() and picture.shape == image.shape
+    changed = (picture != 90).any(-1)
+    assert changed[-1, 0] and not changed[:280].any()
+    assert (picture[-1, 0] == 0).all() and (picture.min(-1) > 200).any()
+
+
+def test_names_stand_in_the_midst_of_their_regions():
+    image = np.full((400, 600, 3), 90, np.uint8)
+    labels = np.zeros((400, 600), np.uint8)
+    labels[:, 300:], labels[100:110, 10:20] = 1, 2
+    labels[390:] = 255
+    colours = np.zeros((256, 3), np.uint8)
+    colours[1], colours[2], colours[255] = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+    picture = drawing.draw_region_names(image, labels, ["", "left", "small"], colours)
+    assert (image == 90).all()
+    rows, columns = np.nonzero((picture == (200, 0, 0)).all(-1))
+    assert abs(rows.mean() - 195) < 12 and abs(columns.mean() - 450) < 12
+    assert (picture == (0, 200, 0)).all(-1).any()
+    # Neither the label without a name nor the one beyond the names.
+    others = (picture == (0, 0, 0)).all(-1) | (picture == (0, 0, 200)).all(-1)
+    assert not others.any()
+    # Black letters on a light colour.
+    colours[1] = (240, 240, 240)
+    light = drawing.draw_region_names(image, labels, ["", "left", "small"], colours)
+    place = light[rows.min() : rows.max(), columns.min() : columns.max()]
+    assert (place.max(-1) < 30).any() and (place.max(-1) <= 240).all()

@@ -123,6 +123,23 @@ def test_it_draws(detector):
         found.draw(image[:-1])
 
 
+def test_the_best_are_drawn_where_none_reaches_the_score(detector):
+    image = np.full((60, 80, 3), 50, np.uint8)
+    found = detector.detect(image)
+    low = float(found.scores.mean())
+    np.testing.assert_array_equal(
+        found.draw(image, low, best=2), found.draw(image, low)
+    )
+    one, both = (found.draw(image, 0.95, best=best) for best in (1, 2))
+    # The best of them, with a note in the lower left corner.
+    assert (one[-1, 0] == 0).all() and (both[-1, 0] == 0).all()
+    assert 0 < (one != 50).sum() < (both != 50).sum()
+    nothing = found.at_least(0.95)
+    assert len(nothing) == 0
+    picture = nothing.draw(image, 0.95, best=2)
+    assert (picture[:480] == 50).all() and (picture[-1, 0] == 0).all()
+
+
 def test_without_masks():
     found = ImageDetections(
         np.zeros((1, 4), np.float32), np.ones(1), np.ones(1, int), (5, 5), CATEGORIES

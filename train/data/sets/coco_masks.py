@@ -8,6 +8,7 @@ import math
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import UInt8
 from pycocotools import mask as coco_mask
 
 # pycocotools takes about 50 bytes for each pixel of length.
@@ -57,13 +58,31 @@ def mask_area(segmentation: list | dict, height: int, width: int) -> float:
     if isinstance(segmentation, dict):
         runs = cast(np.ndarray, run_lengths(segmentation["counts"]))
         return float(runs[1::2].sum())
-    masks = coco_mask.frPyObjects(segmentation, height, width)
+    return float(coco_mask.area(_joined(segmentation, height, width)))
+
+
+def pixels(
+    segmentation: list | dict, height: int, width: int
+) -> UInt8[np.ndarray, "H W"]:
+    """Which pixels a mask in which `flaw` found nothing covers, as 0 and 1."""
+    if not segmentation:
+        return np.zeros((height, width), np.uint8)
+    if isinstance(segmentation, dict):
+        runs = cast(np.ndarray, run_lengths(segmentation["counts"])).astype(np.int64)
+        inside = np.arange(len(runs)) % 2
+        return np.repeat(inside, runs).astype(np.uint8).reshape(width, height).T
+    return coco_mask.decode(_joined(segmentation, height, width))
+
+
+def _joined(polygons: list, height: int, width: int) -> Any:
+    """What some of the polygons cover, run-length encoded."""
+    masks = coco_mask.frPyObjects(polygons, height, width)
     while len(masks) > 1:
         masks = [
             coco_mask.merge(masks[start : start + _MERGED])
             for start in range(0, len(masks), _MERGED)
         ]
-    return float(coco_mask.area(masks[0]))
+    return masks[0]
 
 
 def _flaw_of_runs(mask: dict[str, Any], height: int, width: int) -> str | None:
