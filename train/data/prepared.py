@@ -71,6 +71,11 @@ class PreparedConfig(tfds.core.BuilderConfig):
         """
         raise NotImplementedError
 
+    def image_path(self, file_name: str) -> Path | None:
+        """Where the image of a record lies; None: in the record."""
+        del file_name
+        return None
+
     @property
     def changes(self) -> bool:
         """Whether copies of several states can exist; each then gets its own suffix."""

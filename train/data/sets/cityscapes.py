@@ -79,7 +79,7 @@ class CityscapesConfig(UserFolderConfig):
 class CityscapesFine(tfds.core.GeneratorBasedBuilder):
     """The split of a Cityscapes folder that its config names, finely labelled."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
     def __init__(self, *, config: CityscapesConfig, **options):
         self._config = config

@@ -106,7 +106,7 @@ class DeformedDigits(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
-            features=examples.features(label_maps=self._config.label_maps),
+            features=examples.features(images=True, label_maps=self._config.label_maps),
             metadata=examples.metadata(categories),
             disable_shuffling=True,
         )

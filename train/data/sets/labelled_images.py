@@ -10,15 +10,15 @@ import tensorflow_datasets as tfds
 from dcn_jax.quoting import one_line
 from train.data import examples, label_maps
 from train.data.sets.mistakes import Mistakes, read_all, refusal
-from train.data.sets.user_folder import StoredImage, UserFolderConfig
+from train.data.sets.user_folder import FoundImage, UserFolderConfig
 
 Item = TypeVar("Item")
 
 
 class LabelledImage(NamedTuple):
-    """What is stored of an image."""
+    """What a record is made of."""
 
-    image: StoredImage
+    image: FoundImage
     label_map: np.ndarray  # [H, W] uint8, see `train.data.label_maps`
     file_name: str
 
@@ -61,7 +61,7 @@ def read_labelled(
     image = label_map = None
     errors: list[ValueError | OSError] = []
     try:
-        image = config.read_image(image_path)
+        image = config.look_at(image_path)
     except (ValueError, OSError) as error:
         errors.append(error)
     try:
@@ -112,7 +112,6 @@ def label_map_records(
         yield (
             number,
             {
-                "image": image.data,
                 "image_id": image_id,
                 "height": image.height,
                 "width": image.width,
