@@ -154,7 +154,10 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
         metadata.update(examples.metadata(content.categories))
         index = examples.start_index(self.info, config.split)
         left_out, without_mask, tagged = Counter(), 0, 0
-        for number, is_tagged in read_all(content.images, self._look, self._refusal):
+        what = f"{self.name} of {config.folder}, {config.split}"
+        for number, is_tagged in read_all(
+            content.images, self._look, self._refusal, what=what
+        ):
             image = content.images[number]
             annotations = content.annotations[image["id"]]
             height, width = image["height"], image["width"]

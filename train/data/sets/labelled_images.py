@@ -82,8 +82,7 @@ def read_labelled(
 
 def label_map_records(
     info: tfds.core.DatasetInfo,
-    split: str,
-    folder: Path,
+    config: UserFolderConfig,
     items: Sequence[Item],
     read: Callable[[Item], LabelledImage],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -91,8 +90,7 @@ def label_map_records(
 
     Args:
       info: Of the data set.
-      split: Name of the split in the copy.
-      folder: Of the user's data set, for messages.
+      config: Its configuration.
       items: What is read.
       read: Reads one.
 
@@ -100,10 +98,14 @@ def label_map_records(
       ValueError: All that is wrong with the files.
       FileNotFoundError: All that is wrong is that they are missing.
     """
+    split = config.stored_as(config.split)
     index = examples.start_index(info, split, label_maps=True)
     tagged = 0
     for number, labelled in read_all(
-        items, read, lambda errors: refusal(folder, errors, "mistakes")
+        items,
+        read,
+        lambda errors: refusal(config.root, errors, "mistakes"),
+        what=f"{info.name} of {config.folder}, {config.split}",
     ):
         image, image_id = labelled.image, number + 1
         tagged += image.tagged

@@ -99,7 +99,10 @@ class VocDetection(tfds.core.GeneratorBasedBuilder):
         index = examples.start_index(self.info, split)
         left_out, tagged, ids = Counter(), 0, 0
         entries = self._config.entries()
-        for number, (image, objects) in read_all(entries, self._read, self._refusal):
+        what = f"{self.name} of {self._config.folder}, {self._config.split}"
+        for number, (image, objects) in read_all(
+            entries, self._read, self._refusal, what=what
+        ):
             size = image.height, image.width
             for annotation in objects:
                 ids += 1

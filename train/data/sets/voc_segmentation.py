@@ -146,11 +146,11 @@ class VocSegmentation(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager
         split = self._config.stored_as(self._config.split)
-        return {split: self._generate_examples(split)}
+        return {split: self._generate_examples()}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        root, entries = self._config.root, self._config.entries()
-        return label_map_records(self.info, split, root, entries, self._read)
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        entries = self._config.entries()
+        return label_map_records(self.info, self._config, entries, self._read)
 
     def _read(self, entry: Entry) -> LabelledImage:
         sbd = entry.label_map.suffix == ".mat"
