@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from dcn_jax.images.headers import MAX_PIXELS, read_header
+from dcn_jax.images.headers import MAX_PIXELS, Header, looks_damaged, read_header
 from dcn_jax.images.opencv import opencv
 from dcn_jax.quoting import one_line
 from dcn_jax.regular_file import open_regular
@@ -29,21 +29,56 @@ def decode_image(
       ValueError: If the image is broken, cut short or too large.
     """
     header = read_header(data, name)
-    height, width = header.height, header.width
-    if height * width > max_pixels:
+    check_size(header, name, max_pixels)
+    image = _decoded(header, name)
+    return turn(image, header.orientation) if upright else image
+
+
+def check_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Header:
+    """Reads a file's header, and decodes the file only where it looks damaged.
+
+    So a file that is cut short is found at the cost of reading it. Some damage within
+    the pixels shows only to `decode_image`.
+
+    Args:
+      data: The encoded file.
+      name: File name for error messages.
+      max_pixels: Larger images (height * width) are refused.
+
+    Raises:
+      ValueError: If the image is broken, cut short or too large.
+    """
+    header = read_header(data, name)
+    check_size(header, name, max_pixels)
+    if looks_damaged(header):
+        _decoded(header, name)
+    return header
+
+
+def check_size(header: Header, name: str, max_pixels: int) -> None:
+    """Refuses an image with more pixels, before it is decoded.
+
+    Raises:
+      ValueError: One line that names the file.
+    """
+    if header.height * header.width > max_pixels:
         raise ValueError(
-            f"{one_line(name, 300)} has {height} x {width} pixels; at most"
-            f" {max_pixels} are allowed (`max_pixels`)"
+            f"{one_line(name, 300)} has {header.height} x {header.width} pixels; at"
+            f" most {max_pixels} are allowed (`max_pixels`)"
         )
+
+
+def _decoded(header: Header, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """The stored pixels."""
     cv2 = opencv()
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(header.data, np.uint8), flags)
     except cv2.error:
         image = None
-    if image is None or image.shape[:2] != (height, width):
+    if image is None or image.shape[:2] != (header.height, header.width):
         raise ValueError(f"{one_line(name, 300)} is broken: it cannot be decoded")
-    return turn(image, header.orientation) if upright else image
+    return image
 
 
 def turn(

@@ -7,6 +7,8 @@ checked: the size that is checked is the size that is decoded.
 
 import re
 import struct
+import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from dcn_jax.quoting import one_line
@@ -70,6 +72,33 @@ def turned_size(header: Header) -> tuple[int, int]:
     if header.orientation >= 5:
         return header.width, header.height
     return header.height, header.width
+
+
+def looks_damaged(header: Header) -> bool:
+    """Whether a decoder may refuse the pixels, as far as one sees without decoding.
+
+    A JPEG file does not end as one does, or a chunk of a PNG file has another checksum.
+    """
+    data = header.data
+    if data[:2] == b"\xff\xd8":
+        return not data.endswith(b"\xff\xd9")
+    return any(
+        zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big")
+        for _, chunk in png_chunks(data)
+    )
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yields kind and bytes of each chunk of a PNG file (its specification, 5.3).
+
+    Args:
+      data: From `read_header`, which has checked the lengths.
+    """
+    position = 8
+    while position < len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        yield kind, data[position : position + 12 + length]
+        position += 12 + length
 
 
 def _png(data: bytes) -> Header:

@@ -16,14 +16,13 @@ import importlib
 import multiprocessing
 import platform
 import re
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 from scripts.benchmark.box_cases import BOX_TABLE
 from scripts.benchmark.case import Table
@@ -64,21 +63,19 @@ def in_fresh_process(function: Callable, *arguments: Any) -> Any:
 
 def timed_section(table: Table, processes: int, settings: Settings) -> str:
     """The Markdown of a table, measured in so many processes."""
-    found = []
-    for number in range(processes):
-        begin = time.perf_counter()
-        found.append(in_fresh_process(measure, table.cases, settings))
-        _progress(f"{table.title}, process {number + 1} of {processes}", begin)
+    found = [
+        in_fresh_process(measure, table.cases, settings)
+        for _ in tqdm(range(processes), desc=table.title, unit="process")
+    ]
     return timing_table(table, found)
 
 
 def memory_section(cases: dict[str, tuple], settings: Settings) -> str:
     """The Markdown of the scratch memory of cases, each in a process."""
-    found = {}
-    for title, shape in cases.items():
-        begin = time.perf_counter()
-        found[title] = in_fresh_process(measure_scratch, *shape, settings.torch_python)
-        _progress(f"memory of {title}", begin)
+    found = {
+        title: in_fresh_process(measure_scratch, *shape, settings.torch_python)
+        for title, shape in tqdm(cases.items(), desc="memory", unit="process")
+    }
     return memory_table(found)
 
 
@@ -103,10 +100,6 @@ def conditions(processes: int, settings: Settings) -> str:
         f"Medians of {processes} processes with {settings.rounds} rounds each, "
         f"{datetime.date.today().isoformat()}."
     )
-
-
-def _progress(what: str, begin: float) -> None:
-    print(f"{what}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
 
 
 def main() -> None:

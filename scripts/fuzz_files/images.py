@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dcn_jax.images.files import read_image
-from dcn_jax.images.headers import read_header, turned_size
+from dcn_jax.images.files import check_image, read_image
+from dcn_jax.images.headers import turned_size
 from scripts.fuzz_files.bounded import Bounds
 
 SUFFIXES = (".jpg", ".png")
@@ -28,7 +28,10 @@ def bounds(size: int) -> Bounds:
 def read(path: Path) -> None:
     """Reads the file, as stored and upright; the sizes must be those of its header."""
     stored = read_image(path, _MAX_PIXELS)
-    header = read_header(path.read_bytes(), str(path))
+    try:
+        header = check_image(path.read_bytes(), str(path), _MAX_PIXELS)
+    except ValueError as error:
+        raise AssertionError("what can be decoded is refused before") from error
     assert stored.shape == (header.height, header.width, 3)
     upright = read_image(path, _MAX_PIXELS, upright=True)
     assert upright.shape[:2] == turned_size(header)

@@ -63,6 +63,14 @@ def test_labels(written):
     assert len(_open(written, "val")) == 2
 
 
+def test_images_are_read_where_they_lie(folder):
+    source = _open(folder)
+    name = source.ground_truth()["images"][0]["file_name"]
+    cv2.imwrite(str(folder / name), np.zeros((30, 40, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"8bit\.png has .* \(30, 40\), and had"):
+        source[0]
+
+
 def test_a_new_image_is_noticed(folder):
     assert len(_open(folder)) == 3
     for kind, name in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):

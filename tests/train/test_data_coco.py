@@ -11,6 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from dcn_jax.images.files import read_image
 from tests.support import coco_folder
 from train.data import eval_loader, examples, make_source
 from train.data.sets import coco_annotations
@@ -48,10 +49,83 @@ def test_annotations_are_kept(source, content):
     assert [c["id"] for c in truth["categories"]] == [1, 18, 90]
 
 
-def test_files_are_stored_untouched(source, folder, content):
+def test_images_are_read_where_they_lie(source, folder, content):
     for i, image in enumerate(content["images"]):
-        data = (folder / SPLIT / image["file_name"]).read_bytes()
-        assert source._records[i]["image"] == data
+        path = folder / SPLIT / image["file_name"]
+        np.testing.assert_array_equal(source[i].image, read_image(path))
+
+
+def test_images_are_not_copied(tmp_path):
+    content = coco_folder.write_coco_folder(tmp_path, "val")
+    _prepare(tmp_path)
+    pieces = [
+        (tmp_path / "val" / image["file_name"]).read_bytes()[300:400]
+        for image in content["images"]
+    ]
+    for path in (tmp_path / "data").rglob("*"):
+        stored = path.read_bytes() if path.is_file() else b""
+        assert not any(piece in stored for piece in pieces), path
+
+
+def test_images_are_found_from_another_folder(tmp_path, monkeypatch):
+    coco_folder.write_coco_folder(tmp_path / "coco", "val")
+    monkeypatch.chdir(tmp_path)
+    source = make_source("coco_instances", "val", "data", folder="coco")
+    monkeypatch.chdir("/")
+    assert source[0].image.shape == (96, 128, 3)
+
+
+def _replace(path: Path, how: str) -> None:
+    """Changes an image file of a data set that is prepared."""
+    data = path.read_bytes()
+    path.unlink()
+    if how == "other size":
+        path.write_bytes(cv2.imencode(".jpg", np.zeros((30, 40, 3), np.uint8))[1])
+    elif how == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif how == "large":
+        path.write_bytes(cv2.imencode(".jpg", np.zeros((900, 900, 3), np.uint8))[1])
+    elif how == "a pipe":
+        os.mkfifo(path)
+
+
+# What is said of an image file that changed since the data set was prepared.
+CHANGED = {
+    "gone": "000139.jpg: no such image file",
+    "other size": r"000139.jpg has \(height, width\) \(30, 40\), and had \(96, 128\) "
+    "when the data set was prepared. It is prepared again when the run is started",
+    "cut": "000139.jpg is broken: it cannot be decoded",
+    "large": "000139.jpg has 900 x 900 pixels; at most 500000 are allowed",
+    "a pipe": "000139.jpg' is a pipe",
+}
+
+
+@pytest.mark.parametrize("how", CHANGED)
+def test_an_image_that_changed_since_is_named(tmp_path, how):
+    coco_folder.write_coco_folder(tmp_path, "val")
+    source = _prepare(tmp_path, max_pixels=500_000)
+    _replace(tmp_path / "val" / "000000000139.jpg", how)
+    assert source[1].image.shape == (128, 96, 3)
+    with pytest.raises((ValueError, OSError), match=CHANGED[how]) as error:
+        source[0]
+    assert str(tmp_path) in str(error.value) and str(error.value).isprintable()
+
+
+def test_a_worker_names_an_image_that_is_gone(tmp_path):
+    coco_folder.write_coco_folder(tmp_path, "val")
+    source = _prepare(tmp_path)
+    _replace(tmp_path / "val" / "000000000139.jpg", "gone")
+    batches = eval_loader(
+        source,
+        batch_size=8,
+        canvases=[(64, 96), (96, 64), (80, 80)],
+        short_side=64,
+        max_side=96,
+        workers=1,
+    )
+    with pytest.raises(OSError, match=r"000139.jpg: no such image file"):
+        list(batches)
+    batches.close()
 
 
 def test_labels_and_usable_boxes(source, content):

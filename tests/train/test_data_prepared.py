@@ -2,6 +2,8 @@
 
 import errno
 import fcntl
+import functools
+import io
 import json
 import os
 import pickle
@@ -18,6 +20,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 from tests.support import coco_folder, launch
 from train.data import make_source, train_loader
@@ -56,6 +59,55 @@ def _made(folder: Path) -> dict[Path, int]:
         copy: max(path.stat().st_mtime_ns for path in copy.rglob("*array_record*"))
         for copy in _copies(folder)
     }
+
+
+def _said(caplog) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "train"]
+
+
+def test_a_preparation_says_what_it_does_and_no_more(folder, caplog, capfd):
+    caplog.set_level("INFO", logger="train")
+    _open(folder)
+    made = _copies(folder)[0]
+    what, end = _said(caplog)
+    assert what == f"preparing coco_instances of {folder}/coco, val: 8 images"
+    assert re.fullmatch(rf"prepared in \d+\.\d s: 0\.\d MB in {made}", end)
+    # Where no terminal is, no bar.
+    assert capfd.readouterr() == ("", "")
+    caplog.clear()
+    _open(folder)
+    assert _said(caplog) == []
+
+
+def test_each_split_of_the_digits_is_said(tmp_path, caplog):
+    caplog.set_level("INFO", logger="train")
+    make_source("deformed_digits", "train", tmp_path, train_images=3, test_images=1)
+    assert _said(caplog)[:2] == [
+        "preparing deformed_digits, train: 3 images",
+        "preparing deformed_digits, test: 1 image",
+    ]
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_one_bar_and_keeps_nothing_of_it(folder, monkeypatch):
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    # Every step is drawn, however fast.
+    eager = functools.partial(tqdm, mininterval=0, miniters=1)
+    monkeypatch.setattr("train.data.progress.tqdm", eager)
+    _open(folder)
+    drawn = terminal.getvalue()
+    assert "\n" not in drawn
+    *steps, cleared, rest = drawn.split("\r")[1:]
+    assert [re.findall(r"\d/\d", step) for step in steps] == [
+        [f"{number}/8"] for number in range(9)
+    ]
+    assert all(step.startswith("preparing: ") for step in steps)
+    assert not cleared.strip() and not rest
 
 
 def test_what_did_not_change_is_not_prepared_again(folder):
@@ -209,7 +261,7 @@ def test_damaged_records_get_one_line_and_are_prepared_again(folder):
     source = _open(folder)
     path = _records(folder)
     data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 1
+    data[2000] ^= 1  # behind the records are zeros, to the end of a block
     path.write_bytes(data)
     del source
     source = _open(folder)

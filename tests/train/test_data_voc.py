@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dcn_jax.detection.records import Detections
+from dcn_jax.images.files import read_image
 from dcn_jax.images.geometry import Geometry
 from tests.support import voc_folder
 from train.data import make_source
@@ -58,6 +59,15 @@ def test_boxes_become_ours(joined):
     assert (y2, x2) == (60, 90)
     colour = joined[0].image[y1 + 4 : y2, x1 + 4 : x2].astype(int)
     assert np.abs(colour - colour[5, 5]).max() < 20
+
+
+def test_images_are_read_where_they_lie(folder):
+    source = _open(folder)
+    path = folder / "VOC2007/JPEGImages/000005.jpg"
+    np.testing.assert_array_equal(source[0].image, read_image(path))
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"000005\.jpg: no such image file"):
+        source[0]
 
 
 def _trainval(year: int) -> list[str]:

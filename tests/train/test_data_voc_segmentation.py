@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import io
 
+from dcn_jax.images.files import read_image
 from dcn_jax.images.palette import voc_palette
 from tests.support import voc_folder
 from train.data import make_source
@@ -73,6 +74,20 @@ def test_sbd_is_joined_without_what_voc_holds_back(written):
     assert len(_open(written, "sbd")) == 3
     assert (_open(written, "sbd")[0].label_map != 255).all()
     assert len(_open(written, "2012_train")) == 1
+
+
+def test_images_are_read_where_they_lie(where):
+    """Of VOC and of SBD, which have folders of their own."""
+    source = _open(where)
+    paths = [
+        where / "VOCdevkit/VOC2012/JPEGImages/2008_000002.jpg",
+        where / "dataset/img/2009_000001.jpg",
+    ]
+    for row, path in enumerate(paths):
+        np.testing.assert_array_equal(source[row].image, read_image(path))
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=f"{path.name}: no such image"):
+            source[row]
 
 
 def test_a_missing_sbd_file_gets_one_line(where):

@@ -1,9 +1,9 @@
 """The one record format that every data set of this project is stored in.
 
-A record keeps the encoded image and the COCO annotations of one image, and its label
-map where the data set has those. What the loader must know of every image before it
-reads any (size, whether it has usable ground truth) stands in the data set's metadata,
-in record order.
+A record keeps the COCO annotations of one image, its label map where the data set has
+those, and the encoded image where it is made and no file of the user's. What the loader
+must know of every image before it reads any (size, whether it has usable ground truth)
+stands in the data set's metadata, in record order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,20 +18,25 @@ from train.data.label_maps import IGNORE
 MIN_SIDE = 0.01
 
 
-def features(*, label_maps: bool = False) -> tfds.features.FeaturesDict:
+def features(
+    *, images: bool = False, label_maps: bool = False
+) -> tfds.features.FeaturesDict:
     """Features of a record; `annotations` is the JSON text of a list of COCO dicts.
 
     Args:
+      images: Whether there is an `image`; else the configuration of the data set says
+        which file `file_name` is.
       label_maps: Whether there is a `label_map`, see `train.data.label_maps`.
     """
     fields: dict[str, Any] = {
-        "image": tfds.features.Image(shape=(None, None, 3)),
         "image_id": np.int64,
         "height": np.int64,
         "width": np.int64,
         "file_name": tfds.features.Text(),
         "annotations": tfds.features.Text(),
     }
+    if images:
+        fields["image"] = tfds.features.Image(shape=(None, None, 3))
     if label_maps:
         fields["label_map"] = tfds.features.Image(shape=(None, None, 1))
     return tfds.features.FeaturesDict(fields)

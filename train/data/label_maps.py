@@ -8,16 +8,17 @@ Shape letters: H W, h w height and width in pixels.
 
 import struct
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from dcn_jax.images.files import check_size
 from dcn_jax.images.fit import place, resize_labels
 from dcn_jax.images.geometry import Geometry
-from dcn_jax.images.headers import MAX_PIXELS, read_header
+from dcn_jax.images.headers import MAX_PIXELS, png_chunks, read_header
 from dcn_jax.quoting import one_line
 from train.data import transforms
 
@@ -56,11 +57,7 @@ def decode(
     header = read_header(data, name)
     if not header.data.startswith(b"\x89PNG"):
         raise ValueError(f"{shown} is no PNG; expected one, whose values are exact")
-    if header.height * header.width > max_pixels:
-        raise ValueError(
-            f"{shown} has {header.height} x {header.width} pixels; at most"
-            f" {max_pixels} are allowed (`max_pixels`)"
-        )
+    check_size(header, name, max_pixels)
     file = _as_gray(header.data)
     kind = _GRAY if palette is None else _PALETTE
     if (file.depth, file.colour_type) != (8, kind):
@@ -129,7 +126,7 @@ def _as_gray(data: bytes) -> _Gray:
     """
     kept, palette = [data[:8]], b""
     depth = colour_type = -1
-    for kind, chunk in _chunks(data):
+    for kind, chunk in png_chunks(data):
         content = chunk[8:-4]
         if kind == b"IHDR":
             depth, colour_type = content[8], content[9]
@@ -142,15 +139,6 @@ def _as_gray(data: bytes) -> _Gray:
     whole = palette[: len(palette) // 3 * 3]
     colours = np.frombuffer(whole, np.uint8).reshape(-1, 3)
     return _Gray(b"".join(kept), depth, colour_type, colours)
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yields kind and bytes of each chunk of a PNG file (its specification, 5.3)."""
-    position = 8
-    while position < len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        yield kind, data[position : position + 12 + length]
-        position += 12 + length
 
 
 def _check_palette(

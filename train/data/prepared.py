@@ -13,11 +13,13 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import os
 import secrets
 import shutil
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,8 @@ from dcn_jax.quoting import one_line
 from train.whole_file import write_whole
 
 _log = logging.getLogger("train")
+# There is one of our own, which knows how much there is to do.
+tfds.disable_progress_bar()
 
 _MANIFEST = "prepared.json"
 # What a folder that cannot be written to answers.
@@ -70,6 +74,11 @@ class PreparedConfig(tfds.core.BuilderConfig):
           OSError: It cannot be read.
         """
         raise NotImplementedError
+
+    def image_path(self, file_name: str) -> Path | None:
+        """Where the image of a record lies; None: in the record."""
+        del file_name
+        return None
 
     @property
     def changes(self) -> bool:
@@ -232,9 +241,13 @@ class _Store:
             name += f"_{secrets.token_hex(4)}"
         folder = self._root / name
         try:
+            start = time.monotonic()
             builder = self._builder(name)
-            builder.download_and_prepare()
-            manifest = {"origin": self._config.origin(), "files": _files(folder)}
+            # It speaks of downloads, of which there are none.
+            with contextlib.redirect_stdout(io.StringIO()):
+                builder.download_and_prepare()
+            files = _files(folder)
+            manifest = {"origin": self._config.origin(), "files": files}
             write_whole(folder / _MANIFEST, json.dumps(manifest))
         except (RuntimeError, OSError) as error:
             self._remove_remains()
@@ -248,6 +261,9 @@ class _Store:
         except BaseException:
             self._remove_remains()
             raise
+        seconds = time.monotonic() - start
+        size = sum(size for size, _ in files.values()) / 1e6
+        _log.info("prepared in %.1f s: %.1f MB in %s", seconds, size, folder)
         return Copy(builder, folder, _Lease(folder))
 
     def tidy(self, current: Copy) -> None:

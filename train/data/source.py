@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dcn_jax.images.files import decode_image
+from dcn_jax.images.files import decode_image, read_file
 from dcn_jax.images.headers import MAX_PIXELS
+from dcn_jax.quoting import one_line
 from train.data import examples, label_maps, prepared
 from train.data.sets import DATA_SETS
 from train.rules import check_fields, rule_of_type
@@ -53,13 +54,15 @@ class Source:
     def __init__(
         self,
         copy: prepared.Copy,
+        config: prepared.PreparedConfig,
         split: str,
         max_pixels: int = MAX_PIXELS,
         *,
         upright: bool = False,
-        judged_by: str = "coco",
     ):
         """Opens `split` of a prepared data set, by its name there.
+
+        Its configuration says where images lie that are not in the copy.
 
         Raises:
           ValueError: If there is no such split, or an image of it is too large.
@@ -75,7 +78,7 @@ class Source:
         notes = metadata["notes"].get(split, {})
         self.categories = list(metadata["categories"])
         self.sizes = np.stack([index["height"], index["width"]], axis=1)
-        self.judged_by = judged_by
+        self.judged_by = config.judged_by
         self.num_boxes = np.array(index["num_boxes"])
         self.labelled = np.array(index.get("labelled", [0] * len(self.sizes)))
         places = enumerate(index.get("image_id", []))
@@ -93,9 +96,9 @@ class Source:
                 f" {max_pixels} are allowed (`max_pixels`)"
             )
         self._max_pixels = max_pixels
-        self._copy = copy
+        self._copy, self._config = copy, config
         self._label_maps = "labelled" in index
-        encoded = ["image", "label_map"] if self._label_maps else ["image"]
+        encoded = {"image", "label_map"} & builder.info.features.keys()
         # The decorator of `as_data_source` hides its signature from type checkers.
         self._records = cast(Any, builder).as_data_source(
             split, decoders={name: tfds.decode.SkipDecoding() for name in encoded}
@@ -107,10 +110,7 @@ class Source:
 
     def __getitem__(self, index: int) -> Example:
         record = self._record(index)
-        name = record["file_name"].decode()
-        image = decode_image(
-            record["image"], name, self._max_pixels, upright=self.upright
-        )
+        image = self._image(record, tuple(self.sizes[index].tolist()))
         objects = examples.usable_objects(
             json.loads(record["annotations"]), *image.shape[:2]
         )
@@ -123,6 +123,23 @@ class Source:
             objects.segmentations,
             self._label_map(record) if self._label_maps else None,
         )
+
+    def _image(self, record: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+        """The image of a record, which had this (height, width) once."""
+        name = record["file_name"].decode()
+        path = self._config.image_path(name)
+        if path is None:
+            data = record["image"]
+        else:
+            data, name = read_file(path, self._max_pixels), str(path)
+        image = decode_image(data, name, self._max_pixels, upright=self.upright)
+        if image.shape[:2] != size:
+            raise ValueError(
+                f"{one_line(name, 300)} has (height, width) {image.shape[:2]}, and had"
+                f" {size} when the data set was prepared. It is prepared again when the"
+                " run is started again"
+            )
+        return image
 
     def label_map(self, image_id: int) -> np.ndarray:
         """The label map of an image, [H, W] uint8."""
@@ -246,10 +263,10 @@ class DataSet:
         )
         source = Source(
             copy,
+            self._config,
             self._config.stored_as(self._split),
             self._max_pixels,
             upright=self._upright,
-            judged_by=self._config.judged_by,
         )
         if source.tagged and not self._upright:
             where = getattr(self._config, "image_folder", self._name)

@@ -4,13 +4,14 @@ import resource
 import struct
 import time
 import zlib
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 import pytest
 
-from dcn_jax.images.files import decode_image
-from dcn_jax.images.headers import read_header, turned_size
+from dcn_jax.images.files import check_image, decode_image
+from dcn_jax.images.headers import looks_damaged, read_header, turned_size
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 40, 3)).astype(np.uint8)
 
@@ -175,6 +176,45 @@ def test_broken_tags_are_none(cut):
     assert read_header(data, "a").orientation in (1, 6)
 
 
+@pytest.mark.parametrize("data", [JPEG, PROGRESSIVE, PNG], ids=["base", "prog", "png"])
+def test_a_file_that_is_cut_is_found_without_decoding_the_others(data):
+    assert not looks_damaged(check_image(data, "a"))
+    for missing in (1, 2, 3, 20, len(data) // 2):
+        with pytest.raises(ValueError, match=r"^a is (broken|not a JPEG or PNG)"):
+            check_image(data[:-missing], "a")
+        # As of a download that reserved the space: the decoder may find enough.
+        filled = data[:-missing] + bytes(missing)
+        assert _is_refused(check_image, filled) == _is_refused(decode_image, filled)
+
+
+def _is_refused(read: Callable, data: bytes) -> bool:
+    try:
+        read(data, "a")
+    except ValueError:
+        return True
+    return False
+
+
+def test_what_follows_the_end_is_decoded_to_see():
+    for data in (JPEG + b"more", PNG + b"more"):
+        header = check_image(data, "a")
+        assert (header.height, header.width) == (24, 40)
+    assert looks_damaged(read_header(JPEG + b"more", "a"))
+
+
+@pytest.mark.parametrize("place", range(41, len(PNG) - 12, 97))
+def test_a_changed_byte_of_a_png_is_found(place):
+    changed = bytearray(PNG)
+    changed[place] ^= 1
+    with pytest.raises(ValueError, match=r"^a is broken"):
+        check_image(bytes(changed), "a")
+
+
+def test_size_is_checked_before_anything_is_decoded():
+    with pytest.raises(ValueError, match="24 x 40 pixels; at most 959 are allowed"):
+        check_image(JPEG[:-2], "a", 959)
+
+
 def test_all_kinds_of_pixels_are_read():
     """What is left out for the decoder changes no pixel."""
     rng = np.random.default_rng(0)
@@ -196,6 +236,7 @@ def test_all_kinds_of_pixels_are_read():
     files += [PNG[:8] + header + palette + _chunk(b"tRNS", b"\0\x80") + body]
     files += [PNG[:8] + header + _chunk(b"gAMA", b"\0\0\x55\xf0") + palette + body]
     for data in files:
+        assert not looks_damaged(check_image(data, "a"))
         found = decode_image(data, "a")
         straight = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         np.testing.assert_array_equal(found, straight)

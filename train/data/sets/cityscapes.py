@@ -79,7 +79,7 @@ class CityscapesConfig(UserFolderConfig):
 class CityscapesFine(tfds.core.GeneratorBasedBuilder):
     """The split of a Cityscapes folder that its config names, finely labelled."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
     def __init__(self, *, config: CityscapesConfig, **options):
         self._config = config
@@ -96,11 +96,11 @@ class CityscapesFine(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager
-        return {self._config.split: self._generate_examples(self._config.split)}
+        return {self._config.split: self._generate_examples()}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        root, images = self._config.root, self._config.images()
-        return label_map_records(self.info, split, root, images, self._read)
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        images = self._config.images()
+        return label_map_records(self.info, self._config, images, self._read)
 
     def _read(self, image: Path) -> LabelledImage:
         labels = self._config.labels_of(image)

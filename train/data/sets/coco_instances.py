@@ -3,9 +3,9 @@
     FOLDER/train2017/000000000009.jpg ...
     FOLDER/annotations/instances_train2017.json
 
-Other layouts are told by `images` and `annotations`. The encoded files are stored as
-they are; every one is decoded once here, so that a broken file ends the preparation
-and not a run in its third hour.
+Other layouts are told by `images` and `annotations`. The image files stay where they
+are and are read there. Every one is looked at once here, so that one that is missing,
+of another size or cut short ends the preparation and not a run in its third hour.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from typing import Any, cast
 
 import tensorflow_datasets as tfds
 
-from dcn_jax.images.files import decode_image, read_file
-from dcn_jax.images.headers import MAX_PIXELS, read_header, turned_size
+from dcn_jax.images.files import check_image, read_file
+from dcn_jax.images.headers import MAX_PIXELS, turned_size
 from dcn_jax.quoting import one_line
 from train.data import examples
 from train.data.prepared import PreparedConfig
@@ -87,6 +87,10 @@ class CocoInstancesConfig(PreparedConfig):
             instances = coco_annotations.read_instances(self.json_path, self.max_pixels)
         return instances
 
+    def image_path(self, file_name: str) -> Path:
+        """In the folder of images."""
+        return self.image_folder / file_name
+
     @property
     def changes(self) -> bool:
         """The user's files may change."""
@@ -124,7 +128,7 @@ def json_digest(path: Path) -> str:
 class CocoInstances(tfds.core.GeneratorBasedBuilder):
     """The split of a COCO folder that its config names."""
 
-    VERSION = tfds.core.Version("2.1.0")
+    VERSION = tfds.core.Version("3.0.0")
 
     def __init__(self, *, config: CocoInstancesConfig, **options):
         self._config = config
@@ -150,7 +154,10 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
         metadata.update(examples.metadata(content.categories))
         index = examples.start_index(self.info, config.split)
         left_out, without_mask, tagged = Counter(), 0, 0
-        for number, data in read_all(content.images, self._read, self._refusal):
+        what = f"{self.name} of {config.folder}, {config.split}"
+        for number, is_tagged in read_all(
+            content.images, self._look, self._refusal, what=what
+        ):
             image = content.images[number]
             annotations = content.annotations[image["id"]]
             height, width = image["height"], image["width"]
@@ -161,12 +168,11 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
                 reason is None and not annotation["segmentation"]
                 for reason, annotation in zip(reasons, annotations, strict=True)
             )
-            tagged += read_header(data, "").orientation != 1
+            tagged += is_tagged
             examples.index_image(index, height, width, count)
             yield (
                 number,
                 {
-                    "image": data,
                     "image_id": image["id"],
                     "height": height,
                     "width": width,
@@ -183,11 +189,11 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
             tagged=tagged,
         )
 
-    def _read(self, image: dict[str, Any]) -> bytes:
-        """Reads an image file, and checks that it is what the JSON says.
+    def _look(self, image: dict[str, Any]) -> bool:
+        """Checks that an image file is what the JSON says.
 
         Returns:
-          The file's content.
+          Whether it has an orientation tag that is not "upright".
 
         Raises:
           FileNotFoundError: There is none.
@@ -199,7 +205,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
         state = file_state(path) if path.exists() else []
         data = read_file(path, config.max_pixels)
         config.read_images[name] = state
-        header = read_header(data, str(path))
+        header = check_image(data, str(path), config.max_pixels)
         expected = image["height"], image["width"]
         stored, shown = (header.height, header.width), turned_size(header)
         if (shown if config.upright else stored) != expected:
@@ -209,8 +215,7 @@ class CocoInstances(tfds.core.GeneratorBasedBuilder):
                 f" {one_line(str(config.json_path), 300)} says {expected}"
                 + _tag_hint(header.orientation, expected == stored, config.upright)
             )
-        decode_image(data, str(path), config.max_pixels)
-        return data
+        return header.orientation != 1
 
     def _refusal(self, errors: Sequence[ValueError | OSError]) -> Exception:
         """What is wrong with the images."""

@@ -21,6 +21,7 @@ from dcn_jax.categories import BACKGROUND
 from train.data import examples
 from train.data.label_maps import encode
 from train.data.prepared import PreparedConfig
+from train.data.progress import preparing
 from train.data.sets import digit_scenes
 
 IMAGE_SIDE = 256
@@ -106,7 +107,7 @@ class DeformedDigits(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
-            features=examples.features(label_maps=self._config.label_maps),
+            features=examples.features(images=True, label_maps=self._config.label_maps),
             metadata=examples.metadata(categories),
             disable_shuffling=True,
         )
@@ -125,14 +126,16 @@ class DeformedDigits(tfds.core.GeneratorBasedBuilder):
         with_label_map = self._config.label_maps
         plan = plan_split(split, num_images, seed, val=self._config.val_images > 0)
         index = examples.start_index(self.info, split, label_maps=with_label_map)
-        for number, digits in enumerate(plan):
-            example = make_example(split, number, digits, seed, deformation)
-            examples.index_image(index, IMAGE_SIDE, IMAGE_SIDE, len(digits))
-            if with_label_map:
-                label_map = paint_label_map(json.loads(example["annotations"]))
-                examples.index_label_map(index, example["image_id"], label_map)
-                example["label_map"] = encode(label_map)
-            yield number, example
+        with preparing(f"{self.name}, {split}", num_images) as bar:
+            for number, digits in enumerate(plan):
+                example = make_example(split, number, digits, seed, deformation)
+                examples.index_image(index, IMAGE_SIDE, IMAGE_SIDE, len(digits))
+                if with_label_map:
+                    label_map = paint_label_map(json.loads(example["annotations"]))
+                    examples.index_label_map(index, example["image_id"], label_map)
+                    example["label_map"] = encode(label_map)
+                bar.update()
+                yield number, example
 
 
 def paint_label_map(annotations: Sequence[dict[str, Any]]) -> np.ndarray:

@@ -10,15 +10,15 @@ import tensorflow_datasets as tfds
 from dcn_jax.quoting import one_line
 from train.data import examples, label_maps
 from train.data.sets.mistakes import Mistakes, read_all, refusal
-from train.data.sets.user_folder import StoredImage, UserFolderConfig
+from train.data.sets.user_folder import FoundImage, UserFolderConfig
 
 Item = TypeVar("Item")
 
 
 class LabelledImage(NamedTuple):
-    """What is stored of an image."""
+    """What a record is made of."""
 
-    image: StoredImage
+    image: FoundImage
     label_map: np.ndarray  # [H, W] uint8, see `train.data.label_maps`
     file_name: str
 
@@ -61,7 +61,7 @@ def read_labelled(
     image = label_map = None
     errors: list[ValueError | OSError] = []
     try:
-        image = config.read_image(image_path)
+        image = config.look_at(image_path)
     except (ValueError, OSError) as error:
         errors.append(error)
     try:
@@ -82,8 +82,7 @@ def read_labelled(
 
 def label_map_records(
     info: tfds.core.DatasetInfo,
-    split: str,
-    folder: Path,
+    config: UserFolderConfig,
     items: Sequence[Item],
     read: Callable[[Item], LabelledImage],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -91,8 +90,7 @@ def label_map_records(
 
     Args:
       info: Of the data set.
-      split: Name of the split in the copy.
-      folder: Of the user's data set, for messages.
+      config: Its configuration.
       items: What is read.
       read: Reads one.
 
@@ -100,10 +98,14 @@ def label_map_records(
       ValueError: All that is wrong with the files.
       FileNotFoundError: All that is wrong is that they are missing.
     """
+    split = config.stored_as(config.split)
     index = examples.start_index(info, split, label_maps=True)
     tagged = 0
     for number, labelled in read_all(
-        items, read, lambda errors: refusal(folder, errors, "mistakes")
+        items,
+        read,
+        lambda errors: refusal(config.root, errors, "mistakes"),
+        what=f"{info.name} of {config.folder}, {config.split}",
     ):
         image, image_id = labelled.image, number + 1
         tagged += image.tagged
@@ -112,7 +114,6 @@ def label_map_records(
         yield (
             number,
             {
-                "image": image.data,
                 "image_id": image_id,
                 "height": image.height,
                 "width": image.width,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dcn_jax.quoting import one_line
+from train.data.progress import preparing
 
 # Of the mistakes in a data set, so many are written out.
 SHOWN = 10
@@ -42,15 +43,18 @@ def read_all(
     items: Sequence[Item],
     read: Callable[[Item], Result],
     refusal: Callable[[Sequence[ValueError | OSError]], Exception],
+    *,
+    what: str,
 ) -> Iterator[tuple[int, Result]]:
     """Reads items in threads; yields place and result of each, in order.
 
     What is wrong is looked for to the end, and said at once.
 
     Args:
-      items: What is read.
+      items: What is read, one for each image.
       read: Reads one; raises ValueError or OSError, or `Mistakes`.
       refusal: Makes of all that was raised what is raised at the end.
+      what: Names the items, to say that they are prepared.
 
     Raises:
       Exception: The refusal.
@@ -63,10 +67,11 @@ def read_all(
         except (ValueError, OSError) as error:
             return error
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with preparing(what, len(items)) as bar, ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(items), _CHUNK):
             results = list(pool.map(guarded, items[start : start + _CHUNK]))
             for place, result in enumerate(results, start):
+                bar.update()
                 if isinstance(result, Mistakes):
                     errors += result.errors
                 elif isinstance(result, ValueError | OSError):

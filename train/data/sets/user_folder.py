@@ -1,8 +1,9 @@
 """A split of a data set that lies in a folder of the user's, as its owners publish it.
 
-The encoded files are stored as they are; every one is decoded once, so that a broken
-file ends the preparation and not a run in its third hour. A file that changed since
-(its size or time of change) is noticed, and the split prepared anew.
+Image files stay where they are and are read there. Every one is looked at once, so that
+one that is missing or cut short ends the preparation and not a run in its third hour. A
+file that changed since (its size or time of change) is noticed at the next start, and
+the split prepared anew.
 """
 
 import dataclasses
@@ -11,17 +12,16 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dcn_jax.images.files import decode_image, read_file
-from dcn_jax.images.headers import MAX_PIXELS, read_header, turned_size
+from dcn_jax.images.files import check_image, read_file
+from dcn_jax.images.headers import MAX_PIXELS, turned_size
 from dcn_jax.quoting import one_line
 from dcn_jax.regular_file import open_regular
 from train.data.prepared import PreparedConfig
 
 
-class StoredImage(NamedTuple):
-    """An image file that can be decoded."""
+class FoundImage(NamedTuple):
+    """What an image file says of itself."""
 
-    data: bytes
     height: int  # as the configuration wants it shown
     width: int
     tagged: bool  # whether it has an orientation tag that is not "upright"
@@ -78,6 +78,10 @@ class UserFolderConfig(PreparedConfig):
         except (OSError, KeyError, TypeError, AttributeError):
             return False
 
+    def image_path(self, file_name: str) -> Path:
+        """Below the folder."""
+        return self.root / file_name
+
     def read_file(self, path: Path, what: str, *, max_bytes: int) -> bytes:
         """Reads a file that describes images.
 
@@ -91,8 +95,8 @@ class UserFolderConfig(PreparedConfig):
         with open_regular(path, max_bytes=max_bytes) as file:
             return file.read(max_bytes + 1)
 
-    def read_image(self, path: Path) -> StoredImage:
-        """Reads an image file, and sees that it can be decoded.
+    def look_at(self, path: Path) -> FoundImage:
+        """Looks at an image file; see `check_image`.
 
         Raises:
           FileNotFoundError: There is none.
@@ -100,11 +104,10 @@ class UserFolderConfig(PreparedConfig):
         """
         self._take_note(path)
         data = read_file(path, self.max_pixels)
-        header = read_header(data, str(path))
-        decode_image(data, str(path), self.max_pixels)
+        header = check_image(data, str(path), self.max_pixels)
         stored = header.height, header.width
         height, width = turned_size(header) if self.upright else stored
-        return StoredImage(data, height, width, header.orientation != 1)
+        return FoundImage(height, width, header.orientation != 1)
 
     def _take_note(self, path: Path) -> None:
         # Before the content: what changes meanwhile differs from it later.
@@ -113,7 +116,7 @@ class UserFolderConfig(PreparedConfig):
 
 
 def existing_folder(field: str, name: str) -> Path:
-    """Returns the folder that a field names.
+    """Returns the absolute path of the folder that a field names.
 
     Raises:
       FileNotFoundError: There is none.
@@ -121,7 +124,7 @@ def existing_folder(field: str, name: str) -> Path:
     folder = Path(os.path.expanduser(name))
     if not name or not folder.is_dir():
         raise FileNotFoundError(f"`{field}` {name!r}: no such folder")
-    return folder
+    return folder.absolute()
 
 
 def file_state(path: Path) -> list[int]:

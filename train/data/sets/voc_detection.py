@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from train.data import examples
 from train.data.sets import voc_annotations
 from train.data.sets.mistakes import Mistakes, read_all, refusal
-from train.data.sets.user_folder import StoredImage
+from train.data.sets.user_folder import FoundImage
 from train.data.sets.voc_folder import CLASSES, VocFolderConfig, parts_of, read_names
 
 CATEGORIES = [{"id": k, "name": name} for k, name in enumerate(CLASSES, start=1)]
@@ -75,7 +75,7 @@ class VocDetectionConfig(VocFolderConfig):
 class VocDetection(tfds.core.GeneratorBasedBuilder):
     """The split of a VOCdevkit folder that its config names."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
     def __init__(self, *, config: VocDetectionConfig, **options):
         self._config = config
@@ -99,7 +99,10 @@ class VocDetection(tfds.core.GeneratorBasedBuilder):
         index = examples.start_index(self.info, split)
         left_out, tagged, ids = Counter(), 0, 0
         entries = self._config.entries()
-        for number, (image, objects) in read_all(entries, self._read, self._refusal):
+        what = f"{self.name} of {self._config.folder}, {self._config.split}"
+        for number, (image, objects) in read_all(
+            entries, self._read, self._refusal, what=what
+        ):
             size = image.height, image.width
             for annotation in objects:
                 ids += 1
@@ -112,7 +115,6 @@ class VocDetection(tfds.core.GeneratorBasedBuilder):
             yield (
                 number,
                 {
-                    "image": image.data,
                     "image_id": number + 1,
                     "height": image.height,
                     "width": image.width,
@@ -129,7 +131,7 @@ class VocDetection(tfds.core.GeneratorBasedBuilder):
             tagged=tagged,
         )
 
-    def _read(self, entry: Entry) -> tuple[StoredImage, list[dict[str, Any]]]:
+    def _read(self, entry: Entry) -> tuple[FoundImage, list[dict[str, Any]]]:
         """Reads an image and its objects.
 
         Raises:
@@ -138,7 +140,7 @@ class VocDetection(tfds.core.GeneratorBasedBuilder):
         config, image = self._config, None
         errors: list[ValueError | OSError] = []
         try:
-            image = config.read_image(entry.image)
+            image = config.look_at(entry.image)
         except (ValueError, OSError) as error:
             errors.append(error)
         size = None if image is None else (image.height, image.width)
@@ -155,7 +157,7 @@ class VocDetection(tfds.core.GeneratorBasedBuilder):
             errors.append(error)
         if errors:
             raise Mistakes(errors)
-        return cast(StoredImage, image), objects
+        return cast(FoundImage, image), objects
 
     def _refusal(self, errors: Sequence[ValueError | OSError]) -> Exception:
         return refusal(self._config.root, errors, "mistakes")

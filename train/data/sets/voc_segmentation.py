@@ -39,6 +39,8 @@ CATEGORIES = [
     {"id": label, "name": name} for label, name in enumerate((BACKGROUND, *CLASSES))
 ]
 _SBD = "sbd"
+# Folder of SBD's images; those of VOC lie in VOC2007, say.
+_SBD_IMAGES = "img"
 # SBD's files have a few kB, and unpacked less than a MB.
 _MAX_MAT_BYTES = 2**22
 _MAX_UNPACKED = 2**24
@@ -81,6 +83,12 @@ class VocSegmentationConfig(VocFolderConfig):
         """With SBD's folder where the split has it."""
         return super().place() + ([str(self.sbd_root)] if self._with_sbd else [])
 
+    def image_path(self, file_name: str) -> Path:
+        """Below VOC's folder, or SBD's."""
+        if file_name.startswith(f"{_SBD_IMAGES}/"):
+            return self.sbd_root / file_name
+        return super().image_path(file_name)
+
     def categories(self, split: str) -> list[dict[str, Any]]:
         """The background and VOC's 20 classes; the lists of the split are read too."""
         del split
@@ -106,8 +114,8 @@ class VocSegmentationConfig(VocFolderConfig):
             root = self.sbd_root
             for split in ("train", "val"):
                 for name in read_names(self, root / f"{split}.txt"):
-                    own = Entry(root / f"img/{name}.jpg", root / f"cls/{name}.mat")
-                    entries.setdefault(name, own)
+                    image = root / _SBD_IMAGES / f"{name}.jpg"
+                    entries.setdefault(name, Entry(image, root / f"cls/{name}.mat"))
             for name in read_names(self, _list(self.year_folder(2012), "val")):
                 entries.pop(name, None)
         return list(entries.values())
@@ -120,7 +128,7 @@ def _list(folder: Path, name: str) -> Path:
 class VocSegmentation(tfds.core.GeneratorBasedBuilder):
     """The split of a VOCdevkit folder, and of SBD, that its config names."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
     def __init__(self, *, config: VocSegmentationConfig, **options):
         self._config = config
@@ -138,11 +146,11 @@ class VocSegmentation(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager
         split = self._config.stored_as(self._config.split)
-        return {split: self._generate_examples(split)}
+        return {split: self._generate_examples()}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        root, entries = self._config.root, self._config.entries()
-        return label_map_records(self.info, split, root, entries, self._read)
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        entries = self._config.entries()
+        return label_map_records(self.info, self._config, entries, self._read)
 
     def _read(self, entry: Entry) -> LabelledImage:
         sbd = entry.label_map.suffix == ".mat"
