@@ -112,8 +112,8 @@ def _written(made: type) -> str | None:
         if isinstance(part, ast.FunctionDef) and part.name == "__init__":
             del part.args.args[0]
             return f"({ast.unparse(part.args)})"
-    fields = [ast.unparse(part) for part in node.body if isinstance(part, ast.AnnAssign)]
-    return f"({', '.join(fields)})" if fields else None
+    fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+    return f"({', '.join(map(ast.unparse, fields))})" if fields else None
 
 
 def _skip_member(app, what, name, value, skip, options) -> bool | None:

@@ -6,7 +6,6 @@ import pytest
 
 pytest.importorskip("myst_nb")
 nbclient = pytest.importorskip("nbclient")
-from myst_nb.core.config import NbParserConfig  # noqa: E402
 from myst_nb.core.read import read_myst_markdown_notebook  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +20,7 @@ def run(text: str, folder: Path, monkeypatch) -> list:
     """Runs a notebook in a folder; returns its cells of code with their outputs."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("IPYTHONDIR", str(folder / ".ipython"))
-    notebook = read_myst_markdown_notebook(text, NbParserConfig())
+    notebook = read_myst_markdown_notebook(text)
     client = nbclient.NotebookClient(
         notebook,
         timeout=600,
