@@ -4,7 +4,7 @@
 #
 #   scripts/build.sh [EXTRA] [--cuda [ARCHITECTURES]]
 #
-# EXTRA is train (default) or test; test also builds the CUDA kernels for the CPU and the
+# EXTRA is train (default), docs or test; test also builds the CUDA kernels for the CPU and the
 # fuzz driver. The CUDA library is built where nvcc is found; --cuda makes its absence an
 # error, and chooses the architectures: development (default), release, or numbers such as
 # "80;90".
@@ -13,9 +13,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 extra=train
 case ${1:-} in
-  train | test) extra=$1; shift ;;
+  train | docs | test) extra=$1; shift ;;
   --cuda | "") ;;
-  *) echo "build.sh: unknown extra '$1'; expected train or test" >&2; exit 2 ;;
+  *) echo "build.sh: unknown extra '$1'; expected train, docs or test" >&2; exit 2 ;;
 esac
 options=()
 if [ "${1:-}" = --cuda ]; then
@@ -26,7 +26,7 @@ if [ "${1:-}" = --cuda ]; then
   shift $(($# > 1 ? 2 : 1))
 fi
 [ $# = 0 ] || { echo "build.sh: unknown argument '$1'" >&2; exit 2; }
-[ "$extra" = train ] || options+=(
+[ "$extra" != test ] || options+=(
   --config-settings=cmake.define.XLA_OPS_EMULATED_CUDA=ON
   --config-settings=cmake.define.XLA_OPS_FUZZ=ON
 )

@@ -33,13 +33,13 @@ def offset_health(
       Scalars, each the mean over the layers that ran; empty when none did. Layers of
       one module that `nnx.scan` or `nnx.vmap` runs count one by one.
 
-      offset/mean_abs: mean of |dy| and |dx|, in pixels of the input map.
-      offset/outside: share of the samples whose position is not in
+      - offset/mean_abs: mean of |dy| and |dx|, in pixels of the input map.
+      - offset/outside: share of the samples whose position is not in
         [0, H-1] x [0, W-1]: all or part of their value is padding. Where the padding
         is "CIRCULAR" or "REFLECT", none is.
-      offset/dead: share of the samples that neither contribute nor learn: the position
-        is below -1 or at or above H (W), so that no pixel is next to it, or the mask is
-        below 0.01.
+      - offset/dead: share of the samples that neither contribute nor learn: the
+        position is below -1 or at or above H (W), so that no pixel is next to it, or
+        the mask is below 0.01.
 
     Raises:
       TypeError: `module` is neither.
