@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes or reuses the virtual environment .venv and installs this checkout into it,
-# editable, with its kernels built.
+# editable, with its kernels built and every package of the release in constraints.txt
+# (scripts/lock.sh).
 #
 #   scripts/build.sh [EXTRA] [--cuda [ARCHITECTURES]]
 #
@@ -45,11 +46,12 @@ stamp=.venv/dcn_jax_$extra
 inputs=$(
   {
     echo "${options[@]}"
-    cat pyproject.toml xla_ops/CMakeLists.txt $(find xla_ops/csrc -type f | sort)
+    cat pyproject.toml constraints.txt xla_ops/CMakeLists.txt $(find xla_ops/csrc -type f | sort)
   } | sha256sum
 )
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$inputs" ]; then
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${options[@]}" -e ".[$extra]"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    --constraint constraints.txt "${options[@]}" -e ".[$extra]"
   rm -f .venv/dcn_jax_* # Another extra is built with other options.
   echo "$inputs" >"$stamp"
 fi

@@ -4,12 +4,13 @@ import functools
 import pickle
 import re
 import sys
+import zipfile
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts.benchmark import loader, ops
+from scripts.benchmark import loader, ops, start
 from scripts.benchmark.case import FMA_PEAK, Candidate, Case, Ratio, Table
 from scripts.benchmark.conv_cases import conv_candidate, deform_arguments
 from scripts.benchmark.fma import build_fma_peak, fma_flops
@@ -153,6 +154,19 @@ def test_the_loader_is_measured_on_both_data_sets(tmp_path):
     assert len(rows) == 2
     for row in rows.values():
         assert (row["1 / 0"], row["2 / 0"]) == ("2.00", "3.00")
+
+
+def test_the_start_of_wheels_is_measured(tmp_path, monkeypatch):
+    wheel = tmp_path / "a.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("marked.py", "open('imported', 'a').write('.')")
+        archive.writestr("data", bytes(2_000_000))
+    code = "import marked; assert len(open('imported').read()) <= 3"
+    monkeypatch.setattr(start, "PROGRAMS", {"import": code})
+    rows = {row[0]: row[1:] for row in start.measure([wheel], rounds=2)}
+    assert rows.keys() >= {"import, s (clock)", "import, s (user)"}
+    assert rows["wheel, MB"] == ["0.00"] and rows["unpacked, MB"] == ["2.00"]
+    assert float(rows["import, s (clock)"][0]) > 0
 
 
 def test_the_document_has_a_place_for_the_tables(tmp_path):

@@ -7,6 +7,7 @@ Commands, each `python -m scripts.benchmark.NAME`:
     explain   explanations of the paper's detector
     constants halves and doubles of the kernels' tuning constants
     loader    images that the training loader reads, with and without worker processes
+    start     wheels: their size, and the time of imports and of the first result
 
 `train_step` makes the step of a configuration for `step`, and for scripts.aot.
 
