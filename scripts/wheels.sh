@@ -96,7 +96,7 @@ PYTHON
     --no-build-isolation \
     --wheel-dir "$build/linux" "${settings[@]/#/--config-settings=}" .
   # Refuses what needs more than the glibc and the libraries that every Linux has.
-  PATH=$tools/bin:$PATH auditwheel repair --plat "manylinux_2_28_$arch" \
+  PATH=$tools/bin:$PATH auditwheel repair --plat "manylinux_2_28_$arch" --only-plat \
     --wheel-dir dist "$build"/linux/*.whl
 done
 ls -l dist/*.whl

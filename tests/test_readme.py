@@ -16,6 +16,7 @@ import pytest
 
 from dcn_jax.explain import distinct_points
 from tests.support import launch
+from tests.support.coco_folder import write_coco_folder
 from tests.support.run_files import CATEGORIES, SMALL, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,12 +154,43 @@ def run(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def command_of(number: int) -> list[str]:
+    """Words of a command for the shell."""
+    words = shlex.split(examples("bash")[number].replace("\\\n", " "))
+    assert words[:2] == ["python", "-m"]
+    return words
+
+
+def test_training_on_ones_own_images(tmp_path):
+    for split in ("train", "val"):
+        write_coco_folder(tmp_path / "own", split)
+    words = command_of(0)
+    weights = words.pop()
+    assert weights.startswith("--config.init_from=")
+    replaced = {
+        "--workdir=runs/own": f"--workdir={tmp_path}/run",
+        "--config.data.options.folder=FOLDER": (
+            f"--config.data.options.folder={tmp_path}/own"
+        ),
+    }
+    assert replaced.keys() <= set(words)
+    arguments = [replaced.get(word, word) for word in words[3:]]
+    # The double takes no weights, and so no norms that are frozen.
+    run(
+        words[2],
+        *arguments,
+        "--config.model.backbone.norm=group_norm",
+        f"--config.data.data_dir={tmp_path}/data",
+        *(argument for argument in TINY if "options" not in argument),
+    )
+    records = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert "eval/bbox/AP" in json.loads(records[-1])
+
+
 def test_prediction_on_a_picture(workdir):
     photo = workdir / "photo.jpg"
     cv2.imwrite(str(photo), np.full((90, 120, 3), 128, np.uint8))
-    (command,) = examples("bash")
-    words = shlex.split(command.replace("\\\n", " "))
-    assert words[:2] == ["python", "-m"]
+    words = command_of(1)
     replaced = {
         "--workdir=runs/demo": f"--workdir={workdir}/demo",
         "--output=predictions": f"--output={workdir}/predictions",

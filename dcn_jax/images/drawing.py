@@ -113,7 +113,7 @@ def draw_region_names(
     """
     picture, style = image.copy(), _Lettering.of(image)
     taken: list[_Rectangle] = []
-    for label in np.unique(labels).tolist():
+    for label in map(int, np.unique(labels)):
         name = names[label] if label < len(names) else ""
         if not name:
             continue
@@ -165,7 +165,7 @@ def draw_boxes(
     corners = np.rint(np.clip(boxes, -_FAR, _FAR)).astype(int).tolist()
     # The best detection is drawn last, on top, and its label chooses its place first.
     ranks = np.arange(len(boxes)) if scores is None else scores
-    order = np.argsort(ranks, kind="stable").tolist()
+    order: list[int] = np.argsort(ranks, kind="stable").tolist()
     for i in order:
         x1, y1, x2, y2 = corners[i]
         cv2.rectangle(picture, (x1, y1), (x2, y2), _colour(labels[i]), width)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from dcn_jax.backbones.resnet import ResNet
+from dcn_jax.modules import DeformConv
 from dcn_jax.quoting import one_line, quoted
 from dcn_jax.weights.detector import abstract_detector, dotted
 from dcn_jax.weights.detector_file import DetectorFile, detector_in
@@ -246,6 +247,9 @@ def _differences(
         ("norm_epsilon", stage.get("norm_epsilon", 1e-5), epsilon),
         ("stride_in_1x1", stage.get("stride_in_1x1", False), strided),
     ]
+    if stage.get("modulated") and any(stage.get("deform_blocks", ())):
+        scale = stage.get("mask_scale", 1)
+        pairs.append(("mask_scale", scale, _mask_scale(backbone, scale)))
     mean = getattr(getattr(module, "trunk", None), "pixel_mean", None)
     if mean is not None:
         theirs = detector.arguments.get("trunk", {}).get("pixel_mean", mean)
@@ -255,6 +259,12 @@ def _differences(
         for name, theirs, ours in pairs
         if not np.allclose(theirs, ours, rtol=1e-5, atol=1e-9)
     )
+
+
+def _mask_scale(backbone: ResNet, default: int) -> int:
+    """Of the deformable layers; the default where there are none."""
+    layers = (m for _, m in nnx.iter_modules(backbone) if isinstance(m, DeformConv))
+    return next((layer.mask_scale for layer in layers), default)
 
 
 def _set(module: nnx.Module, values, names, file: str) -> None:

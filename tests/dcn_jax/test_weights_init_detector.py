@@ -116,6 +116,16 @@ def test_other_conventions_are_said_and_colours_are_kept(tmp_path):
     )
 
 
+@pytest.mark.parametrize("scale", [1, 2])
+def test_another_scale_of_masks_is_said(tmp_path, scale):
+    path = tmp_path / "a.pth"
+    write(path, "mmdetection", TINY._replace(branch=27), classes=3)
+    deformed = dict(deform_blocks=(0, -1, -1, -1), mask_scale=scale)
+    report = init_from(detector(mask=False, backbone=deformed), path)
+    said = "`mask_scale` of the file's network is 1, the module's 2"
+    assert report.differences == ((said,) if scale == 2 else ())
+
+
 @pytest.mark.parametrize("owner", ["torchvision", "mmdetection", "detectron2"])
 def test_other_networks_take_the_backbone(tmp_path, owner):
     path = tmp_path / "a.pth"

@@ -1,8 +1,10 @@
 """The site of the documentation: pages, links, the reference, and a browser."""
 
+import fcntl
 import importlib
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -79,9 +81,17 @@ def build(docs: Path, site: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("documentation") / "site"
-    done = build(DOCS, folder)
-    assert done.returncode == 0, done.stderr
+    """Built once, by the first of the processes that test."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, built = shared / "documentation", shared / "documentation.built"
+    with open(shared / "documentation.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not built.exists():
+            done = build(DOCS, folder)
+            assert done.returncode == 0, done.stderr
+            built.touch()
     return folder
 
 

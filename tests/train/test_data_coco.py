@@ -404,7 +404,11 @@ def test_annotations_are_a_regular_file(tmp_path, kind):
         ({"folder": "/no/such/place"}, "`folder` '/no/such/place': no such folder"),
         ({"folder": ""}, "`folder` '': no such folder"),
         ({"images": "test"}, "test: no such folder of images"),
-        ({"annotations": "a.json"}, "a.json: no such annotation file"),
+        ({"annotations": "a.json"}, "a.json: no such annotation file$"),
+        (
+            {"annotations": "annotations/train.json"},
+            "train.json: no such annotation file; its folder has instances_val.json$",
+        ),
     ],
 )
 def test_missing_places(tmp_path, options, message):

@@ -122,7 +122,7 @@ def get_config() -> ConfigDict:
 
     config.eval = evaluation = ConfigDict()
     # Steps between evaluations, or below 1 the share of the run between them; the end
-    # has one too. 0: only the end. So there are eight, two epochs apart by default.
+    # has one too. 0: only the end. By default they are eight, two epochs apart.
     evaluation.every = 0.125
     # Images of one call of the network, over all devices.
     evaluation.batch_size = 8

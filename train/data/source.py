@@ -98,7 +98,8 @@ class Source:
         self._max_pixels = max_pixels
         self._copy, self._config = copy, config
         self._label_maps = "labelled" in index
-        encoded = {"image", "label_map"} & builder.info.features.keys()
+        features = cast(tfds.features.FeaturesDict, builder.info.features)
+        encoded = {"image", "label_map"} & features.keys()
         # The decorator of `as_data_source` hides its signature from type checkers.
         self._records = cast(Any, builder).as_data_source(
             split, decoders={name: tfds.decode.SkipDecoding() for name in encoded}

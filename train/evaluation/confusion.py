@@ -5,7 +5,7 @@ Shape letters: C categories, D detections and T objects of an image.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -79,9 +79,12 @@ def _overlaps(
     """IoUs, or of crowds the share of the detection that is inside."""
     if not detections or not objects:
         return np.zeros((len(detections), len(objects)))
-    boxes = [[e["bbox"] for e in entries] for entries in (detections, objects)]
-    one, other = (np.array(each, np.float64) for each in boxes)
-    return coco_mask.iou(one, other, [int(crowd)] * len(objects))
+    # pycocotools takes arrays of boxes too, which its types do not say.
+    one, other = (
+        cast(Any, np.array([e["bbox"] for e in entries], np.float64))
+        for entries in (detections, objects)
+    )
+    return np.asarray(coco_mask.iou(one, other, [int(crowd)] * len(objects)))
 
 
 def _pairs(

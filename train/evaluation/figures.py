@@ -48,7 +48,9 @@ def precision_recall_figure(curves: Mapping[str, PrecisionRecall]) -> Figure:
 def _draw_curves(axes: Axes, curves: PrecisionRecall, rule: str) -> None:
     precision = curves.precision[rule]
     known = np.flatnonzero(~np.isnan(precision[:, 0]))
-    ranked = known[np.argsort(-precision[known].mean(1), kind="stable")].tolist()
+    ranked: list[int] = known[
+        np.argsort(-precision[known].mean(1), kind="stable")
+    ].tolist()
     told = ranked
     if len(ranked) > _TOLD_APART:
         told = ranked[:_AT_EACH_END] + ranked[-_AT_EACH_END:]

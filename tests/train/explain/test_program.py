@@ -373,7 +373,9 @@ def write_score(folder, side, score, step=7):
     path = sweep_folder(folder, side) / "evaluation.json"
     path.parent.mkdir(parents=True)
     groups = {"bbox": {"AP": score, "AP50": 1.0}, "bbox_per_class": {"0": 1.0}}
-    path.write_text(json.dumps({"step": step, "data": {}, **groups}))
+    path.write_text(
+        json.dumps({"step": step, "data": {}, "figures": ["a.png"], **groups})
+    )
 
 
 @pytest.mark.usefixtures("brief", "coarse")

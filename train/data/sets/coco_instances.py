@@ -29,6 +29,9 @@ from train.data.sets import coco_annotations
 from train.data.sets.mistakes import read_all, refusal
 from train.data.sets.user_folder import existing_folder, file_state
 
+# Of the files in the place of a missing one, so many are named.
+_SHOWN = 5
+
 
 @dataclasses.dataclass(kw_only=True)
 class CocoInstancesConfig(PreparedConfig):
@@ -64,7 +67,9 @@ class CocoInstancesConfig(PreparedConfig):
         if not self.image_folder.is_dir():
             raise FileNotFoundError(f"{self.image_folder}: no such folder of images")
         if not self.json_path.exists():
-            raise FileNotFoundError(f"{self.json_path}: no such annotation file")
+            raise FileNotFoundError(
+                f"{self.json_path}: no such annotation file{self._beside()}"
+            )
         place = (self.image_folder.resolve(), self.json_path.resolve(), self.upright)
         digest = hashlib.sha1(os.fsencode("\n".join(map(str, place))))
         self.name = f"{self.split}_{digest.hexdigest()[:8]}"
@@ -72,6 +77,12 @@ class CocoInstancesConfig(PreparedConfig):
         self.read_json = ""
         self.read_images: dict[str, list[int]] = {}
         self._instances: coco_annotations.Instances | None = None
+
+    def _beside(self) -> str:
+        """Which annotation files there are in the place of one that is missing."""
+        names = sorted(path.name for path in self.json_path.parent.glob("*.json"))
+        shown = ", ".join(one_line(name, 100) for name in names[:_SHOWN])
+        return f"; its folder has {shown}" if names else ""
 
     def categories(self, split: str) -> list[dict[str, Any]]:
         """Those of the JSON, whose content is kept until it is prepared."""
