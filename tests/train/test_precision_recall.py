@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.metrics import precision_recall_curve
 
 from train import draw
@@ -192,3 +193,16 @@ def test_names_may_be_anything(name):
         confusion_figure([name, "b"], np.eye(2, dtype=int), "boxes"),
     ):
         assert draw.figure_png(figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("count", "name"), [(2, "{}"), (11, "{}"), (25, "long name {}")]
+)
+def test_no_label_of_a_matrix_is_cut_off(count, name):
+    names = [name.format(i) for i in range(count)]
+    figure = confusion_figure(names, 12 * np.eye(count, dtype=int), "boxes")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = figure.get_tightbbox(canvas.get_renderer())
+    width, height = figure.get_size_inches()
+    assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= width and drawn.y1 <= height

@@ -93,7 +93,9 @@ def confusion_figure(
     axes = figure.subplots()
     # From white to black, so that it is the same in grey; by the root, so that what is
     # rare is seen.
-    picture = axes.imshow(shares, cmap="Greys", norm=PowerNorm(0.5, 0, 1))
+    shades: dict[str, Any] = {"cmap": "Greys", "norm": PowerNorm(0.5, 0, 1)}
+    # Cells as the layout has room for them: equal sides would cut labels off.
+    picture = axes.imshow(shares, aspect="auto", **shades)
     if written:
         _write_shares(axes, shares)
     shown = [_shown(name) for name in names]
