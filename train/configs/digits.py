@@ -68,6 +68,8 @@ def get_config(arg: str = "") -> ConfigDict:
         data.short_sides = (112, 128, 176, 192)
         config.steps = 8000
         backbone.depths = (1, 1, 2, 3)
+    if config.network == "class_aware_rpn":
+        config.steps = 4300
 
     optim = config.optim
     # In so few steps from random weights SGD with momentum hardly starts to learn.
@@ -76,7 +78,8 @@ def get_config(arg: str = "") -> ConfigDict:
     optim.weight_decay = 0.01
     optim.warmup_steps = 100
     optim.warmup_factor = 0.1
-    optim.decay_at = (0.8, 0.95) if config.network == "deeplab" else (0.7, 0.9)
+    longer = config.network in ("class_aware_rpn", "deeplab")
+    optim.decay_at = (0.8, 0.95) if longer else (0.7, 0.9)
     optim.clip_norm = 5.0
 
     config.log.every = 50
@@ -118,7 +121,16 @@ def _detector(network: str) -> ConfigDict:
         model.rpn.anchor_sizes = (16.0,)
     model.rpn.sampling.samples = 64
     model.selection.max_detections = 20
-    if network != "class_aware_rpn":
+    if network == "class_aware_rpn":
+        # What is a detector wants more positives, and boxes that are exact, than what
+        # proposes; the deltas' weights are those of a box head.
+        model.neck.features, model.rpn.features = 128, 192
+        model.rpn.sampling.update(
+            {"samples": 128, "positive_iou": 0.5, "negative_iou": 0.4}
+        )
+        model.rpn.code.weights = (10.0, 10.0, 5.0, 5.0)
+        model.selection.nms_iou = 0.3
+    else:
         model.rpn.train.update({"pre_nms_top_n": 512, "post_nms_top_n": 128})
         model.rpn.test.update({"pre_nms_top_n": 512, "post_nms_top_n": 64})
         model.sampling.samples = 32
