@@ -12,7 +12,7 @@ set -euo pipefail
   exit 2
 }
 wheel=$(realpath "$1")
-python=${2:-python3}
+python=$(realpath --no-symlinks "$(command -v "${2:-python3}")")
 cd "$(dirname "$0")/.."
 journeys=$PWD/docs/journeys
 unset PYTHONPATH

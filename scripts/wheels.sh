@@ -41,12 +41,14 @@ build=$PWD/build/wheels
 tools=$build/tools
 mkdir -p "$build/linux" dist
 
-# install ENVIRONMENT PYTHON REQUIREMENT..., once
+# install ENVIRONMENT PYTHON REQUIREMENT..., where they are not there yet
 install() {
-  [ -f "$1/installed" ] || {
+  local wanted
+  wanted="$("$2" --version) ${*:3}"
+  [ "$(cat "$1/installed" 2>/dev/null)" = "$wanted" ] || {
     "$2" -m venv --clear "$1"
     "$1/bin/python" -m pip install --quiet --disable-pip-version-check "${@:3}"
-    touch "$1/installed"
+    echo "$wanted" >"$1/installed"
   }
 }
 
@@ -99,7 +101,7 @@ PYTHON
   PATH=$tools/bin:$PATH auditwheel repair --plat "manylinux_2_28_$arch" --only-plat \
     --wheel-dir dist "$build"/linux/*.whl
 done
-ls -l dist/*.whl
+find dist -name '*.whl'
 if [ ${#missing[@]} -gt 0 ]; then
   echo "wheels.sh: no Python ${missing[*]} was found: install it, for its headers" >&2
   exit 1

@@ -1,6 +1,7 @@
 """How the filters of a network move on an image, as a figure."""
 
 import logging
+import re
 from collections.abc import Mapping
 
 import jax
@@ -58,17 +59,27 @@ class OffsetPicture:
           geometry: Of the first image.
         """
         shown = {}
-        for name, field in list(fields.items())[-_LAYERS:]:
+        for name in sorted(fields, key=_natural)[-_LAYERS:]:
             try:
-                shown[name] = first_in_pixels(field, geometry.canvas, geometry.size)
+                found = first_in_pixels(fields[name], geometry.canvas, geometry.size)
             except ValueError as error:
                 _log.info("no picture of the offsets of %s: %s", name, error)
+                continue
+            # An image smaller than a cell has no place.
+            if found.centre.size:
+                shown[name] = found
         if not shown:
             return None
         from dcn_jax.explain.figures import offset_row
 
         title = "offsets of the last deformable layers on the first image"
         return draw.figure_png(offset_row(image, title, shown))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Orders "layer3.9" before "layer3.22"; what jit returns is ordered by letters."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def _first(field: OffsetField) -> OffsetField:

@@ -77,15 +77,26 @@ def turned_size(header: Header) -> tuple[int, int]:
 def looks_damaged(header: Header) -> bool:
     """Whether a decoder may refuse the pixels, as far as one sees without decoding.
 
-    A JPEG file does not end as one does, or a chunk of a PNG file has another checksum.
+    A JPEG file does not end as one does, or is of a rare kind; a chunk of a PNG file
+    has another checksum, or none has pixels.
     """
     data = header.data
     if data[:2] == b"\xff\xd8":
-        return not data.endswith(b"\xff\xd9")
-    return any(
+        return not (data.endswith(b"\xff\xd9") and _common_frame(data))
+    chunks = list(png_chunks(data))
+    return all(kind != b"IDAT" for kind, _ in chunks) or any(
         zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big")
-        for _, chunk in png_chunks(data)
+        for _, chunk in chunks
     )
+
+
+def _common_frame(data: bytes) -> bool:
+    """Whether a JPEG's frame is one that every decoder reads: of 8 bits, lossy."""
+    code, position = _marker(data, 2)
+    while code < 0xC0 or code > 0xCF or code in (0xC4, 0xC8, 0xCC):
+        (length,) = struct.unpack_from(">H", data, position)
+        code, position = _marker(data, position + length)
+    return code in (0xC0, 0xC1, 0xC2) and data[position + 2] == 8
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -9,6 +9,7 @@ from dcn_jax.detection.records import Detections
 from dcn_jax.images.geometry import Geometry
 from train.evaluation.coco import AveragePrecision
 from train.evaluation.confusion import detection_confusion
+from train.evaluation.figures import confusion_figure
 
 CATEGORIES = [
     {"id": 7, "name": "cat"},
@@ -186,3 +187,10 @@ def test_processes_judge_their_images_together():
         "iou": 0.5,
         "counts": [[1, 0, 0, 0], [1, 1, 0, 0], [0] * 4, [0] * 4],
     }
+
+
+def test_a_picture_stays_of_a_size_with_any_number_of_categories():
+    names = [f"category {k}" for k in range(1500)]
+    figure = confusion_figure(names, np.eye(1500, dtype=np.int64), "pixels")
+    assert (figure.get_size_inches() < 30).all()
+    assert not figure.axes[0].get_xticklabels()[0].get_text().startswith("category")

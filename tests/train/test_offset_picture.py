@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from matplotlib.figure import Figure
 
+from dcn_jax.explain import figures
 from dcn_jax.images.geometry import Geometry
 from dcn_jax.modules import DeformConv
 from train import sharding
@@ -67,6 +69,28 @@ def test_the_last_layers_are_drawn():
     picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     # Four of them, in a row.
     assert 1600 < picture.shape[1] < 1700 and 350 < picture.shape[0] < 500
+
+
+def test_layers_are_counted_as_numbers(monkeypatch):
+    _, found, _ = fields_of(lambda rngs: Network(1, rngs))
+    (field,) = found.values()
+    # As jit orders them.
+    names = ("layer3.22", "layer3.7", "layer3.8", "layer3.9", "layer4.0")
+    shown = []
+
+    def row(image, title, fields):
+        shown.extend(fields)
+        return Figure()
+
+    monkeypatch.setattr(figures, "offset_row", row)
+    offsets = OffsetPicture(
+        Skeleton(lambda rngs: Network(1, rngs)), sharding.make_mesh()
+    )
+    image = np.zeros((24, 30, 3), np.uint8)
+    offsets.png(dict.fromkeys(names, field), image, GEOMETRY)
+    assert shown == ["layer3.8", "layer3.9", "layer3.22", "layer4.0"]
+    # A picture without room for one filter.
+    assert offsets.png({"a": field}, image, GEOMETRY._replace(size=(0, 30))) is None
 
 
 def test_networks_without_such_layers_have_none():

@@ -25,6 +25,8 @@ _TOLD_APART = 10
 _AT_EACH_END = 4
 # In matrices of so many rows shares are written into the cells.
 _WRITTEN = 24
+# In those of more, rows and columns have no names: the numbers stand in a file.
+_NAMED = 150
 _NAME = 24
 
 
@@ -88,7 +90,7 @@ def confusion_figure(
     totals = counts.sum(1)
     shares = counts / np.maximum(totals, 1)[:, None]
     written = len(names) <= _WRITTEN
-    side = (0.42 if written else 0.17) * len(names)
+    side = (0.42 if written else 0.17) * min(len(names), _NAMED)
     figure = Figure((max(side, 2) + 3.2, max(side, 2) + 2.4), layout="constrained")
     axes = figure.subplots()
     # From white to black, so that it is the same in grey; by the root, so that what is
@@ -98,8 +100,18 @@ def confusion_figure(
     picture = axes.imshow(shares, aspect="auto", **shades)
     if written:
         _write_shares(axes, shares)
-    shown = [_shown(name) for name in names]
-    places, size = np.arange(len(names)), 9 if written else 7
+    if len(names) <= _NAMED:
+        _name_cells(axes, names, totals, size=9 if written else 7)
+    axes.set(xlabel="predicted", ylabel="true (how many)")
+    axes.set_title(f"{title}; in % of the row" if written else title, fontsize=9)
+    figure.colorbar(picture, ax=axes, label="share of the row", fraction=0.04, pad=0.02)
+    return figure
+
+
+def _name_cells(
+    axes: Axes, names: Sequence[str], totals: Int[np.ndarray, " C"], size: int
+) -> None:
+    shown, places = [_shown(name) for name in names], np.arange(len(names))
     rows = [f"{name} ({total:,})" for name, total in zip(shown, totals, strict=True)]
     axes.set_xticks(places, shown, rotation=90, fontsize=size)
     axes.set_yticks(places, rows, fontsize=size)
@@ -109,10 +121,6 @@ def confusion_figure(
     axes.set_yticks(places - 0.5, minor=True)
     axes.grid(which="minor", color="0.85", linewidth=0.5)
     axes.tick_params(which="minor", length=0)
-    axes.set(xlabel="predicted", ylabel="true (how many)")
-    axes.set_title(f"{title}; in % of the row" if written else title, fontsize=9)
-    figure.colorbar(picture, ax=axes, label="share of the row", fraction=0.04, pad=0.02)
-    return figure
 
 
 def _write_shares(axes: Axes, shares: Float[np.ndarray, "C C"]) -> None:

@@ -210,6 +210,28 @@ def test_a_changed_byte_of_a_png_is_found(place):
         check_image(bytes(changed), "a")
 
 
+def _of_kind(code: int, precision: int) -> bytes:
+    """The JPEG with another kind of frame."""
+    place = JPEG.index(b"\xff\xc0")
+    frame = bytes((0xFF, code)) + JPEG[place + 2 : place + 4] + bytes((precision,))
+    return JPEG[:place] + frame + JPEG[place + 5 :]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _of_kind(0xC3, 8),
+        _of_kind(0xC0, 12),
+        PNG[: PNG.index(b"IDAT") - 4] + PNG[PNG.index(b"IEND") - 4 :],
+    ],
+    ids=["lossless", "of 12 bits", "without pixels"],
+)
+def test_kinds_that_a_decoder_refuses_are_found(data):
+    read_header(data, "a")
+    assert _is_refused(decode_image, data)
+    assert _is_refused(check_image, data)
+
+
 def test_size_is_checked_before_anything_is_decoded():
     with pytest.raises(ValueError, match="24 x 40 pixels; at most 959 are allowed"):
         check_image(JPEG[:-2], "a", 959)

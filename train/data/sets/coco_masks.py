@@ -69,8 +69,8 @@ def pixels(
         return np.zeros((height, width), np.uint8)
     if isinstance(segmentation, dict):
         runs = cast(np.ndarray, run_lengths(segmentation["counts"])).astype(np.int64)
-        inside = np.arange(len(runs)) % 2
-        return np.repeat(inside, runs).astype(np.uint8).reshape(width, height).T
+        inside = (np.arange(len(runs)) % 2).astype(np.uint8)
+        return np.repeat(inside, runs).reshape(width, height).T
     return coco_mask.decode(_joined(segmentation, height, width))
 
 
