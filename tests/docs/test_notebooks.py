@@ -10,8 +10,8 @@ from myst_nb.core.read import read_myst_markdown_notebook  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "docs" / "notebooks"
-# They start other processes, or train.
-SLOW = ("coco", "devices", "export")
+# They start other processes, train, or compile networks.
+SLOW = ("coco", "devices", "explain", "export")
 # Of pyzmq and its event loop, on which nothing here depends.
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -214,7 +214,8 @@ def test_a_run_says_it_once(tmp_path, content):
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-    (line,) = stream.getvalue().splitlines()
+    *preparation, line = stream.getvalue().splitlines()
+    assert [text.split()[0] for text in preparation] == ["preparing", "prepared"]
     assert "over `max_boxes` (2), which count as background: 6 (in 6 images)" in line
     assert "orientation tag is not applied (`upright`): 1" in line
     assert inputs.count_steps(config, task, source) == 6

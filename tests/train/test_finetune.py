@@ -47,7 +47,11 @@ def test_it_is_a_configuration_of_the_task(arg):
 
 @pytest.mark.parametrize(
     ("owner", "masks"),
-    [("torchvision", False), ("mmdetection", True), ("detectron2", False)],
+    [
+        ("torchvision", False),
+        pytest.param("mmdetection", True, marks=pytest.mark.slow),
+        pytest.param("detectron2", False, marks=pytest.mark.slow),
+    ],
 )
 def test_the_network_starts_as_that_of_its_weights(tmp_path, owner, masks):
     """What deforms computes at first what does not."""
