@@ -130,10 +130,7 @@ class Detection(Composed):
         picture = drawing.enlarged(image)
         size = height, width = picture.shape[:2]
         labels = example.labels.tolist()
-        (old_height, old_width), names = (
-            geometry.original,
-            [c["name"] for c in categories],
-        )
+        old_height, old_width = geometry.original
         if data.mask_size:
             pairs = zip(example.segmentations, labels, strict=True)
             for segmentation, label in pairs:
@@ -142,6 +139,7 @@ class Detection(Composed):
                 picture = drawing.draw_mask(picture, mask, label)
         y, x = height / old_height, width / old_width
         boxes = example.boxes * np.asarray([x, y, x, y], np.float32)
+        names = [category["name"] for category in categories]
         return drawing.draw_boxes(picture, boxes, None, labels, names)
 
     def records(
