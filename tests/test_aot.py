@@ -47,6 +47,12 @@ HloModule jit_f, is_scheduled=true, entry_computation_layout={(f32[8,16]{1,0})->
   ROOT %put = f32[4,8,16]{2,1,0} dynamic-update-slice(%p, %u, %k, %k, %k)
 }
 
+%dynamic-slice-fusion (q: f32[4,8,16]) -> (f32[2,8,16], s32[2]) {
+  %q = f32[4,8,16]{2,1,0} parameter(0)
+  %part = f32[2,8,16]{2,1,0} slice(%q), slice={[0:2], [0:8], [0:16]}
+  ROOT %sliced = (f32[2,8,16]{2,1,0}, s32[2]{0}) custom-call(%part), custom_call_target="dcn_jax.roi_pool.bwd", api_version=API_VERSION_TYPED_FFI
+}
+
 ENTRY %main (a: f32[8,16], b: bf16[16,32], c: f32[4,8,16], d: s32[], m: bf16[2,6,6,8], w: bf16[3,3,8,4]) -> f32[] {
   %a = f32[8,16]{1,0} parameter(0)
   %b = bf16[16,32]{1,0} parameter(1)
@@ -63,6 +69,7 @@ ENTRY %main (a: f32[8,16], b: bf16[16,32], c: f32[4,8,16], d: s32[], m: bf16[2,6
   %y = bf16[2,6,6,4]{3,2,1,0} get-tuple-element(%conv), index=0
   %back = (bf16[3,3,8,4]{3,2,1,0}, u8[0]{0}) custom-call(%m, %y), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f, custom_call_target="__cudnn$convBackwardFilter"
   %ours = f32[4,8,16]{2,1,0} custom-call(%c), custom_call_target="dcn_jax.roi_pool.fwd", api_version=API_VERSION_TYPED_FFI
+  %around = (f32[2,8,16]{2,1,0}, s32[2]{0}) fusion(%c), kind=kCustom, calls=%dynamic-slice-fusion
   %sum.start = f32[8,16]{1,0} all-reduce-start(%last), replica_groups={}, to_apply=%condition
   %sum = f32[8,16]{1,0} all-reduce-done(%sum.start)
   %piece = f32[1,8,16]{2,1,0} bitcast(%sum)
@@ -100,6 +107,7 @@ def test_calls_collectives_and_moves_are_counted(program):
         "__cublas$lt$matmul": 1,
         "__cudnn$convBackwardFilter": 1,
         "__cudnn$convForward": 1,
+        "dcn_jax.roi_pool.bwd": 1,
         "dcn_jax.roi_pool.fwd": 1,
     }
     # The loop copies five times; the turned slice ends in a conversion.
@@ -121,6 +129,9 @@ def test_bytes_are_those_that_are_touched(program):
     # In place: not the array that is updated.
     assert by_name["update"].written == 8 * 16 * 4
     assert by_name["update"].read == 8 * 16 * 4 + 4
+    # Fused with a slice of what it reads.
+    assert by_name["sliced"].read == 2 * 8 * 16 * 4
+    assert "around" not in by_name
     assert "sum" not in by_name and "sum.start" not in by_name
     assert by_name["copied"].times == 5
 

@@ -121,12 +121,16 @@ class Program(NamedTuple):
     def running(self) -> Iterator[tuple[Computation, Instruction, int]]:
         """What runs, with its computation and how often; fusions are one instruction.
 
-        All branches of a conditional are counted.
+        All branches of a conditional are counted. A call that is fused with slices of
+        its operands stands for the fusion.
         """
         yield from self._running(self.entry, 1)
 
     def _running(self, computation: Computation, times: int):
         for instruction in computation.instructions.values():
+            if calls := self._fused_calls(instruction):
+                yield from ((*call, times) for call in calls)
+                continue
             yield computation, instruction, times
             inner, again = [], times
             if instruction.opcode == "while":
@@ -144,6 +148,18 @@ class Program(NamedTuple):
             for name in inner:
                 if name is not None:
                     yield from self._running(self.computations[name], again)
+
+
+    def _fused_calls(
+        self, instruction: Instruction
+    ) -> list[tuple[Computation, Instruction]]:
+        """Custom calls in a fusion, which reads operands of theirs where they lie."""
+        name = instruction.computation("calls")
+        if instruction.opcode != "fusion" or name is None:
+            return []
+        fused = self.computations[name]
+        calls = [i for i in fused.instructions.values() if i.opcode == "custom-call"]
+        return [(fused, call) for call in calls]
 
 
 def parse(text: str) -> Program:
