@@ -15,6 +15,7 @@ from scripts.benchmark.conv_cases import deform_arguments, deform_candidate
 from scripts.benchmark.layers import COUNTS, SHAPES
 from scripts.gpu_check import machine, roofline, speed, stages, tests
 from scripts.gpu_check.__main__ import head
+from scripts.gpu_check.calls import LAST
 from scripts.gpu_check.machine import is_older
 from scripts.gpu_check.results import RESULTS
 from scripts.gpu_check.roofline import BFLOAT16, FLOAT32, TF32, Rates
@@ -434,7 +435,7 @@ def test_the_stand_in_for_jaxtyping(tmp_path):
 
 
 def test_what_a_sanitizer_says():
-    called = "called roi_align\ncalled nms\n"
+    called = f"called roi_align\ncalled {LAST}\n"
     ours = "========= Race in xla_ops::(anonymous namespace)::columns_kernel\n"
     others = "========= Uninitialized read in loop_fusion\n"
     for status, output, state in [
@@ -443,6 +444,8 @@ def test_what_a_sanitizer_says():
         (1, called, "failed"),
         (86, ours + called, "found something"),
         (None, "called roi_align\n", "stopped"),
+        (86, "called roi_align\n========= Internal Sanitizer Error: x\n", "broke off"),
+        (86, f"========= Internal Sanitizer Error: x\n\n{ours}", "found something"),
     ]:
         found = judge(status, output)
         assert found.state == state

@@ -149,7 +149,6 @@ class Program(NamedTuple):
                 if name is not None:
                     yield from self._running(self.computations[name], again)
 
-
     def _fused_calls(
         self, instruction: Instruction
     ) -> list[tuple[Computation, Instruction]]:

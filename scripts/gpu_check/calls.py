@@ -20,7 +20,7 @@ import numpy as np
 import xla_ops
 
 # What the last line says.
-LAST = "nms"
+LAST = "deform_conv2d float16 8 {}"
 
 
 def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
@@ -115,13 +115,13 @@ def pool(run: Calls, name: str, channels: int, *more: np.ndarray, **options) -> 
 
 
 def call_all(run: Calls) -> None:
-    """Every operator, every way through its kernels."""
+    """Every operator, every way through its kernels.
+
+    Half precision comes last: racecheck breaks off in its programs.
+    """
     deform_conv2d(run, "float32", 12, 20, precision="highest")
     deform_conv2d(run, "float32", 5, 7, precision="highest")
     deform_conv2d(run, "float32", 40, 36, precision="default")
-    deform_conv2d(run, "bfloat16", 40, 72)
-    deform_conv2d(run, "bfloat16", 33, 37)
-    deform_conv2d(run, "float16", 8, 8)
     os.environ["DCN_JAX_CUDA_INPUT_GRADIENT"] = "atomic"
     deform_conv2d(run, "float32", 12, 20, precision="highest")
     deform_conv2d(run, "float32", 5, 7, precision="highest")
@@ -147,7 +147,10 @@ def call_all(run: Calls) -> None:
             implementation=implementation,
         )
 
-    run.compare(LAST, select, boxes, normal(2, 150), tolerance=0.0)
+    run.compare("nms", select, boxes, normal(2, 150), tolerance=0.0)
+    deform_conv2d(run, "bfloat16", 40, 72)
+    deform_conv2d(run, "bfloat16", 33, 37)
+    deform_conv2d(run, "float16", 8, 8)
 
 
 def main() -> int:

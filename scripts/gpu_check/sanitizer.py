@@ -35,6 +35,8 @@ _TOOLS = {
 }
 # Our namespace as it is written, and as the linker writes it.
 _OUR_NAME = re.compile(r"\bxla_ops::|7xla_ops")
+# It counts as an error that it found.
+_BROKEN = "Internal Sanitizer Error"
 _RESERVE = 3
 
 
@@ -42,7 +44,8 @@ class Found(NamedTuple):
     """What a tool said.
 
     Attributes:
-      state: "nothing found", "found something", "failed" or "stopped".
+      state: "nothing found", "found something", "broke off" (the tool failed, before it
+        found anything), "failed" or "stopped".
       calls: How many calls it saw end.
       lines: The tool's own first lines, those about our kernels before the others.
       names_ours: Whether any of its lines, shown or not, names a kernel of ours.
@@ -85,6 +88,8 @@ def judge(status: int | None, output: str) -> Found:
         return Found("stopped", calls, shown, names_ours)
     if status == 0 and f"called {LAST}" in lines:
         return Found("nothing found", calls, [])
+    if _BROKEN in output and not names_ours:
+        return Found("broke off", calls, shown)
     if status == _FOUND:
         return Found("found something", calls, shown, names_ours)
     return Found("failed", calls, lines[-20:], names_ours)
@@ -152,6 +157,9 @@ def main() -> int:
         if found.state == "stopped":
             print(f"\nSkipped: the rest of {tool}, stopped after {left:.0f} s.\n")
             status = 1 if found.names_ours else status or CUT_SHORT
+        elif found.state == "broke off":
+            print(f"\nSkipped: the rest of {tool}, which failed itself.\n")
+            status = status or CUT_SHORT
         elif found.state != "nothing found" and not is_of_others(tool, found):
             status = 1
     return status
