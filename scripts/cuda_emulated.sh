@@ -30,7 +30,6 @@ flags+=(-DXLA_OPS_EMULATES_CUDA -I"$csrc" -Itests/cuda)
 # The kernels that a program checks.
 declare -A kernels=(
   [deform_conv]="deform_conv/cuda/*.cu"
-  [deform_conv_fused]=deform_conv/cuda/fused.cu
   [max_roi_pool]=roi/cuda/max_pool.cu
   [nms]=nms/cuda/kernels.cu
   [roi_pool]="roi/cuda/pool_*.cu"

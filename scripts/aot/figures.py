@@ -264,11 +264,6 @@ def _operations_of(computation: Computation, instruction: Instruction) -> float:
         return _of_dot(computation, instruction)
     if instruction.opcode == "convolution" or target.startswith("__cudnn$conv"):
         return _of_convolution(computation, instruction)
-    if target == "dcn_jax.deform_conv2d.fused":
-        _, height, width, channels, _ = (
-            _operands(computation, instruction)[2].results[0].shape
-        )
-        return 2.0 * instruction.results[0].elements * height * width * channels
     return 0.0
 
 

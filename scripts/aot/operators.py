@@ -36,14 +36,12 @@ class Operator(NamedTuple):
       fixed: The same of arguments that have none.
       shared: Shapes of moving arguments that all images share.
       targets: Our calls on CUDA, forward and backward.
-      half: The same where x is bfloat16.
     """
 
     name: str
     function: Callable[..., jax.Array]
     moving: tuple[tuple[int, ...], ...]
     targets: frozenset[str]
-    half: frozenset[str]
     fixed: tuple[tuple[int, ...], ...] = ()
     shared: tuple[tuple[int, ...], ...] = ()
 
@@ -86,12 +84,9 @@ class Operator(NamedTuple):
 def operators() -> Iterator[Operator]:
     """Every operator; deform_conv2d once for each way through its kernels."""
     places = (*_MAP, 1, 9)
-    fused = frozenset(_CONVOLUTION + name for name in (*_BACKWARD, "fused"))
-    columns = frozenset(_CONVOLUTION + name for name in (*_BACKWARD, "columns"))
+    targets = frozenset(_CONVOLUTION + name for name in (*_BACKWARD, "columns"))
 
     def convolution(name: str, *, groups: int = 1, mask: bool, **options: Any) -> Any:
-        plain = columns if groups > 1 or "precision" in options else fused
-
         def function(x: Any, offset: Any, *rest: Any) -> jax.Array:
             *modulation, kernel = rest
             return xla_ops.deform_conv2d(
@@ -102,8 +97,7 @@ def operators() -> Iterator[Operator]:
             name,
             function,
             ((*_MAP, _CHANNELS), (*places, 2), *((places,) if mask else ())),
-            plain,
-            columns if groups > 1 else fused,
+            targets,
             shared=((3, 3, _CHANNELS // groups, _CHANNELS),),
         )
 
@@ -135,7 +129,7 @@ def operators() -> Iterator[Operator]:
 
         calls = frozenset(f"dcn_jax.{family}.{part}" for part in ("fwd", "bwd"))
         maps = ((*_MAP, channels), *more)
-        return Operator(name, function, maps, calls, calls, fixed=rois)
+        return Operator(name, function, maps, calls, fixed=rois)
 
     bins = (_ROIS, *_BINS)
     yield pooling("roi_align", _CHANNELS)

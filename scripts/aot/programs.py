@@ -16,7 +16,7 @@ from train.config_dict import ConfigDict
 from train.configs import coco_faster_rcnn, dcnv1, dcnv2, digits
 
 _CLASSES = {"coco_instances": 80, "deformed_digits": 10, "cityscapes": 19}
-_CONVOLUTION = ("list", "gather", "visit", "fused")
+_CONVOLUTION = ("list", "gather", "visit", "columns")
 # Forms of the operators in the short form.
 _SHORT = ("bfloat16", "float32, vmap")
 # Of a small step, which compiles in a minute: the same network, shallow and narrow.
@@ -119,7 +119,7 @@ def _operator_programs(machine: Machine) -> Iterator[Program]:
             yield Program(
                 f"{operator.name}; {form}",
                 functools.partial(operator.lower, **options),
-                operator.half if half else operator.targets,
+                operator.targets,
                 form in _SHORT,
             )
     nms = frozenset({"dcn_jax.nms"})
@@ -180,7 +180,7 @@ def _targets(config: ConfigDict, parts: tuple[str, ...]) -> frozenset[str]:
         names |= {
             f"deform_conv2d.{kernel}"
             for kernel in _CONVOLUTION
-            if backward or kernel == "fused"
+            if backward or kernel == "columns"
         }
     return frozenset(f"dcn_jax.{name}" for name in names)
 

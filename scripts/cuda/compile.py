@@ -117,7 +117,7 @@ def main() -> None:
     code: Code = {}
     with tempfile.TemporaryDirectory() as folder:
         for path in sorted(CSRC.glob("*/cuda/*.cu")):
-            # By family and file: `deform_conv/fused`.
+            # By family and file: `deform_conv/columns`.
             source = f"{path.parent.parent.name}/{path.stem}"
             target = Path(folder) / f"{path.parent.parent.name}_{path.stem}.o"
             options = [own[source]] if source in own else []

@@ -1,7 +1,6 @@
 """The instructions that count in the machine code of CUDA kernels.
 
-In it LDG loads from global memory, LDGSTS loads into shared memory, STG stores, RED and
-REDG add in memory, HMMA multiplies on tensor cores.
+In it LDG loads from global memory, STG stores, RED and REDG add in memory.
 """
 
 import collections
@@ -62,22 +61,22 @@ def span(values: Iterable[int]) -> str:
 
 def instruction_table(code: Code) -> list[list[str]]:
     """Rows, for the instances that read 16 bytes at a time; the first is the head."""
-    rows = [["kernel", "architectures", "LDG", "LDGSTS", "STG", "others"]]
+    rows = [["kernel", "architectures", "LDG", "STG", "others"]]
     families: dict[str, dict] = collections.defaultdict(dict)
     for (name, a), count in sorted(code.items()):
         if reads_runs(name):
-            facts = families[name.family].setdefault(a, (set(), set(), set(), set()))
-            for place, opcode in enumerate(("LDG", "LDGSTS", "STG")):
+            facts = families[name.family].setdefault(a, (set(), set(), set()))
+            for place, opcode in enumerate(("LDG", "STG")):
                 facts[place].add(of_16_bytes(count, opcode))
-            facts[3].update(matching(count, "RED|ATOMG|HMMA"))
+            facts[2].update(matching(count, "RED|ATOMG"))
     for family, by_architecture in sorted(families.items()):
         # Architectures with the same facts share a line.
         lines: dict[tuple, list[int]] = collections.defaultdict(list)
         for a, facts in sorted(by_architecture.items()):
             lines[tuple(map(frozenset, facts))].append(a)
         for facts, architectures in lines.items():
-            counts = [span(each) for each in facts[:3]]
-            others = ", ".join(f"`{name}`" for name in sorted(facts[3]))
+            counts = [span(each) for each in facts[:2]]
+            others = ", ".join(f"`{name}`" for name in sorted(facts[2]))
             names = ", ".join(map(str, architectures))
             rows.append([f"`{family}`", names, *counts, others])
     return rows
@@ -95,8 +94,6 @@ def lacking(code: Code) -> list[str]:
         if name.family == "gather_kernel" and name.arguments[1].endswith("F16"):
             # Of a run of float32 it makes 8 bytes; one of bfloat16 stays what it is.
             missing = [op for op in missing if op != "STG"]
-        if name.family == "fused_kernel" and not matching(count, "HMMA"):
-            missing.append("HMMA")
         adds_floats = name.family == "visit_kernel" and name.arguments[0] != "double"
         if adds_floats and a >= 90 and not matching(count, "RED.*F32x4"):
             missing.append("F32x4")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 class KernelName(NamedTuple):
     """An instance of a kernel template, `columns_kernel<float, 4>`."""
 
-    source: str  # `deform_conv/fused`; two files may have kernels of one name.
+    source: str  # `deform_conv/columns`; two files may have kernels of one name.
     family: str
     arguments: tuple[str, ...]
 

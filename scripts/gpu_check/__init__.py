@@ -9,7 +9,7 @@ part of the report.
     compile            programs of detectors, by XLA
     calls              every target once, beside the plain form
     tests, results     the operators' tests; a pytest plugin that keeps each outcome
-    speed, parts       layers beside torchvision; kernels of the backward pass
+    speed, parts       layers beside torchvision; kernels and products of a layer
     torchvision        the peer of `speed`, as long as it works
     roofline           least times of a layer, from measured rates
     step               a train step, beside the CPU's, and its time

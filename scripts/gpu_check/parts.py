@@ -1,4 +1,4 @@
-"""The stage that times the parts of deform_conv2d's backward pass.
+"""The stage that times the parts of deform_conv2d, forward and backward.
 
     python -m scripts.gpu_check.parts [--emulated]
 
@@ -27,11 +27,13 @@ from xla_ops.deform_conv.cuda.composition import (
     by_group,
     columns_gradient,
     kernel_gradient,
+    output_of,
 )
 from xla_ops.deform_conv.cuda.input_gradient import sort_corners
 from xla_ops.deform_conv.cuda.kernels import (
     gather_input_gradient,
     list_corners,
+    sample_columns,
     visit_samples,
 )
 
@@ -39,7 +41,6 @@ _SETTINGS: dict[str, Any] = dict(
     window=(3, 3), strides=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1
 )
 _PRECISION = "default"
-_WHOLE = "whole"
 # Calls that are timed together, and how often; the least counts.
 _CALLS, _ROUNDS = 20, 5
 
@@ -64,6 +65,22 @@ def parts(shape: tuple[int, int, int], images: int, dtype: Any) -> dict[str, Cal
         found[name] = functools.partial(run, *given)
         return jax.block_until_ready(found[name]())
 
+    part("starting a program", lambda x: x + 1, first_row)
+    (columns,) = part(
+        "columns",
+        functools.partial(sample_columns, **_SETTINGS),
+        x,
+        first_row,
+        offset,
+        mask,
+    )
+    part(
+        "product: output",
+        lambda columns, weights: output_of(columns, weights, _PRECISION, dtype),
+        columns,
+        weights,
+    )
+    part("forward pass", deform_conv2d, x, offset, kernel, mask)
     dcolumns = part(
         "product: gradient of the columns",
         lambda g, weights: columns_gradient(g, weights, _PRECISION, kept),
@@ -113,18 +130,17 @@ def parts(shape: tuple[int, int, int], images: int, dtype: Any) -> dict[str, Cal
         mask,
     )
 
-    def whole(gradient: Any, *arguments: Any) -> Any:
+    def backward(gradient: Any, *arguments: Any) -> Any:
         return jax.vjp(deform_conv2d, *arguments)[1](gradient)
 
-    part(_WHOLE, whole, gradient, x, offset, kernel, mask)
+    part("backward pass", backward, gradient, x, offset, kernel, mask)
     return found
 
 
 def table(found: Sequence[dict[str, float]], heads: Sequence[str]) -> str:
     """Microseconds in Markdown: a row for each part, a column for each shape."""
     lines = [["microseconds", *heads], ["---"] * (1 + len(heads))]
-    sums = {"the parts": [sum(f.values()) - f[_WHOLE] for f in found]}
-    rows = {name: [f[name] for f in found] for name in found[0]} | sums
+    rows = {name: [f[name] for f in found] for name in found[0]}
     lines += [[name, *(f"{s * 1e6:.1f}" for s in row)] for name, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -136,9 +152,8 @@ def main() -> int:
     plan = DRY if emulated else Plan(SHAPES)
     calls, rounds = (1, 1) if emulated else (_CALLS, _ROUNDS)
     print(
-        f"{plan.images} images; each part is a program of its own, "
-        f"`XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}`. The whole pass shares what "
-        "starting a program takes.\n",
+        f"{plan.images} images; each part is a program of its own, in which starting a "
+        f"program counts. `XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}`.\n",
         flush=True,
     )
     last = 0.0

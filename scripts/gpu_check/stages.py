@@ -52,7 +52,7 @@ def stages(emulated: bool, only: str | None = None) -> list[Stage]:
         stage("Every target", "calls", "check", least=10, most=60, **check),
         stage("Golden vectors", "tests", "golden", least=15, most=90, **tests),
         stage("Speed", "speed", least=60, most=130, **speed),
-        stage("Parts of the backward pass", "parts", least=15, most=45, **speed),
+        stage("Parts of a layer", "parts", least=15, most=45, **speed),
         stage("Train step", "step", "check", least=20, most=80, **check),
         stage("Time of a train step", "step", "time", least=30, most=100, **speed),
         stage("Sanitizers", "sanitizer", least=30, most=100, **check),

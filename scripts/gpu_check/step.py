@@ -260,6 +260,7 @@ def measure(detector: Detector, dtype: Any, steps: int) -> bool:
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     memory = "unknown" if peak is None else f"{peak / 2**30:.2f}"
     program = run.step.memory_analysis()
+    assert program is not None
     wanted = program.argument_size_in_bytes + program.temp_size_in_bytes
     step = statistics.median(times[1:]) * 1e3
     total = sum(losses.values())
@@ -291,9 +292,9 @@ def main() -> int:
     print(
         f"Steps of {'a tiny detector' if emulated else 'ResNet-50'} at "
         f"{detector.size[0]}x{detector.size[1]}, {detector.images} images, float32 "
-        "products at XLA's default precision. The step's memory is that of its arguments "
-        "and what XLA plans beside them; the peak is the process's so far, and may have what "
-        "XLA tried out while it compiled. "
+        "products at XLA's default precision. The step's memory is that of its "
+        "arguments and what XLA plans beside them; the peak is the process's so far, "
+        "and may have what XLA tried out while it compiled. "
         f"`XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}`.\n\n"
         "| compute | ms a step | images/s | GiB of the step | peak GiB | compiled in s "
         "| loss |\n| --- | --- | --- | --- | --- | --- | --- |",

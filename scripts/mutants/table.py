@@ -50,6 +50,10 @@ _CUDA = (
     ),
     Mutant("barrier dropped, columns", ("deform_conv plain", "deform_conv thread")),
     Mutant("barrier dropped, gradients", ("deform_conv plain", "deform_conv thread")),
+    Mutant(
+        "barrier dropped after the visit",
+        ("deform_conv plain", "deform_conv thread"),
+    ),
     Mutant("barrier for some threads", ("deform_conv plain",)),
     Mutant("return before a barrier", ("deform_conv plain",)),
     Mutant("plain add for an atomic", ("deform_conv thread",)),
@@ -57,27 +61,12 @@ _CUDA = (
     Mutant("bound of the map dropped", ("deform_conv address",)),
     Mutant("bound of the channels dropped", ("deform_conv address",)),
     Mutant("blocks overlap", ("deform_conv thread",)),
+    Mutant("slabs overlap", ("deform_conv thread",)),
     Mutant("mask of half a warp", ("deform_conv plain",)),
     Mutant("shared memory a row short", ("deform_conv address",)),
     Mutant("sums over too few lanes", ("deform_conv plain",)),
     Mutant("the last sample of a pixel lost", ("deform_conv plain",)),
     Mutant("lists that are sorted as one begin alike", ("deform_conv plain",)),
-    Mutant("kernel of another image", ("deform_conv_fused plain",)),
-    Mutant(
-        "barrier dropped between tiles",
-        ("deform_conv_fused plain", "deform_conv_fused thread"),
-    ),
-    Mutant(
-        "barrier dropped after the corners",
-        ("deform_conv_fused plain", "deform_conv_fused thread"),
-    ),
-    Mutant("barrier dropped before the output", ("deform_conv_fused thread",)),
-    Mutant("copies not waited for", ("deform_conv_fused plain",)),
-    Mutant(
-        "shared memory of the fused kernel a row short", ("deform_conv_fused address",)
-    ),
-    Mutant("bound of the kernel dropped", ("deform_conv_fused address",)),
-    Mutant("weights of the other stage", ("deform_conv_fused plain",)),
     Mutant(
         "control: no change, max_roi_pool",
         ("max_roi_pool plain", "max_roi_pool address"),

@@ -35,6 +35,7 @@ constexpr Case kCases[] = {
     {"no mask, chunk", 1, 12, 10, 16, 3, 10, 3, 3, 2, 1, false, 1, 1, 1, 7, 1.0},
     {"many channels", 1, 4, 5, 160, 4, 5, 1, 1, 1, 1, true, 1, 0, 1, 0, 1.0},
     {"everything on few pixels", 1, 2, 2, 12, 9, 9, 3, 3, 1, 1, true, 1, 1, 1, 0, 0.5},
+    {"no output", 1, 4, 4, 64, 0, 4, 3, 3, 1, 1, true, 1, 0, 1, 0, 1.0},
     {"far away", 1, 6, 6, 8, 6, 6, 3, 3, 1, 1, true, 1, 1, 1, 0, 1e20},
 };
 

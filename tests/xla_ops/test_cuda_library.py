@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 OF_THE_CPU = {"dcn_jax.deform_conv2d.fwd", "dcn_jax.deform_conv2d.bwd"}
 OF_CUDA = {
     f"dcn_jax.deform_conv2d.{kernel}"
-    for kernel in ("columns", "fused", "gather", "list", "visit")
+    for kernel in ("columns", "gather", "list", "visit")
 }
 
 

@@ -28,7 +28,6 @@ class Kernel:
         has `shape` and `dtype`.
       attributes: `(**params) -> {name: value}` that the handler decodes: np.int64,
         np.float64 or str. Params must be hashable.
-      shared: Positions of operands that lead with 1 or N; all others lead with N.
     """
 
     def __init__(
@@ -37,12 +36,10 @@ class Kernel:
         *,
         results: Callable[..., Sequence[tuple[tuple, Any]]],
         attributes: Callable[..., dict[str, Any]],
-        shared: Sequence[int] = (),
     ):
         self._target = target
         self._results = results
         self._attributes = attributes
-        self._shared = shared
         self._primitive = self._registered()
 
     def __call__(self, *operands: Any, **params: Any) -> list[jax.Array]:
@@ -72,7 +69,7 @@ class Kernel:
             target=self._target,
             platform=platform,
             attributes=self._attributes(**params),
-            shared=self._shared,
+            shared=(),
             again=functools.partial(self._primitive.bind, **params),
         )
 

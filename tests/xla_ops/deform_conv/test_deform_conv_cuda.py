@@ -185,7 +185,7 @@ def test_a_device_has_one_product_and_one_kernel(devices):
     gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
     compiled = gradients.lower(*placed).compile()
     text = compiled.as_text()
-    assert "dcn_jax.deform_conv2d.fused" in text
+    assert "dcn_jax.deform_conv2d.columns" in text
     sizes = {
         math.prod(map(int, shape.split(",")))
         for shape in re.findall(r"\w\[([\d,]+)\]", text)

@@ -27,7 +27,7 @@ struct DeformConvGeometry : DeformConvAttributes {
   int64_t N, H, W, C;
   int64_t P, Q, K;
   int64_t R, S, G;
-  int64_t kernels;  // 1, or N: a kernel for each image; a divisor of N in the fused CUDA kernel
+  int64_t kernels;  // 1, or N: a kernel for each image
   bool modulated;
 
   XLA_OPS_INLINE int64_t taps() const { return R * S; }

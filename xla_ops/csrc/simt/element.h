@@ -139,6 +139,16 @@ __device__ __forceinline__ float element_of(const Words& run, int i) {
   }
 }
 
+template <typename T, int V>
+__device__ __forceinline__ Arithmetic<T> element_of(const Run<T, V>& run, int i) {
+  return to_real(run.element[i]);
+}
+
+// V neighbours that wait in registers until they are used: as words, which the compiler does
+// not cut into elements before.
+template <typename T, int V>
+using Held = std::conditional_t<V == kRun<T> && sizeof(T) <= 4, Words, Run<T, V>>;
+
 // Two elements of 16 bits in a word.
 template <typename T>
 __device__ __forceinline__ uint32_t to_word(float low, float high) {

@@ -6,8 +6,7 @@
 // - launch only with simt::launch(), grids of one dimension, blocks of whole warps;
 // - shared memory only from simt::dynamic_shared(), no __shared__ variables;
 // - warp collectives only for full, converged warps, with simt::kFullMask;
-// - PTX and half-precision types only in this header, simt_matrix.h and element.h, each
-//   with a host form;
+// - PTX and half-precision types only in this header and element.h, each with a host form;
 // - no block waits for another.
 #ifndef XLA_OPS_SIMT_SIMT_H_
 #define XLA_OPS_SIMT_SIMT_H_
@@ -77,26 +76,6 @@ Failure launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_
                                      dim3(threads), pointers, shared_bytes, stream));
 }
 
-// Asks for the shared memory of so many blocks on a multiprocessor and no more: what is
-// left is L1 cache.
-template <typename... Parameters>
-Failure prefer_blocks(void (*kernel)(Parameters...), int blocks, size_t shared_bytes) {
-  int device = 0, most = 0, reserved = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-  }
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, device);
-  }
-  if (error != cudaSuccess) return failure_of(error);
-  const size_t wanted = blocks * (shared_bytes + reserved);
-  const int percent =
-      wanted < size_t(most) ? static_cast<int>((100 * wanted + most - 1) / most) : 100;
-  return failure_of(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                         cudaFuncAttributePreferredSharedMemoryCarveout, percent));
-}
-
 inline Failure set_zero(void* target, size_t bytes, cudaStream_t stream) {
   return bytes == 0 ? nullptr : failure_of(cudaMemsetAsync(target, 0, bytes, stream));
 }
@@ -141,11 +120,6 @@ Failure launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_
   failure = host::run_grid(
       blocks, threads, shared_bytes, [](void* f) { (*static_cast<decltype(body)*>(f))(); }, &body);
   return failure.empty() ? nullptr : failure.c_str();
-}
-
-template <typename... Parameters>
-Failure prefer_blocks(void (*)(Parameters...), int, size_t) {
-  return nullptr;
 }
 
 inline Failure set_zero(void* target, size_t bytes, cudaStream_t) {

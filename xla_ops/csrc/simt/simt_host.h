@@ -127,14 +127,6 @@ class Stack {
   void* base_;
 };
 
-// Of 16 bytes, that simt_matrix.h has started; zeros come from nullptr.
-struct Copy {
-  void* to;
-  const void* from;
-};
-
-constexpr int kMaxCopies = 64;
-
 struct Fiber {
   Context context;
   std::unique_ptr<Stack> stack;
@@ -142,8 +134,6 @@ struct Fiber {
   int number;
   Wait wait;
   Site site;
-  Copy copies[kMaxCopies];
-  int pending;  // copies
 };
 
 // A point that all threads of a group must reach together.
@@ -155,17 +145,10 @@ struct Meeting {
   char order[2];
 };
 
-// A lane's part of two matrices.
-struct Words {
-  uint32_t word[6];
-};
-
 struct Warp {
   Meeting meeting;
   uint64_t given[kLanes];
   uint64_t exchanged[kLanes];
-  Words given_words[kLanes];
-  Words exchanged_words[kLanes];
 };
 
 // The launch that runs on this thread of the operating system.
@@ -270,24 +253,6 @@ SIMT_UNSEEN inline const uint64_t* warp_exchange(unsigned mask, uint64_t value, 
   return warp_meet(mask, value, &Warp::given, &Warp::exchanged, orders, site);
 }
 
-SIMT_UNSEEN inline const Words* warp_exchange_words(unsigned mask, Words value, Site site) {
-  return warp_meet(mask, value, &Warp::given_words, &Warp::exchanged_words, false, site);
-}
-
-SIMT_UNSEEN inline void queue_copy(Copy copy, Site site) {
-  Fiber& fiber = *current->running;
-  if (fiber.pending == kMaxCopies) fail(*current, site, "too many copies without a wait");
-  fiber.copies[fiber.pending++] = copy;
-}
-
-// Takes a copy from the queue, if there is one. Any order is as good: take the last.
-SIMT_UNSEEN inline bool next_copy(Copy* copy) {
-  Fiber& fiber = *current->running;
-  if (fiber.pending == 0) return false;
-  *copy = fiber.copies[--fiber.pending];
-  return true;
-}
-
 // The first frame of every fiber.
 SIMT_UNSEEN inline void run_thread() {
   Machine& m = *current;
@@ -325,7 +290,6 @@ inline void prepare(Machine& m, int number) {
   fiber.number = number;
   fiber.index = {unsigned(number), 0, 0};
   fiber.wait = Wait::kNone;
-  fiber.pending = 0;
 }
 
 inline std::string describe_hang(const Machine& m) {

@@ -2,8 +2,7 @@
 
 The samples, multiplied with the kernel, give the output; they are called columns, as
 in im2col. Columns are R*S times as large as the input, so the output is worked on in
-chunks of rows, and neither direction keeps columns. Where tensor cores may be used, one
-kernel does the whole forward pass and no columns are written: `fits_fused_kernel`.
+chunks of rows, and neither direction keeps columns.
 
 Letters: N batch, H W input map, P Q output map, C in channels, K out channels,
 R S kernel taps, G offset groups, I convolution groups.
@@ -14,7 +13,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from xla_ops.deform_conv.cuda.fused import convolve_at_once, fits_fused_kernel
 from xla_ops.deform_conv.cuda.input_gradient import input_gradient_form
 from xla_ops.deform_conv.cuda.kernels import are_known, sample_columns, settings_of
 
@@ -25,24 +23,14 @@ _COLUMN_BYTES = 256 << 20
 def deform_conv2d(x, offset, kernel, *mask, precision, devices, **geometry):
     """The forward pass, like the function of that name in `reference`."""
     settings = settings_of(kernel, geometry)
-    if fits_fused_kernel(
-        x.dtype, x.shape[3], offset.shape[3], kernel.shape[-1], geometry["groups"],
-        precision,
-    ):  # fmt: skip
-        return (
-            convolve_at_once(
-                x, offset, kernel, *mask, devices=devices, settings=settings
-            ),
-        )
     weights = by_group(kernel, geometry["groups"])
-    real = offset.dtype
     features = kernel.shape[-1]
 
     def add_rows(y, first, rows):
         places = _rows((offset, *mask), first, rows)
         columns = sample_columns(x, _first_row(x, first), *places, **settings)[0]
-        part = _einsum("npqitc,{n}tcik->npqik", columns, weights, precision, real)
-        part = part.astype(x.dtype).reshape(*part.shape[:3], features)
+        part = output_of(columns, weights, precision, x.dtype)
+        part = part.reshape(*part.shape[:3], features)
         return jax.lax.dynamic_update_slice_in_dim(y, part, first, 1)
 
     y = jnp.zeros_like(x, shape=(*offset.shape[:3], features))
@@ -130,6 +118,11 @@ def _gradients(
     return dx.astype(x.dtype), *others
 
 
+def output_of(columns, weights, precision, dtype):
+    """[N, P, Q, I, K/I] of that type, from the columns."""
+    return _einsum("npqitc,{n}tcik->npqik", columns, weights, precision, dtype)
+
+
 def columns_gradient(g, weights, precision, dtype):
     """[N, P, Q, I, R*S, C/I] of that type, from the output's gradient `g`."""
     return _einsum("npqik,{n}tcik->npqitc", g, weights, precision, dtype)
@@ -159,15 +152,18 @@ def by_group(kernel, groups):
     return kernel.reshape(copies, height * width, channels, groups, features // groups)
 
 
-def _einsum(subscripts, a, weights, precision, real):
-    """A product with weights that are shared by the images, or of each image."""
+def _einsum(subscripts, a, weights, precision, dtype):
+    """A product with weights that are shared by the images, or of each image.
+
+    A GPU adds up in float32, and rounds once to `dtype`.
+    """
     shared = weights.shape[0] == 1
     return jnp.einsum(
         subscripts.format(n="" if shared else "n"),
         a,
         weights[0] if shared else weights,
         precision=precision,
-        preferred_element_type=real,
+        preferred_element_type=dtype,
     )
 
 

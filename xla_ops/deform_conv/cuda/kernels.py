@@ -57,10 +57,6 @@ def _columns_results(x, first_row, offset, *mask, groups, **settings):
     return [(_columns_shape(offset, x.shape[3], groups), x.dtype)]
 
 
-def _fused_results(x, offset, kernel, *mask, **settings):
-    return [((*offset.shape[:-3], kernel.shape[-1]), x.dtype)]
-
-
 def _visit_results(x, first_row, offset, dcolumns, *mask, scatter, **settings):
     results = [(dcolumns.shape, x.dtype), (offset.shape, offset.dtype)]
     results += [(m.shape, offset.dtype) for m in mask]
@@ -90,12 +86,6 @@ def _list_attributes(*, joint, **settings):
 
 sample_columns = Kernel(
     "dcn_jax.deform_conv2d.columns", results=_columns_results, attributes=_attributes
-)
-convolve_fused = Kernel(
-    "dcn_jax.deform_conv2d.fused",
-    results=_fused_results,
-    attributes=_attributes,
-    shared=(2,),
 )
 visit_samples = Kernel(
     "dcn_jax.deform_conv2d.visit", results=_visit_results, attributes=_attributes

@@ -1,5 +1,7 @@
 // Samples for the forward pass of deform_conv2d. The threads of a block first find the
-// corners of its samples, then read them, 16 bytes of channels at a time.
+// corners of its samples. Then a few lanes share a sample, and read 16 bytes of channels each
+// of its corners, of several samples at once: so many reads are on their way together. All
+// samples take the same channels first, whose lines neighbours and taps find in the L1 cache.
 #include "deform_conv/cuda/tile.h"
 
 namespace xla_ops {
@@ -13,16 +15,17 @@ struct Sample {
 };
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kThreads)
-    columns_kernel(DeformConvGeometry g, Tiling tiling, int lanes, const T* __restrict__ x,
+__global__ void __launch_bounds__(kThreads, kColumnsBlocks)
+    columns_kernel(DeformConvGeometry g, Tiling tiling, const T* __restrict__ x,
                    const int32_t* __restrict__ first_row, const Arithmetic<T>* __restrict__ offset,
                    const Arithmetic<T>* __restrict__ mask, T* __restrict__ columns) {
   using A = Arithmetic<T>;
   Sample<A>* samples = simt::dynamic_shared<Sample<A>>();
   const Tile tile(g, tiling);
+  const int count = tile.samples();
 
-  for (int i = threadIdx.x; i < tile.samples(); i += kThreads) {
-    Sample<A> sample{};
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    Sample<A> sample{{-1, -1, -1, -1}, {}};
     const auto place = tile.place(g, i);
     if (place.inside) {
       const int64_t number =
@@ -41,23 +44,35 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
 
   const int channels = static_cast<int>(g.offset_group_channels());
-  const T* image = x + tile.image * g.H * g.W * g.C;
-  for (int i = threadIdx.x / lanes; i < tile.samples(); i += kThreads / lanes) {
-    const auto place = tile.place(g, i);
-    if (!place.inside) continue;
-    const Sample<A> sample = samples[i];
-    T* row = columns + tile.position(g, place) * g.taps() * g.C + place.tap * g.group_channels();
-    for (int c = threadIdx.x % lanes * V; c < channels; c += lanes * V) {
-      const int channel = tile.offset_group * channels + c;
-      A sum[V] = {};
+  const int end = tile.slab + tiling.slab < channels ? tile.slab + tiling.slab : channels;
+  const T* image = x + tile.image * g.H * g.W * g.C + tile.offset_group * channels;
+  const int64_t row = g.taps() * g.C, first = tile.image * g.P * g.Q * row;
+  int position[kPlaces];
 #pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        A value[V] = {};
-        if (sample.pixel[q] >= 0) load<V>(image + sample.pixel[q] * g.C + channel, value);
+  for (int s = 0; s < kPlaces; ++s) position[s] = position_of_thread(g, tile, s);
+  for (int c = tile.slab + threadIdx.x % kLanes * V; c < end; c += kLanes * V) {
+    T* const column = columns + first + column_of(g, tile.offset_group * channels + c);
+    for (int tap = 0; tap < tile.taps; ++tap) {
+      const Sample<A>* sample[kPlaces];
+      Held<T, V> corner[kPlaces][4];
 #pragma unroll
-        for (int k = 0; k < V; ++k) sum[k] += sample.weight[q] * value[k];
+      for (int s = 0; s < kPlaces; ++s) {
+        sample[s] = &samples[tap * kPatch + place_of_thread(s)];
+        load_corners<V, T>(image + c, sample[s]->pixel, static_cast<int>(g.C), corner[s]);
       }
-      store<V>(sum, row + column_of(g, channel));
+#pragma unroll
+      for (int s = 0; s < kPlaces; ++s) {
+        if (position[s] < 0) continue;
+        A sum[V] = {};
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+#pragma unroll
+          for (int k = 0; k < V; ++k) {
+            sum[k] += sample[s]->weight[q] * element_of<T>(corner[s][q], k);
+          }
+        }
+        store<V>(sum, column + position[s] * row + (tile.tap + tap) * g.group_channels());
+      }
     }
   }
 }
@@ -66,11 +81,10 @@ template <typename T, int V>
 simt::Failure launch_columns(const DeformConvOperands& op, void* columns, cudaStream_t stream) {
   using A = Arithmetic<T>;
   const DeformConvGeometry& g = op.geometry;
-  const Tiling tiling = tile(g);
+  const Tiling tiling = tile(g, kLanes * V);
   return simt::launch(columns_kernel<T, V>, tiling.blocks, kThreads,
                       tiling.taps * kPatch * sizeof(Sample<A>), stream, g, tiling,
-                      lanes_for(g.offset_group_channels() / V), static_cast<const T*>(op.x),
-                      op.first_row, static_cast<const A*>(op.offset),
+                      static_cast<const T*>(op.x), op.first_row, static_cast<const A*>(op.offset),
                       static_cast<const A*>(op.mask), static_cast<T*>(columns));
 }
 

@@ -70,6 +70,13 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int kWarps = kThreads / simt::kWarp;
 
+// Lanes that share a corner with `runs` runs of channels: a power of two from 4 to 32.
+inline int lanes_for(int64_t runs) {
+  int lanes = 4;
+  while (lanes < simt::kWarp && lanes < runs) lanes *= 2;
+  return lanes;
+}
+
 // A warp for each pixel and slab of lanes * V channels of an offset group; a block has
 // neighbouring pixels. Where `lanes` is less than a warp, the corners are dealt out among
 // groups of lanes. D is the type of the columns' gradient, X that of dx.

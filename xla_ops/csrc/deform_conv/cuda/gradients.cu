@@ -1,6 +1,7 @@
 // Gradients of offset and mask of deform_conv2d, and the columns for the kernel's gradient,
 // in one visit of the samples. A few lanes of a warp share a sample: each multiplies its
-// channels of the columns' gradient with the four corners, then the lanes add up.
+// channels of the columns' gradient with the four corners, then the lanes add up. All samples
+// take the same channels first, as in columns.cu.
 #include "deform_conv/cuda/tile.h"
 
 namespace xla_ops {
@@ -11,33 +12,33 @@ template <typename A>
 struct Sample {
   int32_t pixel[4];
   A ly, lx, mask;
+  A dot[4];  // of each corner with the columns' gradient
 };
 
-// Adds each of the four values over groups of `lanes` neighbours; all get the sums. At
-// first lanes halve the values between them: fewer shuffles than four separate sums.
+// Adds each of the four values over kLanes neighbours. At first lanes halve the values
+// between them: fewer shuffles than four separate sums. Returns value number summed_value().
 template <typename A>
-__device__ __forceinline__ void sum_over_lanes(int lanes, A value[4]) {
-  const int lane = threadIdx.x % simt::kWarp;
-  const int half = lanes / 2, quarter = lanes / 4;
-  const bool low = lane & half, odd = lane & quarter;
+__device__ __forceinline__ A sum_over_lanes(const A value[4]) {
+  const int lane = threadIdx.x;
+  constexpr int kHalf = kLanes / 2, kQuarter = kLanes / 4;
+  const bool low = lane & kHalf, odd = lane & kQuarter;
   A first = low ? value[2] : value[0], second = low ? value[3] : value[1];
-  first += __shfl_xor_sync(simt::kFullMask, low ? value[0] : value[2], half);
-  second += __shfl_xor_sync(simt::kFullMask, low ? value[1] : value[3], half);
+  first += __shfl_xor_sync(simt::kFullMask, low ? value[0] : value[2], kHalf);
+  second += __shfl_xor_sync(simt::kFullMask, low ? value[1] : value[3], kHalf);
   A sum = odd ? second : first;
-  sum += __shfl_xor_sync(simt::kFullMask, odd ? first : second, quarter);
-  for (int step = lanes / 8; step > 0; step /= 2) {
+  sum += __shfl_xor_sync(simt::kFullMask, odd ? first : second, kQuarter);
+#pragma unroll
+  for (int step = kQuarter / 2; step > 0; step /= 2) {
     sum += __shfl_xor_sync(simt::kFullMask, sum, step);
   }
-  const int begin = lane / lanes * lanes;
-#pragma unroll
-  for (int q = 0; q < 4; ++q) {
-    value[q] = __shfl_sync(simt::kFullMask, sum, begin + q / 2 * half + q % 2 * quarter);
-  }
+  return sum;
 }
 
+__device__ __forceinline__ int summed_value() { return threadIdx.x % kLanes / (kLanes / 4); }
+
 template <typename T, int V>
-__global__ void __launch_bounds__(kThreads)
-    visit_kernel(DeformConvGeometry g, Tiling tiling, int lanes, const T* __restrict__ x,
+__global__ void __launch_bounds__(kThreads, kVisitBlocks)
+    visit_kernel(DeformConvGeometry g, Tiling tiling, const T* __restrict__ x,
                  const int32_t* __restrict__ first_row, const Arithmetic<T>* __restrict__ offset,
                  const Arithmetic<T>* __restrict__ mask,
                  const ColumnsGradient<T>* __restrict__ dcolumns, T* __restrict__ columns,
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kThreads)
   const Tile tile(g, tiling);
 
   for (int i = threadIdx.x; i < tile.samples(); i += kThreads) {
-    Sample<A> sample{};
+    Sample<A> sample{{-1, -1, -1, -1}, {}, {}, {}, {}};
     const auto place = tile.place(g, i);
     if (place.inside) {
       const int64_t number =
@@ -65,53 +66,76 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
 
-  const int channels = static_cast<int>(g.offset_group_channels());
-  const int64_t image = tile.image * g.H * g.W * g.C;
-  for (int i = threadIdx.x / lanes; i < tile.samples(); i += kThreads / lanes) {
-    const auto place = tile.place(g, i);
-    const Sample<A> sample = samples[i];
-    const A hy = A(1) - sample.ly, hx = A(1) - sample.lx;
-    // Corners outside the map count as 0, so their weights do not matter, unless NaN.
-    const A weight[4] = {hy * hx, hy * sample.lx, sample.ly * hx, sample.ly * sample.lx};
-    A dot[4] = {};
-    // Warps stay whole for the sums: no jump over samples outside the output.
-    const int end = place.inside ? channels : 0;
-    const int64_t row = tile.position(g, place) * g.taps() * g.C + place.tap * g.group_channels();
-    for (int c = threadIdx.x % lanes * V; c < end; c += lanes * V) {
-      const int channel = tile.offset_group * channels + c;
-      const int64_t at = row + column_of(g, channel);
-      A d[V], sum[V] = {};
-      load<V>(dcolumns + at, d);
+  const int channels = static_cast<int>(g.offset_group_channels()), width = static_cast<int>(g.C);
+  const int64_t image = tile.image * g.H * g.W * g.C + tile.offset_group * channels;
+  const int64_t row = g.taps() * g.C, first = tile.image * g.P * g.Q * row;
+  int position[kPlaces];
 #pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        A value[V] = {};
-        const int64_t pixel = image + sample.pixel[q] * g.C + channel;
-        if (sample.pixel[q] >= 0) load<V>(x + pixel, value);
+  for (int s = 0; s < kPlaces; ++s) position[s] = position_of_thread(g, tile, s);
+  // Warps stay whole for the sums: lanes without channels take part.
+  for (int slab = 0; slab < channels; slab += kLanes * V) {
+    const int c = slab + threadIdx.x % kLanes * V;
+    const int64_t column =
+        first + (c < channels ? column_of(g, tile.offset_group * channels + c) : 0);
+    for (int tap = 0; tap < tile.taps; ++tap) {
+      const int64_t at = column + (tile.tap + tap) * g.group_channels();
+      Held<ColumnsGradient<T>, V> gradient[kPlaces];
+      Held<T, V> corner[kPlaces][4];
 #pragma unroll
-        for (int k = 0; k < V; ++k) {
-          sum[k] += weight[q] * sample.mask * value[k];
-          dot[q] += d[k] * value[k];
-        }
-        if (dx && sample.pixel[q] >= 0) {
-          A share[V];
-#pragma unroll
-          for (int k = 0; k < V; ++k) share[k] = weight[q] * sample.mask * d[k];
-          simt::atomic_add<V>(dx + pixel, share);
-        }
+      for (int s = 0; s < kPlaces; ++s) {
+        if (position[s] < 0 || c >= channels) continue;
+        gradient[s] = *reinterpret_cast<const Held<ColumnsGradient<T>, V>*>(dcolumns + at +
+                                                                            position[s] * row);
+        load_corners<V, T>(x + image + c, samples[tap * kPatch + place_of_thread(s)].pixel, width,
+                           corner[s]);
       }
-      store<V>(sum, columns + at);
+#pragma unroll
+      for (int s = 0; s < kPlaces; ++s) {
+        Sample<A>& sample = samples[tap * kPatch + place_of_thread(s)];
+        A dot[4] = {};
+        if (position[s] >= 0 && c < channels) {
+          const A ly = sample.ly, lx = sample.lx, hy = A(1) - ly, hx = A(1) - lx;
+          // Corners outside the map count as 0, so their weights do not matter, unless NaN.
+          const A weight[4] = {hy * hx, hy * lx, ly * hx, ly * lx};
+          A sum[V] = {};
+#pragma unroll
+          for (int q = 0; q < 4; ++q) {
+            const A share = weight[q] * sample.mask;
+#pragma unroll
+            for (int k = 0; k < V; ++k) {
+              const A value = element_of<T>(corner[s][q], k);
+              sum[k] += share * value;
+              dot[q] += element_of<ColumnsGradient<T>>(gradient[s], k) * value;
+            }
+            if (dx && sample.pixel[q] >= 0) {
+              A shares[V];
+#pragma unroll
+              for (int k = 0; k < V; ++k)
+                shares[k] = share * element_of<ColumnsGradient<T>>(gradient[s], k);
+              simt::atomic_add<V>(dx + image + int64_t{sample.pixel[q]} * width + c, shares);
+            }
+          }
+          store<V>(sum, columns + at + position[s] * row);
+        }
+        const A total = sum_over_lanes(dot);
+        if (threadIdx.x % (kLanes / 4) == 0) sample.dot[summed_value()] += total;
+      }
     }
-    sum_over_lanes(lanes, dot);
-    if (place.inside && threadIdx.x % lanes == 0) {
-      const int64_t number =
-          sample_number(g, tile.position(g, place), tile.offset_group, place.tap);
-      const A shift[2] = {sample.mask * derivative_y(sample.lx, dot),
-                          sample.mask * derivative_x(sample.ly, dot)};
-      store<2>(shift, doffset + 2 * number);
-      if (dmask) {
-        dmask[number] = hy * (hx * dot[0] + sample.lx * dot[1]) +
-                        sample.ly * (hx * dot[2] + sample.lx * dot[3]);
-      }
+  }
+  __syncthreads();
+
+  for (int i = threadIdx.x; i < tile.samples(); i += kThreads) {
+    const auto place = tile.place(g, i);
+    if (!place.inside) continue;
+    const Sample<A>& sample = samples[i];
+    const int64_t number = sample_number(g, tile.position(g, place), tile.offset_group, place.tap);
+    const A* dot = sample.dot;
+    const A shift[2] = {sample.mask * derivative_y(sample.lx, dot),
+                        sample.mask * derivative_x(sample.ly, dot)};
+    store<2>(shift, doffset + 2 * number);
+    if (dmask) {
+      dmask[number] = (A(1) - sample.ly) * ((A(1) - sample.lx) * dot[0] + sample.lx * dot[1]) +
+                      sample.ly * ((A(1) - sample.lx) * dot[2] + sample.lx * dot[3]);
     }
   }
 }
@@ -129,8 +153,8 @@ simt::Failure launch_visit(const DeformConvOperands& op, const DeformConvGradien
   const Tiling tiling = tile(g);
   return simt::launch(
       visit_kernel<T, V>, tiling.blocks, kThreads, tiling.taps * kPatch * sizeof(Sample<A>),
-      stream, g, tiling, lanes_for(g.offset_group_channels() / V), static_cast<const T*>(op.x),
-      op.first_row, static_cast<const A*>(op.offset), static_cast<const A*>(op.mask),
+      stream, g, tiling, static_cast<const T*>(op.x), op.first_row,
+      static_cast<const A*>(op.offset), static_cast<const A*>(op.mask),
       static_cast<const ColumnsGradient<T>*>(grad.dcolumns), static_cast<T*>(grad.columns),
       static_cast<A*>(grad.doffset), static_cast<A*>(grad.dmask), static_cast<A*>(grad.dx));
 }

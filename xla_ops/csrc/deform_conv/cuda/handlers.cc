@@ -26,52 +26,28 @@ bool decode_mask(Checks& checks, const ffi::RemainingArgs& rest,
          (rest.size() == 0 || checks.take(rest, 0, mask));
 }
 
-// [D,N/D,...] where a batch is divided over D devices, as [N,...].
-Shape batch_of(Shape shape, bool divided) {
-  if (divided && shape.size() >= 2) {
-    shape[1] *= shape[0];
-    shape.erase(shape.begin());
-  }
-  return shape;
-}
-
-// checks.buffer() for one that may lead with devices.
-bool check_batch(Checks& checks, const char* name, const ffi::AnyBuffer& buffer,
-                 const Shape& shape, ffi::DataType type, bool divided) {
-  return checks.buffer(name, buffer, shape_of(buffer), type) &&
-         checks.shape(name, batch_of(shape_of(buffer), divided), shape);
-}
-
-// Fills `op`, but x and first_row, for a map of shape `x` and a kernel [kernels,K] besides
-// what the attributes say. Where `divided`, offset and mask lead with devices.
-bool decode_output(Checks& checks, const DeformConvSampleAttributes& attributes, const Shape& x,
-                   int64_t kernels, int64_t K, const ffi::AnyBuffer& offset,
-                   const std::optional<ffi::AnyBuffer>& mask, DeformConvOperands* op,
-                   bool divided = false) {
+// Fills `op`, but x, for a map of shape `x` besides what the attributes say. Any number of
+// outputs will do.
+bool decode_samples(Checks& checks, const DeformConvSampleAttributes& attributes, const Shape& x,
+                    const ffi::AnyBuffer& first_row, const ffi::AnyBuffer& offset,
+                    const std::optional<ffi::AnyBuffer>& mask, DeformConvOperands* op) {
   DeformConvGeometry& g = op->geometry;
   static_cast<DeformConvAttributes&>(g) = attributes;
   g.modulated = mask.has_value();
+  op->first_row = static_cast<const int32_t*>(first_row.untyped_data());
   op->offset = offset.untyped_data();
   op->mask = mask ? mask->untyped_data() : nullptr;
   if (!(checks.require(g.groups >= 1, "groups must be positive") &&
         checks.require(x.size() == 4, "`x` has shape ", x, "; expected (N, H, W, C)"))) {
     return false;
   }
-  const Shape kernel = {kernels, attributes.kernel_h, attributes.kernel_w, x[3] / g.groups, K};
-  const Shape places = batch_of(shape_of(offset), divided);
+  const Shape kernel = {1, attributes.kernel_h, attributes.kernel_w, x[3] / g.groups,
+                        attributes.groups};
+  const Shape places = shape_of(offset);
   const ffi::DataType real = real_type(op->type);
   return decode_sizes(checks, x, places, kernel, &g) &&
-         check_batch(checks, "offset", offset, places, real, divided) &&
-         (!mask || check_batch(checks, "mask", *mask, mask_shape(g), real, divided));
-}
-
-// The same for kernels that only sample: any number of outputs will do.
-bool decode_samples(Checks& checks, const DeformConvSampleAttributes& attributes, const Shape& x,
-                    const ffi::AnyBuffer& first_row, const ffi::AnyBuffer& offset,
-                    const std::optional<ffi::AnyBuffer>& mask, DeformConvOperands* op) {
-  const DeformConvGeometry& g = op->geometry;
-  op->first_row = static_cast<const int32_t*>(first_row.untyped_data());
-  return decode_output(checks, attributes, x, 1, attributes.groups, offset, mask, op) &&
+         checks.buffer("offset", offset, places, real) &&
+         (!mask || checks.buffer("mask", *mask, mask_shape(g), real)) &&
          checks.buffer("first_row", first_row, {g.N}, ffi::DataType::S32) &&
          // Corners are counted in int32.
          checks.require(g.positions() * g.taps() < int64_t{1} << 29, "an output of ", g.P, " x ",
@@ -96,36 +72,6 @@ ffi::Error columns_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer fi
   }
   op.x = x.untyped_data();
   return result_of(kOperation, sample_columns(op, columns->untyped_data(), stream));
-}
-
-// Where a batch is divided over devices, all operands and y lead with the devices, and each
-// device has one kernel: x [D,N/D,H,W,C], kernel [D,R,S,C,K].
-ffi::Error fused_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer offset,
-                      ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
-                      ffi::Result<ffi::AnyBuffer> y,
-                      const DeformConvSampleAttributes& attributes) {
-  Checks checks(kOperation);
-  DeformConvOperands op{};
-  DeformConvGeometry& g = op.geometry;
-  std::optional<ffi::AnyBuffer> mask;
-  const Shape shape = shape_of(kernel);
-  const bool divided = shape_of(x).size() == 5;
-  if (!(decode_type(checks, x, &op.type) &&
-        checks.require(shape.size() == 5, "`kernel` has shape ", shape) &&
-        decode_mask(checks, rest, &mask) &&
-        decode_output(checks, attributes, batch_of(shape_of(x), divided), divided ? 1 : shape[0],
-                      shape[4], offset, mask, &op, divided) &&
-        checks.require(g.groups == 1, "the fused forward pass has one group"))) {
-    return checks.error();
-  }
-  if (divided) g.kernels = shape_of(x)[0];
-  if (!(checks.buffer("kernel", kernel, {g.kernels, g.R, g.S, g.C, g.K}, x.element_type()) &&
-        check_batch(checks, "y", *y, output_shape(g), x.element_type(), divided))) {
-    return checks.error();
-  }
-  op.x = x.untyped_data();
-  return result_of(kOperation,
-                   convolve_fused(op, kernel.untyped_data(), y->untyped_data(), stream));
 }
 
 ffi::Error visit_impl(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer first_row,
@@ -235,17 +181,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dColumns, columns_impl,
                                   .Attrs<DeformConvSampleAttributes>(),
                               {ffi::Traits::kCmdBufferCompatible});
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dFused, fused_impl,
-                              ffi::Ffi::Bind()
-                                  .Ctx<Stream>()
-                                  .Arg<ffi::AnyBuffer>()  // x
-                                  .Arg<ffi::AnyBuffer>()  // offset
-                                  .Arg<ffi::AnyBuffer>()  // kernel
-                                  .RemainingArgs()        // mask
-                                  .Ret<ffi::AnyBuffer>()  // y
-                                  .Attrs<DeformConvSampleAttributes>(),
-                              {ffi::Traits::kCmdBufferCompatible});
-
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dVisit, visit_impl,
                               ffi::Ffi::Bind()
                                   .Ctx<Stream>()
@@ -285,7 +220,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DeformConv2dGather, gather_impl,
                               {ffi::Traits::kCmdBufferCompatible});
 
 XLA_OPS_REGISTER("dcn_jax.deform_conv2d.columns", DeformConv2dColumns);
-XLA_OPS_REGISTER("dcn_jax.deform_conv2d.fused", DeformConv2dFused);
 XLA_OPS_REGISTER("dcn_jax.deform_conv2d.visit", DeformConv2dVisit);
 XLA_OPS_REGISTER("dcn_jax.deform_conv2d.list", DeformConv2dList);
 XLA_OPS_REGISTER("dcn_jax.deform_conv2d.gather", DeformConv2dGather);

@@ -57,13 +57,6 @@ struct DeformConvCorners {
 
 simt::Failure sample_columns(const DeformConvOperands& op, void* columns, cudaStream_t stream);
 
-// The whole forward pass, y [N,P,Q,K], with groups = 1 and all rows of the output
-// (first_row is not read). `kernel` is [kernels,R,S,C,K], where as many images read each,
-// one after another. Multiplies on tensor cores: samples
-// are rounded to the type of x, for float32 samples and kernel to TF32; sums are float32.
-simt::Failure convolve_fused(const DeformConvOperands& op, const void* kernel, void* y,
-                             cudaStream_t stream);
-
 // Writes the columns again, and the gradients of offset, mask and, by atomic additions in
 // any order, x.
 simt::Failure visit_samples(const DeformConvOperands& op, const DeformConvGradients& grad,

@@ -24,10 +24,13 @@ struct Tiling {
   int patch_rows, patch_columns;  // patches of an image
   int taps;                       // of a run
   int runs;                       // of an offset group
+  int slab;                       // channels of an offset group that a block takes
+  int slabs;                      // of an offset group
   int64_t blocks;
 };
 
-inline Tiling tile(const DeformConvGeometry& g) {
+// Slabs are whole runs of `least` channels, and all channels where that is 0.
+inline Tiling tile(const DeformConvGeometry& g, int least = 0) {
   Tiling t;
   t.patch_rows = static_cast<int>((g.P + kSide - 1) / kSide);
   t.patch_columns = static_cast<int>((g.Q + kSide - 1) / kSide);
@@ -38,6 +41,15 @@ inline Tiling tile(const DeformConvGeometry& g) {
   t.taps = static_cast<int>(taps < kMaxTaps ? taps : kMaxTaps);
   t.runs = static_cast<int>((g.taps() + t.taps - 1) / t.taps);
   t.blocks = patches * t.runs;
+  t.slab = static_cast<int>(g.offset_group_channels());
+  t.slabs = 1;
+  if (least > 0 && t.blocks > 0 && t.blocks < kManyBlocks) {
+    const int runs = (t.slab + least - 1) / least;
+    const int64_t wanted = (kManyBlocks + t.blocks - 1) / t.blocks;
+    t.slab = static_cast<int>((runs + wanted - 1) / wanted) * least;
+    t.slabs = static_cast<int>((g.offset_group_channels() + t.slab - 1) / t.slab);
+    t.blocks *= t.slabs;
+  }
   return t;
 }
 
@@ -47,10 +59,13 @@ struct Tile {
   int row, column;  // first position
   int offset_group;
   int tap, taps;  // first tap, number of taps
+  int slab;       // first channel of the offset group
 
   // Runs and groups go fastest: blocks that run together read the same pixels.
   __device__ __forceinline__ Tile(const DeformConvGeometry& g, const Tiling& t) {
     unsigned rest = blockIdx.x;
+    slab = static_cast<int>(rest / static_cast<unsigned>(t.blocks / t.slabs)) * t.slab;
+    rest %= static_cast<unsigned>(t.blocks / t.slabs);
     tap = static_cast<int>(rest % t.runs) * t.taps;
     taps = static_cast<int>(g.taps()) - tap;
     taps = taps < t.taps ? taps : t.taps;
@@ -83,6 +98,36 @@ struct Tile {
   }
 };
 
+// A few lanes share a sample, and each thread has so many places of the patch, the same ones
+// for every tap.
+constexpr int kPlaces = kPatch * kLanes / kThreads;
+static_assert(kPlaces * kThreads == kPatch * kLanes && simt::kWarp % kLanes == 0);
+
+__device__ __forceinline__ int place_of_thread(int s) {
+  return static_cast<int>(threadIdx.x) / kLanes + s * (kThreads / kLanes);
+}
+
+// Number of that place in the output of its image, or -1 outside.
+__device__ __forceinline__ int position_of_thread(const DeformConvGeometry& g, const Tile& tile,
+                                                  int s) {
+  const auto place = tile.place(g, place_of_thread(s));
+  return place.inside ? place.row * static_cast<int>(g.Q) + place.column : -1;
+}
+
+// Runs of V channels of four pixels, zeros for those outside the map (-1). `map` points to
+// the channels of the first pixel of `width`.
+template <int V, typename T>
+__device__ __forceinline__ void load_corners(const T* map, const int32_t pixel[4], int width,
+                                             Held<T, V> corner[4]) {
+#pragma unroll
+  for (int q = 0; q < 4; ++q) {
+    corner[q] = Held<T, V>{};
+    if (pixel[q] >= 0) {
+      corner[q] = *reinterpret_cast<const Held<T, V>*>(map + int64_t{pixel[q]} * width);
+    }
+  }
+}
+
 // Number of a sample in mask, and of its pair in offset.
 __device__ __forceinline__ int64_t sample_number(const DeformConvGeometry& g, int64_t position,
                                                  int offset_group, int tap) {
@@ -114,14 +159,6 @@ __device__ __forceinline__ int64_t column_of(const DeformConvGeometry& g, int c)
 // Whether runs of V channels lie in one group each, and begin at whole runs.
 inline bool divides_channels(int V, const DeformConvGeometry& g) {
   return g.group_channels() % V == 0 && g.offset_group_channels() % V == 0;
-}
-
-// Neighbouring lanes that share a sample with `runs` runs of channels: a power of two from
-// 4 to 32.
-inline int lanes_for(int64_t runs) {
-  int lanes = 4;
-  while (lanes < simt::kWarp && lanes < runs) lanes *= 2;
-  return lanes;
 }
 
 }  // namespace cuda

@@ -1,4 +1,4 @@
-"""The fused forward pass of deform_conv2d, on tensor cores."""
+"""The forward pass of deform_conv2d on CUDA: kernels sample, XLA multiplies."""
 
 import functools
 import re
@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.lax import DotAlgorithmPreset, Precision
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -15,15 +14,15 @@ from tests.support.backend import CUDA
 from tests.support.comparison import relative_error
 from tests.support.deform_conv import random_case
 from xla_ops import deform_conv2d
-from xla_ops.deform_conv.cuda.fused import allows_tf32, fits_fused_kernel
 
 with_cuda = pytest.mark.skipif(not CUDA, reason="of the CUDA kernels")
 DTYPES = ("bfloat16", "float16", "float32")
-# Largest error over the largest output: rounded samples and a rounded output.
+# Largest error over the largest output: rounded samples and a rounded output. A GPU
+# rounds operands of float32 to TF32.
 TOLERANCE = {"bfloat16": 4e-3, "float16": 5e-4, "float32": 5e-4}
 
 
-def fused(**options):
+def forward(**options):
     """A compiled deform_conv2d that may take TF32."""
     return jax.jit(functools.partial(deform_conv2d, precision="default", **options))
 
@@ -65,34 +64,33 @@ def whole_case(**shape):
     )
 
 
-# Where tiles end: a tile is a patch of 8 x 8 positions, 64 channels (32 of float32) of
-# an offset group and a tap, and 64, 128 or 256 output channels.
+# Where tiles end: a block has a patch of 8 x 8 positions, some taps, and slabs of 64
+# channels (32 of float32) of an offset group.
 SHAPES = {
-    "whole tiles": dict(size=(8, 16), channels=64, features=64),
-    "ragged positions": dict(size=(9, 7), channels=64, features=64),
-    "one position": dict(size=(1, 1), channels=16, features=16),
-    "C 96": dict(size=(5, 6), channels=96, features=64),
-    "C 100": dict(size=(5, 6), channels=100, features=64),
-    "C 33": dict(batch=1, size=(5, 6), channels=33, features=64),
-    "K 72": dict(size=(5, 6), channels=32, features=72),
-    "K 37": dict(batch=1, size=(5, 6), channels=32, features=37),
-    "two offset groups": dict(size=(6, 7), channels=96, features=24, offset_groups=2),
+    "whole tiles": dict(size=(8, 16), channels=64, features=8),
+    "ragged positions": dict(size=(9, 7), channels=64, features=8),
+    "one position": dict(size=(1, 1), channels=16, features=8),
+    "part of a slab": dict(size=(5, 6), channels=104, features=8),
+    "C 100": dict(size=(5, 6), channels=100, features=8),
+    "C 33": dict(batch=1, size=(5, 6), channels=33, features=5),
+    "few channels": dict(size=(5, 6), channels=3, features=5),
+    "two offset groups": dict(size=(6, 7), channels=96, features=8, offset_groups=2),
     "offset groups of 20": dict(
-        batch=1, size=(6, 7), channels=60, features=24, offset_groups=3
+        batch=1, size=(6, 7), channels=60, features=8, offset_groups=3
     ),
-    "more taps than corners are kept": dict(
-        batch=1, size=(6, 7), channels=40, features=16, kernel_size=(3, 5)
+    "groups within offset groups": dict(
+        size=(6, 7), channels=96, features=12, groups=6, offset_groups=2
     ),
-    "not modulated": dict(size=(6, 7), channels=48, features=16, modulated=False),
-    # Many patches, so that tiles are as wide as can be.
-    "width 256": dict(
-        batch=2, size=(57, 64), channels=16, features=264, kernel_size=(1, 1)
+    "offset groups within groups": dict(
+        size=(6, 7), channels=96, features=12, groups=2, offset_groups=6
     ),
-    "width 128": dict(
-        batch=2, size=(57, 64), channels=40, features=120, kernel_size=(1, 1)
+    "many taps": dict(
+        batch=1, size=(6, 7), channels=40, features=8, kernel_size=(3, 7)
     ),
-    "width 128 of few patches": dict(
-        batch=1, size=(65, 56), channels=16, features=256, kernel_size=(1, 2)
+    "not modulated": dict(size=(6, 7), channels=48, features=8, modulated=False),
+    # So many patches that a block has several taps, and all channels.
+    "runs of taps": dict(
+        batch=2, size=(64, 120), channels=72, features=4, kernel_size=(3, 2)
     ),
 }
 
@@ -101,9 +99,10 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_exact_sums(name):
     arguments = whole_case(**SHAPES[name])
-    expected = expected_output(*arguments)
+    options = dict(feature_group_count=SHAPES[name].get("groups", 1))
+    expected = expected_output(*arguments, **options)
     for dtype in DTYPES:
-        actual = fused()(*to_dtype(arguments, dtype))
+        actual = forward(**options)(*to_dtype(arguments, dtype))
         assert actual.dtype == dtype
         np.testing.assert_array_equal(actual, jnp.asarray(expected, dtype), dtype)
 
@@ -128,10 +127,9 @@ def test_rounding(options, output):
     for dtype in DTYPES:
         arguments = to_dtype(case, dtype)
         error = relative_error(
-            fused(**options)(*arguments), expected_output(*arguments, **options)
+            forward(**options)(*arguments), expected_output(*arguments, **options)
         )
-        # Rounded it is, and no more than it has to be.
-        assert TOLERANCE[dtype] / 50 < error < TOLERANCE[dtype], dtype
+        assert error < TOLERANCE[dtype], dtype
 
 
 @with_cuda
@@ -141,7 +139,7 @@ def test_a_kernel_for_each_image(features):
     kernels = np.random.default_rng(4).integers(-1, 2, (3, 3, 3, 32, features))
 
     mapped = jax.jit(
-        jax.vmap(lambda x, o, k, m: fused()(x[None], o[None], k, m[None])[0])
+        jax.vmap(lambda x, o, k, m: forward()(x[None], o[None], k, m[None])[0])
     )
     x, offset, _, mask, _ = case
     expected = [
@@ -152,7 +150,7 @@ def test_a_kernel_for_each_image(features):
     ]
     for dtype in DTYPES:
         arguments = jnp.asarray(x, dtype), offset, jnp.asarray(kernels, dtype), mask
-        assert calls(mapped, *arguments) == ["fused"]
+        assert calls(mapped, *arguments) == ["columns"]
         np.testing.assert_array_equal(
             mapped(*arguments), jnp.asarray(np.concatenate(expected), dtype), dtype
         )
@@ -174,7 +172,7 @@ def test_values_that_are_not_finite_stay_where_they_belong(channels):
         arguments[index][place] = value
         expected = expected_output(*arguments)
         for dtype in DTYPES:
-            actual = fused()(*to_dtype(arguments, dtype)).astype(np.float32)
+            actual = forward()(*to_dtype(arguments, dtype)).astype(np.float32)
             np.testing.assert_array_equal(actual, expected, dtype)
 
 
@@ -186,7 +184,7 @@ def test_values_that_are_not_finite_stay_where_they_belong(channels):
 def test_split_over_devices(kind, dtype):
     case = whole_case(size=(5, 6), channels=32, features=24, batch=8)
     arguments = to_dtype(case, dtype)[:4]
-    expected = fused()(*arguments)
+    expected = forward()(*arguments)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     specs = (P("data"), P("data"), P(), P("data"))
     placed = [
@@ -194,8 +192,8 @@ def test_split_over_devices(kind, dtype):
         for a, spec in zip(arguments, specs, strict=True)
     ]
     with jax.set_mesh(mesh):
-        text = fused().lower(*placed).compile().as_text()
-        actual = fused()(*placed)
+        text = forward().lower(*placed).compile().as_text()
+        actual = forward()(*placed)
     assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", text)
     assert actual.sharding.shard_shape(actual.shape)[0] == 1
     np.testing.assert_array_equal(actual, expected)
@@ -206,73 +204,5 @@ def test_split_over_devices(kind, dtype):
 def test_empty(batch, output):
     shape = dict(batch=batch, size=(2, 7) if batch else (6, 7), output=output)
     arguments = to_dtype(random_case(channels=16, features=16, **shape), "bfloat16")
-    y = fused(padding="VALID" if batch else "SAME")(*arguments)
+    y = forward(padding="VALID" if batch else "SAME")(*arguments)
     assert y.shape == (batch, *output, 16)
-
-
-@with_cuda
-@pytest.mark.parametrize(
-    "dtype, precision, channels, expected",
-    [
-        ("float32", "highest", 32, "columns"),
-        ("float32", "high", 32, "fused"),
-        ("float32", None, 32, "columns"),  # The default of the tests is "highest".
-        ("bfloat16", "highest", 32, "fused"),
-        ("bfloat16", None, 8, "columns"),
-    ],
-)
-def test_which_kernel_runs(dtype, precision, channels, expected):
-    arguments = to_dtype(random_case(channels=channels, features=32), dtype)
-    function = jax.jit(lambda *a: deform_conv2d(*a, precision=precision))
-    assert calls(function, *arguments) == [expected]
-
-
-@pytest.mark.parametrize(
-    "precision, allowed",
-    [
-        ("default", True),
-        ("tensorfloat32", True),
-        ("highest", False),
-        ("float32", False),
-        (Precision.DEFAULT, True),
-        (Precision.HIGH, True),
-        (Precision.HIGHEST, False),
-        ((Precision.HIGH, Precision.HIGHEST), False),
-        (("default", "high"), True),
-        (DotAlgorithmPreset.TF32_TF32_F32, True),
-        (DotAlgorithmPreset.F32_F32_F32, False),
-        ("BF16_BF16_F32_X3", False),
-        ("TF32_TF32_F32", True),
-    ],
-)
-def test_allows_tf32(precision, allowed):
-    assert allows_tf32(precision) == allowed
-    with jax.default_matmul_precision("highest" if allowed else "default"):
-        assert allows_tf32(precision) == allowed
-
-
-def test_the_default_precision_counts():
-    for precision, allowed in [("highest", False), ("tensorfloat32", True)]:
-        with jax.default_matmul_precision(precision):
-            assert allows_tf32(None) == allowed
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        dict(dtype=np.float64),
-        dict(channels=15),
-        dict(channels=60, offset_groups=4),
-        dict(features=15),
-        dict(groups=2),
-        dict(precision="highest", dtype=np.float32),
-        dict(channels="a size that is not known"),
-    ],
-)
-def test_what_the_fused_kernel_does_not_fit(change):
-    fits = dict(
-        dtype=jnp.bfloat16, channels=64, offset_groups=4, features=16, groups=1,
-        precision=None,
-    )  # fmt: skip
-    assert fits_fused_kernel(**fits)
-    assert not fits_fused_kernel(**(fits | change))
