@@ -446,6 +446,7 @@ def test_what_a_sanitizer_says():
         (None, "called roi_align\n", "stopped"),
         (86, "called roi_align\n========= Internal Sanitizer Error: x\n", "broke off"),
         (86, f"========= Internal Sanitizer Error: x\n\n{ours}", "found something"),
+        (86, f"{others}========= Internal Sanitizer Error: x\n", "found something"),
     ]:
         found = judge(status, output)
         assert found.state == state

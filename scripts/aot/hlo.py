@@ -12,6 +12,11 @@ _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+# What a fusion around a custom call has beside it.
+_AROUND_A_CALL = {
+    *("parameter", "constant", "bitcast", "slice", "dynamic-slice"),
+    *("tuple", "get-tuple-element", "dynamic-update-slice"),
+}
 # Bytes of an element where its name does not end in its bits.
 _SIZES = {"pred": 1, "token": 0, "opaque": 0, "s4": 1, "u4": 1, "s2": 1, "u2": 1}
 
@@ -152,13 +157,14 @@ class Program(NamedTuple):
     def _fused_calls(
         self, instruction: Instruction
     ) -> list[tuple[Computation, Instruction]]:
-        """Custom calls in a fusion, which reads operands of theirs where they lie."""
+        """The custom call in a fusion that reads operands of it where they lie."""
         name = instruction.computation("calls")
         if instruction.opcode != "fusion" or name is None:
             return []
         fused = self.computations[name]
         calls = [i for i in fused.instructions.values() if i.opcode == "custom-call"]
-        return [(fused, call) for call in calls]
+        beside = {i.opcode for i in fused.instructions.values()} - {"custom-call"}
+        return [(fused, call) for call in calls] if beside <= _AROUND_A_CALL else []
 
 
 def parse(text: str) -> Program:

@@ -37,6 +37,7 @@ _TOOLS = {
 _OUR_NAME = re.compile(r"\bxla_ops::|7xla_ops")
 # It counts as an error that it found.
 _BROKEN = "Internal Sanitizer Error"
+_FINDING = re.compile(r"Race|Invalid|Uninitialized|Barrier|hazard detected|xla_ops")
 _RESERVE = 3
 
 
@@ -88,7 +89,8 @@ def judge(status: int | None, output: str) -> Found:
         return Found("stopped", calls, shown, names_ours)
     if status == 0 and f"called {LAST}" in lines:
         return Found("nothing found", calls, [])
-    if _BROKEN in output and not names_ours:
+    others = [line for line in own if _FINDING.search(line) and _BROKEN not in line]
+    if _BROKEN in output and not others:
         return Found("broke off", calls, shown)
     if status == _FOUND:
         return Found("found something", calls, shown, names_ours)

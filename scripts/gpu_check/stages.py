@@ -47,7 +47,7 @@ def stages(emulated: bool, only: str | None = None) -> list[Stage]:
     found = [
         stage("Machine", "machine", least=2, most=90),
         stage("Build", "build", least=20, most=180),
-        # From here on, what tells most of kernels that no GPU has run.
+        # From here on, what tells most of kernels that have not run.
         stage("Compilation", "compile", least=10, most=60, **check),
         stage("Every target", "calls", "check", least=10, most=60, **check),
         stage("Golden vectors", "tests", "golden", least=15, most=90, **tests),

@@ -33,6 +33,7 @@ constexpr Case kCases[] = {
     {"tail of channels", 1, 5, 6, 5, 5, 6, 3, 3, 1, 1, true, 1, 1, 1, 0, 1.5},
     {"groups", 2, 7, 6, 48, 4, 5, 3, 2, 3, 2, true, 2, 1, 2, 0, 2.0},
     {"no mask, chunk", 1, 12, 10, 16, 3, 10, 3, 3, 2, 1, false, 1, 1, 1, 7, 1.0},
+    {"runs of taps", 2, 9, 11, 72, 16, 13, 3, 3, 1, 1, true, 1, 1, 1, 0, 1.5},
     {"many channels", 1, 4, 5, 160, 4, 5, 1, 1, 1, 1, true, 1, 0, 1, 0, 1.0},
     {"everything on few pixels", 1, 2, 2, 12, 9, 9, 3, 3, 1, 1, true, 1, 1, 1, 0, 0.5},
     {"no output", 1, 4, 4, 64, 0, 4, 3, 3, 1, 1, true, 1, 0, 1, 0, 1.0},

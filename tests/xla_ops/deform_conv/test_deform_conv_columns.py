@@ -65,7 +65,7 @@ def whole_case(**shape):
 
 
 # Where tiles end: a block has a patch of 8 x 8 positions, some taps, and slabs of 64
-# channels (32 of float32) of an offset group.
+# channels (32 of float32) of an offset group. Emulated, 16 blocks are many.
 SHAPES = {
     "whole tiles": dict(size=(8, 16), channels=64, features=8),
     "ragged positions": dict(size=(9, 7), channels=64, features=8),
@@ -88,10 +88,8 @@ SHAPES = {
         batch=1, size=(6, 7), channels=40, features=8, kernel_size=(3, 7)
     ),
     "not modulated": dict(size=(6, 7), channels=48, features=8, modulated=False),
-    # So many patches that a block has several taps, and all channels.
-    "runs of taps": dict(
-        batch=2, size=(64, 120), channels=72, features=4, kernel_size=(3, 2)
-    ),
+    "runs of taps": dict(batch=2, size=(16, 13), channels=72, features=4),
+    "all taps": dict(batch=3, size=(24, 24), channels=8, features=4),
 }
 
 

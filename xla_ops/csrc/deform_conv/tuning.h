@@ -91,13 +91,19 @@ constexpr int kSide = 8;
 constexpr int kThreads = 256;
 // Taps of a run: long runs find more corners at once, in more shared memory.
 constexpr int kMaxTaps = 16;
-// Fewer blocks than this leave multiprocessors idle; then runs are shorter.
+// Fewer blocks than this leave multiprocessors idle; then runs are shorter. Emulated, a block
+// of a small map has several taps too.
+#if defined(XLA_OPS_EMULATES_CUDA)
+constexpr int64_t kManyBlocks = 16;
+#else
 constexpr int64_t kManyBlocks = 1024;
+#endif
 
 // Neighbouring lanes that share a sample, 16 bytes of channels each: 128 bytes, a line of the
-// L1 cache. On an H200, columns of 128 bfloat16 channels: 16: 0.98, 32: 1.80.
-constexpr int kLanes = 8;
-// Blocks on a multiprocessor: what two samples wait in takes 70 to 128 registers.
+// L1 cache. On an H200, columns of 128 bfloat16 channels: 16: 0.98, 32: 1.80. Where they are
+// more than the runs of an offset group, kFewLanes.
+constexpr int kLanes = 8, kFewLanes = 4;
+// Blocks on a multiprocessor: two samples that wait take up to 80 and 128 registers.
 constexpr int kColumnsBlocks = 3, kVisitBlocks = 2;
 
 // Blocks of the gather on a multiprocessor: left to itself, ptxas spills to run five.

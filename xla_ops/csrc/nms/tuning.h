@@ -2,7 +2,7 @@
 //
 // Figures are times with another value over those with this one, by `python -m
 // scripts.benchmark.constants` on two cores of an AMD EPYC without AVX-512, November 2026.
-// Those of CUDA are not measured: no GPU has run them.
+// Those of CUDA are not measured.
 #ifndef XLA_OPS_NMS_TUNING_H_
 #define XLA_OPS_NMS_TUNING_H_
 

@@ -3,7 +3,7 @@
 // Figures are times with another value over those with this one, by `python -m
 // scripts.benchmark.constants` on two cores of an AMD EPYC without AVX-512, November 2026.
 // Two runs of one library differ by 5 % there. Constants without a figure are for half precision,
-// for memory or for many threads; those of CUDA are not measured: no GPU has run them.
+// for memory or for many threads; those of CUDA are not measured.
 #ifndef XLA_OPS_ROI_TUNING_H_
 #define XLA_OPS_ROI_TUNING_H_
 

@@ -149,22 +149,6 @@ __device__ __forceinline__ Arithmetic<T> element_of(const Run<T, V>& run, int i)
 template <typename T, int V>
 using Held = std::conditional_t<V == kRun<T> && sizeof(T) <= 4, Words, Run<T, V>>;
 
-// Two elements of 16 bits in a word.
-template <typename T>
-__device__ __forceinline__ uint32_t to_word(float low, float high) {
-#if !defined(XLA_OPS_EMULATES_CUDA)
-  if constexpr (std::is_same_v<T, Bf16>) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return __bfloat16_as_ushort(pair.x) | uint32_t{__bfloat16_as_ushort(pair.y)} << 16;
-  } else {
-    const __half2 pair = __floats2half2_rn(low, high);
-    return __half_as_ushort(pair.x) | uint32_t{__half_as_ushort(pair.y)} << 16;
-  }
-#else
-  return from_real<T>(low).bits | uint32_t{from_real<T>(high).bits} << 16;
-#endif
-}
-
 }  // namespace cuda
 }  // namespace xla_ops
 

@@ -81,7 +81,6 @@ inline Failure set_zero(void* target, size_t bytes, cudaStream_t stream) {
 }
 
 __device__ __forceinline__ float float_of(uint32_t bits) { return __uint_as_float(bits); }
-__device__ __forceinline__ uint32_t bits_of(float value) { return __float_as_uint(value); }
 
 // Adds V neighbours in global memory, aligned to V elements.
 template <int V>
@@ -128,7 +127,6 @@ inline Failure set_zero(void* target, size_t bytes, cudaStream_t) {
 }
 
 inline float float_of(uint32_t bits) { return host::from_bits<float>(bits); }
-inline uint32_t bits_of(float value) { return static_cast<uint32_t>(host::to_bits(value)); }
 
 template <int V>
 void atomic_add(float* target, const float* value) {

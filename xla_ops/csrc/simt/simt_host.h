@@ -227,30 +227,22 @@ SIMT_UNSEEN inline void block_barrier(Site site) {
   });
 }
 
-// Puts `value` in the lane's place of `given`; when all lanes have come, copies `given` to
-// `exchanged`.
-template <typename T>
-SIMT_UNSEEN const T* warp_meet(unsigned mask, T value, T (Warp::*given)[kLanes],
-                               T (Warp::*exchanged)[kLanes], bool orders, Site site) {
+// Gives `value` to the warp; when all lanes have come, returns what all gave.
+SIMT_UNSEEN inline const uint64_t* warp_exchange(unsigned mask, uint64_t value, bool orders,
+                                                 Site site) {
   Machine& m = *current;
   if (mask != 0xffffffffu) fail(m, site, "a warp collective needs the mask of a full warp");
   const int number = m.running->number;
   Warp& warp = m.warps[number / kLanes];
-  (warp.*given)[number % kLanes] = value;
+  warp.given[number % kLanes] = value;
   meet(m, warp.meeting, kLanes, Wait::kWarp, orders, site, [&]() SIMT_UNSEEN {
     const int first = number / kLanes * kLanes;
     for (int lane = 0; lane < kLanes; ++lane) {
-      (warp.*exchanged)[lane] = (warp.*given)[lane];
+      warp.exchanged[lane] = warp.given[lane];
       m.fibers[first + lane]->wait = Wait::kNone;
     }
   });
-  return warp.*exchanged;
-}
-
-// Gives `value` to the warp and returns what all lanes gave.
-SIMT_UNSEEN inline const uint64_t* warp_exchange(unsigned mask, uint64_t value, bool orders,
-                                                 Site site) {
-  return warp_meet(mask, value, &Warp::given, &Warp::exchanged, orders, site);
+  return warp.exchanged;
 }
 
 // The first frame of every fiber.

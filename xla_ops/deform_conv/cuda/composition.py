@@ -153,10 +153,7 @@ def by_group(kernel, groups):
 
 
 def _einsum(subscripts, a, weights, precision, dtype):
-    """A product with weights that are shared by the images, or of each image.
-
-    A GPU adds up in float32, and rounds once to `dtype`.
-    """
+    """A product with weights that are shared by the images, or of each image."""
     shared = weights.shape[0] == 1
     return jnp.einsum(
         subscripts.format(n="" if shared else "n"),

@@ -14,7 +14,7 @@ struct Sample {
   A weight[4];  // modulation included
 };
 
-template <typename T, int V>
+template <typename T, int L, int V>
 __global__ void __launch_bounds__(kThreads, kColumnsBlocks)
     columns_kernel(DeformConvGeometry g, Tiling tiling, const T* __restrict__ x,
                    const int32_t* __restrict__ first_row, const Arithmetic<T>* __restrict__ offset,
@@ -47,21 +47,21 @@ __global__ void __launch_bounds__(kThreads, kColumnsBlocks)
   const int end = tile.slab + tiling.slab < channels ? tile.slab + tiling.slab : channels;
   const T* image = x + tile.image * g.H * g.W * g.C + tile.offset_group * channels;
   const int64_t row = g.taps() * g.C, first = tile.image * g.P * g.Q * row;
-  int position[kPlaces];
+  int position[kPlaces<L>];
 #pragma unroll
-  for (int s = 0; s < kPlaces; ++s) position[s] = position_of_thread(g, tile, s);
-  for (int c = tile.slab + threadIdx.x % kLanes * V; c < end; c += kLanes * V) {
+  for (int s = 0; s < kPlaces<L>; ++s) position[s] = position_of_thread<L>(g, tile, s);
+  for (int c = tile.slab + threadIdx.x % L * V; c < end; c += L * V) {
     T* const column = columns + first + column_of(g, tile.offset_group * channels + c);
     for (int tap = 0; tap < tile.taps; ++tap) {
-      const Sample<A>* sample[kPlaces];
-      Held<T, V> corner[kPlaces][4];
+      const Sample<A>* sample[kPlaces<L>];
+      Held<T, V> corner[kPlaces<L>][4];
 #pragma unroll
-      for (int s = 0; s < kPlaces; ++s) {
-        sample[s] = &samples[tap * kPatch + place_of_thread(s)];
+      for (int s = 0; s < kPlaces<L>; ++s) {
+        sample[s] = &samples[tap * kPatch + place_of_thread<L>(s)];
         load_corners<V, T>(image + c, sample[s]->pixel, static_cast<int>(g.C), corner[s]);
       }
 #pragma unroll
-      for (int s = 0; s < kPlaces; ++s) {
+      for (int s = 0; s < kPlaces<L>; ++s) {
         if (position[s] < 0) continue;
         A sum[V] = {};
 #pragma unroll
@@ -77,15 +77,20 @@ __global__ void __launch_bounds__(kThreads, kColumnsBlocks)
   }
 }
 
-template <typename T, int V>
-simt::Failure launch_columns(const DeformConvOperands& op, void* columns, cudaStream_t stream) {
+template <typename T, int L, int V>
+simt::Failure launch_with_lanes(const DeformConvOperands& op, void* columns, cudaStream_t stream) {
   using A = Arithmetic<T>;
   const DeformConvGeometry& g = op.geometry;
-  const Tiling tiling = tile(g, kLanes * V);
-  return simt::launch(columns_kernel<T, V>, tiling.blocks, kThreads,
+  const Tiling tiling = tile(g, L * V);
+  return simt::launch(columns_kernel<T, L, V>, tiling.blocks, kThreads,
                       tiling.taps * kPatch * sizeof(Sample<A>), stream, g, tiling,
                       static_cast<const T*>(op.x), op.first_row, static_cast<const A*>(op.offset),
                       static_cast<const A*>(op.mask), static_cast<T*>(columns));
+}
+
+template <typename T, int V>
+simt::Failure launch_columns(const DeformConvOperands& op, void* columns, cudaStream_t stream) {
+  XLA_OPS_RETURN_FOR_LANES(op.geometry, T, V, launch_with_lanes, op, columns, stream);
 }
 
 }  // namespace

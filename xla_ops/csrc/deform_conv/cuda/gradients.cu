@@ -15,12 +15,13 @@ struct Sample {
   A dot[4];  // of each corner with the columns' gradient
 };
 
-// Adds each of the four values over kLanes neighbours. At first lanes halve the values
+// Adds each of the four values over L neighbouring lanes. At first lanes halve the values
 // between them: fewer shuffles than four separate sums. Returns value number summed_value().
-template <typename A>
+template <int L, typename A>
 __device__ __forceinline__ A sum_over_lanes(const A value[4]) {
+  static_assert(L >= 4 && (L & (L - 1)) == 0);
   const int lane = threadIdx.x;
-  constexpr int kHalf = kLanes / 2, kQuarter = kLanes / 4;
+  constexpr int kHalf = L / 2, kQuarter = L / 4;
   const bool low = lane & kHalf, odd = lane & kQuarter;
   A first = low ? value[2] : value[0], second = low ? value[3] : value[1];
   first += __shfl_xor_sync(simt::kFullMask, low ? value[0] : value[2], kHalf);
@@ -34,9 +35,12 @@ __device__ __forceinline__ A sum_over_lanes(const A value[4]) {
   return sum;
 }
 
-__device__ __forceinline__ int summed_value() { return threadIdx.x % kLanes / (kLanes / 4); }
+template <int L>
+__device__ __forceinline__ int summed_value() {
+  return threadIdx.x % L / (L / 4);
+}
 
-template <typename T, int V>
+template <typename T, int L, int V>
 __global__ void __launch_bounds__(kThreads, kVisitBlocks)
     visit_kernel(DeformConvGeometry g, Tiling tiling, const T* __restrict__ x,
                  const int32_t* __restrict__ first_row, const Arithmetic<T>* __restrict__ offset,
@@ -69,29 +73,30 @@ __global__ void __launch_bounds__(kThreads, kVisitBlocks)
   const int channels = static_cast<int>(g.offset_group_channels()), width = static_cast<int>(g.C);
   const int64_t image = tile.image * g.H * g.W * g.C + tile.offset_group * channels;
   const int64_t row = g.taps() * g.C, first = tile.image * g.P * g.Q * row;
-  int position[kPlaces];
+  int position[kPlaces<L>];
 #pragma unroll
-  for (int s = 0; s < kPlaces; ++s) position[s] = position_of_thread(g, tile, s);
+  for (int s = 0; s < kPlaces<L>; ++s) position[s] = position_of_thread<L>(g, tile, s);
   // Warps stay whole for the sums: lanes without channels take part.
-  for (int slab = 0; slab < channels; slab += kLanes * V) {
-    const int c = slab + threadIdx.x % kLanes * V;
+  for (int slab = 0; slab < channels; slab += L * V) {
+    const int c = slab + threadIdx.x % L * V;
     const int64_t column =
         first + (c < channels ? column_of(g, tile.offset_group * channels + c) : 0);
     for (int tap = 0; tap < tile.taps; ++tap) {
       const int64_t at = column + (tile.tap + tap) * g.group_channels();
-      Held<ColumnsGradient<T>, V> gradient[kPlaces];
-      Held<T, V> corner[kPlaces][4];
+      Held<ColumnsGradient<T>, V> gradient[kPlaces<L>];
+      Held<T, V> corner[kPlaces<L>][4];
 #pragma unroll
-      for (int s = 0; s < kPlaces; ++s) {
+      for (int s = 0; s < kPlaces<L>; ++s) {
+        gradient[s] = {};
         if (position[s] < 0 || c >= channels) continue;
         gradient[s] = *reinterpret_cast<const Held<ColumnsGradient<T>, V>*>(dcolumns + at +
                                                                             position[s] * row);
-        load_corners<V, T>(x + image + c, samples[tap * kPatch + place_of_thread(s)].pixel, width,
-                           corner[s]);
+        load_corners<V, T>(x + image + c, samples[tap * kPatch + place_of_thread<L>(s)].pixel,
+                           width, corner[s]);
       }
 #pragma unroll
-      for (int s = 0; s < kPlaces; ++s) {
-        Sample<A>& sample = samples[tap * kPatch + place_of_thread(s)];
+      for (int s = 0; s < kPlaces<L>; ++s) {
+        Sample<A>& sample = samples[tap * kPatch + place_of_thread<L>(s)];
         A dot[4] = {};
         if (position[s] >= 0 && c < channels) {
           const A ly = sample.ly, lx = sample.lx, hy = A(1) - ly, hx = A(1) - lx;
@@ -117,8 +122,8 @@ __global__ void __launch_bounds__(kThreads, kVisitBlocks)
           }
           store<V>(sum, columns + at + position[s] * row);
         }
-        const A total = sum_over_lanes(dot);
-        if (threadIdx.x % (kLanes / 4) == 0) sample.dot[summed_value()] += total;
+        const A total = sum_over_lanes<L>(dot);
+        if (threadIdx.x % (L / 4) == 0) sample.dot[summed_value<L>()] += total;
       }
     }
   }
@@ -140,9 +145,9 @@ __global__ void __launch_bounds__(kThreads, kVisitBlocks)
   }
 }
 
-template <typename T, int V>
-simt::Failure launch_visit(const DeformConvOperands& op, const DeformConvGradients& grad,
-                           cudaStream_t stream) {
+template <typename T, int L, int V>
+simt::Failure launch_with_lanes(const DeformConvOperands& op, const DeformConvGradients& grad,
+                                cudaStream_t stream) {
   using A = Arithmetic<T>;
   const DeformConvGeometry& g = op.geometry;
   if (grad.dx) {
@@ -152,11 +157,17 @@ simt::Failure launch_visit(const DeformConvOperands& op, const DeformConvGradien
   }
   const Tiling tiling = tile(g);
   return simt::launch(
-      visit_kernel<T, V>, tiling.blocks, kThreads, tiling.taps * kPatch * sizeof(Sample<A>),
+      visit_kernel<T, L, V>, tiling.blocks, kThreads, tiling.taps * kPatch * sizeof(Sample<A>),
       stream, g, tiling, static_cast<const T*>(op.x), op.first_row,
       static_cast<const A*>(op.offset), static_cast<const A*>(op.mask),
       static_cast<const ColumnsGradient<T>*>(grad.dcolumns), static_cast<T*>(grad.columns),
       static_cast<A*>(grad.doffset), static_cast<A*>(grad.dmask), static_cast<A*>(grad.dx));
+}
+
+template <typename T, int V>
+simt::Failure launch_visit(const DeformConvOperands& op, const DeformConvGradients& grad,
+                           cudaStream_t stream) {
+  XLA_OPS_RETURN_FOR_LANES(op.geometry, T, V, launch_with_lanes, op, grad, stream);
 }
 
 }  // namespace

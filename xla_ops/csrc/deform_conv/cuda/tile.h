@@ -26,6 +26,7 @@ struct Tiling {
   int runs;                       // of an offset group
   int slab;                       // channels of an offset group that a block takes
   int slabs;                      // of an offset group
+  unsigned blocks_of_slab;
   int64_t blocks;
 };
 
@@ -43,13 +44,14 @@ inline Tiling tile(const DeformConvGeometry& g, int least = 0) {
   t.blocks = patches * t.runs;
   t.slab = static_cast<int>(g.offset_group_channels());
   t.slabs = 1;
-  if (least > 0 && t.blocks > 0 && t.blocks < kManyBlocks) {
+  if (least > 0 && t.slab > 0 && t.blocks > 0 && t.blocks < kManyBlocks) {
     const int runs = (t.slab + least - 1) / least;
     const int64_t wanted = (kManyBlocks + t.blocks - 1) / t.blocks;
     t.slab = static_cast<int>((runs + wanted - 1) / wanted) * least;
     t.slabs = static_cast<int>((g.offset_group_channels() + t.slab - 1) / t.slab);
-    t.blocks *= t.slabs;
   }
+  t.blocks_of_slab = static_cast<unsigned>(t.blocks);
+  t.blocks *= t.slabs;
   return t;
 }
 
@@ -64,8 +66,8 @@ struct Tile {
   // Runs and groups go fastest: blocks that run together read the same pixels.
   __device__ __forceinline__ Tile(const DeformConvGeometry& g, const Tiling& t) {
     unsigned rest = blockIdx.x;
-    slab = static_cast<int>(rest / static_cast<unsigned>(t.blocks / t.slabs)) * t.slab;
-    rest %= static_cast<unsigned>(t.blocks / t.slabs);
+    slab = static_cast<int>(rest / t.blocks_of_slab) * t.slab;
+    rest %= t.blocks_of_slab;
     tap = static_cast<int>(rest % t.runs) * t.taps;
     taps = static_cast<int>(g.taps()) - tap;
     taps = taps < t.taps ? taps : t.taps;
@@ -98,19 +100,22 @@ struct Tile {
   }
 };
 
-// A few lanes share a sample, and each thread has so many places of the patch, the same ones
-// for every tap.
-constexpr int kPlaces = kPatch * kLanes / kThreads;
-static_assert(kPlaces * kThreads == kPatch * kLanes && simt::kWarp % kLanes == 0);
+// L lanes share a sample, and each thread has so many places of the patch, the same ones for
+// every tap.
+template <int L>
+constexpr int kPlaces = kPatch * L / kThreads;
 
+template <int L>
 __device__ __forceinline__ int place_of_thread(int s) {
-  return static_cast<int>(threadIdx.x) / kLanes + s * (kThreads / kLanes);
+  static_assert(kPlaces<L> * kThreads == kPatch * L && simt::kWarp % L == 0);
+  return static_cast<int>(threadIdx.x) / L + s * (kThreads / L);
 }
 
 // Number of that place in the output of its image, or -1 outside.
+template <int L>
 __device__ __forceinline__ int position_of_thread(const DeformConvGeometry& g, const Tile& tile,
                                                   int s) {
-  const auto place = tile.place(g, place_of_thread(s));
+  const auto place = tile.place(g, place_of_thread<L>(s));
   return place.inside ? place.row * static_cast<int>(g.Q) + place.column : -1;
 }
 
@@ -163,6 +168,12 @@ inline bool divides_channels(int V, const DeformConvGeometry& g) {
 
 }  // namespace cuda
 }  // namespace xla_ops
+
+// return function<T, L, V>(...) with the lanes that an offset group keeps busy.
+#define XLA_OPS_RETURN_FOR_LANES(geometry, T, V, function, ...) \
+  return (geometry).offset_group_channels() > kFewLanes * V     \
+             ? function<T, kLanes, V>(__VA_ARGS__)              \
+             : function<T, kFewLanes, V>(__VA_ARGS__)
 
 // return function<T, V>(op, ...) for the elements of `op` and the widest run that fits.
 #define XLA_OPS_RETURN_FOR_RUNS(type, geometry, function, ...)                 \
