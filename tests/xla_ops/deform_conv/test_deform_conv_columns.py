@@ -128,6 +128,8 @@ def test_rounding(options, output):
             forward(**options)(*arguments), expected_output(*arguments, **options)
         )
         assert error < TOLERANCE[dtype], dtype
+        # In half precision rounded it is.
+        assert dtype == "float32" or error > TOLERANCE[dtype] / 50, dtype
 
 
 @with_cuda
