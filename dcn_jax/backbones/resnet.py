@@ -227,9 +227,7 @@ class ResNet(nnx.Module):
             use_bias=False,
             kernel_init=_conv_init,
             conv_general_dilated=(
-                stem_conv_7x7
-                if stem_features <= 16
-                else jax.lax.conv_general_dilated
+                stem_conv_7x7 if stem_features <= 16 else jax.lax.conv_general_dilated
             ),
             **types,
         )

@@ -66,7 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
         set_side(config, 192)
         data.canvases = ((128, 128), (192, 192))
         data.short_sides = (112, 128, 176, 192)
-        config.steps = 9000
+        config.steps = 8500
         backbone.depths = (1, 1, 2, 3)
     if config.network == "class_aware_rpn":
         # On images of half the side the medium digits are as small as the small ones,
