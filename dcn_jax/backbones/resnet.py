@@ -18,6 +18,7 @@ from dcn_jax.modules.arguments import check_integer, check_number, check_rngs
 from dcn_jax.modules.deform_conv import DeformConv
 from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv, stem_conv_7x7
 from dcn_jax.modules.norm import NORMS, make_norm
+from dcn_jax.modules.spatial_conv import spatial_conv
 from dcn_jax.padding import clear_padding, map_sizes
 
 _EXPANSION = 4  # output channels of a bottleneck over its planes
@@ -88,7 +89,9 @@ class Bottleneck(nnx.Module):
                 **three,
             )
         else:
-            self.conv2 = nnx.Conv(width, width, (3, 3), **three)
+            self.conv2 = nnx.Conv(
+                width, width, (3, 3), conv_general_dilated=spatial_conv, **three
+            )
         self.norm2 = make_norm(norm, width, **statistics)
         self.conv3 = nnx.Conv(width, out_features, **pointwise)
         self.norm3 = make_norm(norm, out_features, **statistics)

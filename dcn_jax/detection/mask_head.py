@@ -24,6 +24,7 @@ from dcn_jax.losses import masked_mean
 from dcn_jax.modules.arguments import check_integer, check_number, check_rngs
 from dcn_jax.modules.fast_forms import pointwise_conv
 from dcn_jax.modules.roi_pool import RoIPooling
+from dcn_jax.modules.spatial_conv import spatial_conv
 from dcn_jax.trunk import Features
 from xla_ops import roi_align
 
@@ -104,7 +105,14 @@ class MaskHead(nnx.Module):
         wide: dict[str, Any] = dict(kernel_init=_init, **types)
         widths = [in_features] + [features] * num_convs
         self.convs = nnx.List(
-            nnx.Conv(width, features, (3, 3), padding=1, **wide)
+            nnx.Conv(
+                width,
+                features,
+                (3, 3),
+                padding=1,
+                conv_general_dilated=spatial_conv,
+                **wide,
+            )
             for width in widths[:-1]
         )
         self.deconv = nnx.ConvTranspose(

@@ -39,6 +39,7 @@ from dcn_jax.boxes import (
 from dcn_jax.losses import masked_mean, smooth_l1
 from dcn_jax.modules.arguments import check_integer, check_number, check_rngs
 from dcn_jax.modules.fast_forms import pointwise_conv
+from dcn_jax.modules.spatial_conv import spatial_conv
 from dcn_jax.padding import map_sizes, valid_mask
 from dcn_jax.trunk import Features
 from xla_ops import nms
@@ -185,7 +186,14 @@ class RPN(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.conv = nnx.Conv(in_features, features, (3, 3), padding=1, **types)
+        self.conv = nnx.Conv(
+            in_features,
+            features,
+            (3, 3),
+            padding=1,
+            conv_general_dilated=spatial_conv,
+            **types,
+        )
         pointwise: dict[str, Any] = dict(
             kernel_size=(1, 1), conv_general_dilated=pointwise_conv, **types
         )

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from dcn_jax.modules.arguments import check_integer, check_rngs
 from dcn_jax.modules.fast_forms import pointwise_conv
+from dcn_jax.modules.spatial_conv import spatial_conv
 from dcn_jax.necks.levels import Levels
 from dcn_jax.padding import clear_padding, map_sizes
 
@@ -86,14 +87,15 @@ class FPN(nnx.Module):
             )
             for name in _MAPS
         )
+        three: dict[str, Any] = dict(
+            padding=1, conv_general_dilated=spatial_conv, **types
+        )
         self.output = nnx.List(
-            nnx.Conv(features, features, (3, 3), padding=1, **types) for _ in _MAPS
+            nnx.Conv(features, features, (3, 3), **three) for _ in _MAPS
         )
         self.convolved_p6 = convolved_p6
         if convolved_p6:
-            self.p6 = nnx.Conv(
-                channels["c5"], features, (3, 3), strides=2, padding=1, **types
-            )
+            self.p6 = nnx.Conv(channels["c5"], features, (3, 3), strides=2, **three)
 
     def __call__(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv, stem_conv_7x7
+from dcn_jax.modules.spatial_conv import spatial_conv
 from scripts.benchmark.case import FMA_PEAK, Candidate, Case, Peer, Ratio, Table
 from scripts.benchmark.layers import CONV3, CONV4, CONV5, SHAPES
 from xla_ops import deform_conv2d
@@ -162,6 +163,25 @@ def _stem(features: int) -> dict[str, Candidate]:
     }
 
 
+def _spatial(n: int, h: int, w: int, c: int, k: int) -> dict[str, Candidate]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, h, w, c)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, c, k)).astype(np.float32)
+    form = dict(
+        window_strides=(1, 1),
+        padding=((1, 1), (1, 1)),
+        rhs_dilation=(1, 1),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    usual = functools.partial(jax.lax.conv_general_dilated, **form)
+    form["strides"] = form.pop("window_strides")
+    ours = functools.partial(spatial_conv, **form)
+    return {
+        "ours": Candidate(ours, (x, kernel)),
+        "usual": Candidate(usual, (x, kernel)),
+    }
+
+
 def _title(channels: int, height: int, width: int) -> str:
     return f"{channels}ch {height}x{width}"
 
@@ -242,12 +262,25 @@ ODD_TABLE = Table(
 
 FORM_TABLE = Table(
     "Forms of layers",
-    "`dcn_jax.modules.fast_forms` beside `nnx.max_pool` and `lax.conv`.",
+    "`dcn_jax.modules.fast_forms` and `.spatial_conv` beside `nnx.max_pool` and "
+    "`lax.conv`.",
     ("ours", "usual"),
     (Ratio("usual / ours", "usual", "ours"),),
     (
         Case("max_pool_3x3 8x96x96x32", _max_pool),
         Case("pointwise_conv 8x48x48 32->128", _pointwise),
         Case("stem_conv_7x7 8x256x256 3->16", functools.partial(_stem, 16)),
+        *(
+            Case(
+                f"spatial_conv {n}x{h}x{w} {c}->{k}",
+                functools.partial(_spatial, n, h, w, c, k),
+            )
+            for n, h, w, c, k in (
+                (1, 200, 304, 64, 64),
+                (1, 100, 152, 128, 128),
+                (1, 50, 76, 1024, 512),
+                (64, 14, 14, 256, 256),
+            )
+        ),
     ),
 )
