@@ -34,6 +34,8 @@ _CLASSES = 80
 # An instruction with its opcode and the primitive that it is of; what holds others is
 # not one of them.
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*?\s([\w\-]+)\(")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
+_CALLED = re.compile(r"calls=%?([\w.\-]+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _HOLDERS = ("while", "call", "conditional")
 
@@ -53,12 +55,20 @@ class Kind(NamedTuple):
 def kinds(program: str) -> dict[str, Kind]:
     """Returns the kind of each instruction of a compiled program, by its name."""
     found = {}
+    # A fusion without a name has that of the last instruction in it that has one; what
+    # is called stands above what calls it.
+    last: dict[str, str] = {}
+    computation = ""
     for line in program.splitlines():
+        if start := _COMPUTATION.match(line):
+            computation = start[1]
         instruction = _INSTRUCTION.match(line)
         if not instruction or instruction[2] in _HOLDERS:
             continue
-        path = _OP_NAME.search(line)
-        name = path[1] if path else ""
+        path, called = _OP_NAME.search(line), _CALLED.search(line)
+        name = path[1] if path else last.get(called[1], "") if called else ""
+        if name:
+            last[computation] = name
         primitive = name.rsplit("/", 1)[-1] or instruction[2]
         found[instruction[1]] = Kind(primitive, "transpose(" in name)
     return found
