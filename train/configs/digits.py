@@ -66,7 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
         set_side(config, 192)
         data.canvases = ((128, 128), (192, 192))
         data.short_sides = (112, 128, 176, 192)
-        config.steps = 8500
+        config.steps = 8000
         backbone.depths = (1, 1, 2, 3)
     if config.network == "class_aware_rpn":
         # On images of half the side the medium digits are as small as the small ones,
@@ -82,8 +82,11 @@ def get_config(arg: str = "") -> ConfigDict:
     optim.weight_decay = 0.01
     optim.warmup_steps = 100
     optim.warmup_factor = 0.1
-    longer = config.network in ("class_aware_rpn", "deeplab")
-    optim.decay_at = (0.8, 0.95) if longer else (0.7, 0.9)
+    optim.decay_at = (0.7, 0.9)
+    if config.network == "class_aware_rpn":
+        optim.decay_at = (0.8, 0.95)
+    if config.network == "deeplab":
+        optim.decay_at = (0.85,)
     optim.clip_norm = 5.0
 
     config.log.every = 50
