@@ -61,8 +61,12 @@ for version in "${versions[@]}"; do
   compiler=$build/$arch-c++
   # Zig checks for undefined behaviour below -O2. Its libc++ it builds once for each place that
   # it lies in and each -O, which takes minutes; the last one counts. One for all Pythons does.
-  printf '#!/bin/sh\nexec "%s" c++ -target %s-linux-gnu.2.28 -O3 -fno-sanitize=undefined "$@"\n' \
-    "$(echo "$tools"/lib/python*/site-packages/ziglang/zig)" "$arch" >"$compiler"
+  # Debian's Python.h includes <x86_64-linux-gnu/python3.N/pyconfig.h>, where Zig does not look,
+  # and has it for this machine alone; of what it says, the other's differs in nothing we use.
+  mkdir -p "$build/include/$arch-linux-gnu"
+  ln -sfn "/usr/include/$(uname -m)-linux-gnu/python$version" "$build/include/$arch-linux-gnu/"
+  printf '#!/bin/sh\nexec "%s" c++ -target %s-linux-gnu.2.28 -O3 -fno-sanitize=undefined -idirafter "%s" "$@"\n' \
+    "$(echo "$tools"/lib/python*/site-packages/ziglang/zig)" "$arch" "$build/include" >"$compiler"
   chmod +x "$compiler"
   venv=$build/python$version
   readarray -t requirements < <("$python" - <<'PYTHON'
