@@ -1,15 +1,29 @@
 #!/usr/bin/env bash
-# Builds a wheel against the oldest supported jax, installs it into a fresh environment
-# beside the jax of your choice, and runs the tests against what is installed:
+# Installs a wheel into a fresh environment beside the jax of your choice, and runs the
+# tests against what is installed. The wheel is one of scripts/wheels.sh, or it is built
+# here, against the oldest supported jax:
 #
-#   scripts/test_wheel.sh [PYTHON [JAX [PYTEST ARGUMENT...]]]
+#   scripts/test_wheel.sh [--wheel=WHEEL] [PYTHON [JAX [PYTEST ARGUMENT...]]]
 #
 #   scripts/test_wheel.sh python3.11 jax==0.10.2
 #   scripts/test_wheel.sh python3.13 jax tests/xla_ops      the newest jax, some tests
+#   scripts/test_wheel.sh --wheel=dist/WHEEL python3.12 jax==0.10.2
 #
 # All is made in a temporary folder, from a copy of the checkout; the tests run in what is
 # left of it without xla_ops and dcn_jax.
 set -euo pipefail
+wheel=
+case ${1:-} in
+  --wheel=*)
+    wheel=${1#--wheel=}
+    [ -f "$wheel" ] || {
+      echo "test_wheel.sh: expected a wheel, got '$wheel'; scripts/wheels.sh builds them" >&2
+      exit 2
+    }
+    wheel=$(realpath "$wheel")
+    shift
+    ;;
+esac
 cd "$(dirname "$0")/.."
 python=${1:-python3}
 jax=${2:-jax}
@@ -22,8 +36,10 @@ pip=("$work/venv/bin/python" -m pip --quiet --disable-pip-version-check)
 mkdir "$work/checkout"
 git ls-files -z | xargs -0 cp --parents --target-directory "$work/checkout"
 cd "$work/checkout"
-"${pip[@]}" wheel --no-deps --wheel-dir "$work" .
-wheel=$(echo "$work"/*.whl)
+if [ -z "$wheel" ]; then
+  "${pip[@]}" wheel --no-deps --wheel-dir "$work" .
+  wheel=$(echo "$work"/*.whl)
+fi
 "${pip[@]}" install "$wheel[test]" "$jax"
 rm -r xla_ops dcn_jax
 "$work/venv/bin/python" - <<'PYTHON'

