@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Products of narrower or shorter matrices are no faster than XLA's convolution.
+# Products of narrower matrices, or of fewer multiplications, are no faster than XLA's
+# convolution.
 _MIN_FEATURES = 32
-_MIN_POSITIONS = 4096
+_MIN_PRODUCT = 2**24
 
 
 class _Form(NamedTuple):
@@ -50,7 +51,7 @@ def spatial_conv(
     """
     if (
         min(kernel.shape[2:]) < _MIN_FEATURES
-        or not _is_long(x)
+        or not _is_large(x, kernel)
         or feature_group_count != 1
         or x.dtype.itemsize < 4
     ):
@@ -75,10 +76,10 @@ def spatial_conv(
     return _conv(x, kernel, _Form(strides, pads, dilation, precision))
 
 
-def _is_long(x):
-    positions = math.prod(x.shape[:3])
+def _is_large(x, kernel):
+    product = math.prod((*x.shape, kernel.shape[3]))
     # Sizes of an export may be symbols.
-    return isinstance(positions, int) and positions >= _MIN_POSITIONS
+    return isinstance(product, int) and product >= _MIN_PRODUCT
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -29,7 +29,7 @@ FORMS = {
 def small_too(monkeypatch):
     """Few features of small maps take the products too."""
     monkeypatch.setattr(module, "_MIN_FEATURES", 1)
-    monkeypatch.setattr(module, "_MIN_POSITIONS", 1)
+    monkeypatch.setattr(module, "_MIN_PRODUCT", 1)
 
 
 def layer(form, **options):
