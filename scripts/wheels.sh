@@ -26,11 +26,15 @@ for argument in "$@"; do
 done
 [ ${#versions[@]} -gt 0 ] || versions=(3.11 3.12 3.13 3.14)
 
-# The newest interpreter of a version that can make environments.
+# The newest interpreter of a version that can make environments and has its headers.
 find_python() {
   local candidate
   for candidate in "python$1" $(printf '%s\n' ~/.pyenv/versions/"$1".*/bin/python | sort -rV); do
-    if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+    if "$candidate" - 2>/dev/null <<'PYTHON'; then
+import ensurepip, os, sysconfig, venv
+
+os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))
+PYTHON
       echo "$candidate"
       return
     fi
@@ -68,7 +72,7 @@ for version in "${versions[@]}"; do
   printf '#!/bin/sh\nexec "%s" c++ -target %s-linux-gnu.2.28 -O3 -fno-sanitize=undefined -idirafter "%s" "$@"\n' \
     "$(echo "$tools"/lib/python*/site-packages/ziglang/zig)" "$arch" "$build/include" >"$compiler"
   chmod +x "$compiler"
-  venv=$build/python$version
+  venv=$build/python$("$python" -c 'import platform; print(platform.python_version())')
   readarray -t requirements < <("$python" - <<'PYTHON'
 import tomllib
 

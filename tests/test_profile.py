@@ -43,3 +43,23 @@ def test_what_is_short_shares_a_row():
         "| others |  | 3 | 4 | 40.0% |",
         "| all |  | 4 | 10 | 100.0% |",
     ]
+
+
+def test_a_fusion_has_the_name_of_what_it_holds():
+    program = """\
+%fused (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %dot.1 = f32[4]{0} dot(%p, %p), metadata={op_name="transpose(jvp())/dot_general"}
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %p.1 = f32[4]{0} parameter(0)
+  %while.1 = f32[4]{0} while(%p.1), metadata={op_name="jit(f)/while"}
+  %copy.1 = f32[4]{0} copy(%p.1)
+  ROOT %fusion.1 = f32[4]{0} fusion(%copy.1), kind=kLoop, calls=%fused
+}
+"""
+    found = profile.kinds(program)
+    assert found["fusion.1"] == profile.Kind("dot_general", backward=True)
+    assert found["copy.1"] == profile.Kind("copy", backward=False)
+    assert "while.1" not in found

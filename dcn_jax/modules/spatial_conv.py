@@ -24,10 +24,13 @@ _MIN_FEATURES = 32
 _MIN_PRODUCT = 2**24
 
 
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
 class _Form(NamedTuple):
-    strides: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    dilation: tuple[int, int]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
     precision: Any
 
 
@@ -37,32 +40,40 @@ def spatial_conv(
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     *,
-    rhs_dilation: Sequence[int],
+    lhs_dilation: Sequence[int] = (1, 1),
+    rhs_dilation: Sequence[int] = (1, 1),
+    dimension_numbers: Any = _NHWC,
     feature_group_count: int = 1,
-    precision: Any = None,
     **others: Any,
 ) -> Float[Array, "N P Q K"]:
     """`jax.lax.conv_general_dilated` of maps, fast to differentiate by the kernel.
 
-    Meant as the `conv_general_dilated` argument of a two-dimensional `flax.nnx.Conv`
-    that is not transposed. Has derivatives of any order, by forward and reverse mode.
-    Convolutions in groups, of few features, of small maps or in half precision are left
-    to XLA.
+    Meant as the `conv_general_dilated` argument of a two-dimensional `flax.nnx.Conv`.
+    Has derivatives of any order, by forward and reverse mode. Left to XLA are
+    convolutions in groups, of few features, of small maps, of a dilated map, in half
+    precision, and with any of lax's arguments that is not named here but `precision`.
     """
+    precision = others.get("precision")
+    del dimension_numbers
     if (
         min(kernel.shape[2:]) < _MIN_FEATURES
         or not _is_large(x, kernel)
         or feature_group_count != 1
+        or any(step != 1 for step in lhs_dilation)
         or x.dtype.itemsize < 4
+        or any(
+            value is not None for name, value in others.items() if name != "precision"
+        )
     ):
         return jax.lax.conv_general_dilated(
             x,
             kernel,
             strides,
             padding,
+            lhs_dilation=lhs_dilation,
             rhs_dilation=rhs_dilation,
+            dimension_numbers=_NHWC,
             feature_group_count=feature_group_count,
-            precision=precision,
             **others,
         )
     strides, dilation = tuple(strides), tuple(rhs_dilation)
@@ -94,25 +105,27 @@ def _plain(x, kernel, form):
         form.strides,
         form.padding,
         rhs_dilation=form.dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=_NHWC,
         precision=form.precision,
     )
 
 
 def _along(form, primals, tangents):
     (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
-    y = _conv(x, kernel, form)
-    tangent = jnp.zeros_like(y)
+    parts = []
     if not isinstance(x_tangent, jax.custom_derivatives.SymbolicZero):
-        tangent += _conv(x_tangent, kernel, form)
+        parts.append(_conv(x_tangent, kernel, form))
     if not isinstance(kernel_tangent, jax.custom_derivatives.SymbolicZero):
-        tangent += _along_kernel(x, kernel_tangent, form)
-    return y, tangent
+        parts.append(_along_kernel(x, kernel_tangent, form))
+    y = _conv(x, kernel, form)
+    return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
 
 
 _conv.defjvp(_along, symbolic_zeros=True)
 
 
+# The backward pass keeps the map, on every platform, not what the taps read of it.
+@functools.partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
 def _along_kernel(x, kernel, form):
     """The convolution, in the form whose transpose by the kernel is fast."""
     plain, by_taps = (functools.partial(f, form=form) for f in (_plain, _by_taps))
@@ -136,8 +149,8 @@ def _by_taps(x, kernel, form):
         read = read[:, ::rows, ::columns].reshape(n * p * q, c)
         return jnp.dot(read, weights, precision=form.precision)
 
-    # One after another, each read when it is wanted: all at once, or kept for the
-    # backward pass, would be R * S copies of the map.
+    # One after another, each read when it is wanted: all at once, or kept by the loop,
+    # would be R * S copies of the map.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def add(total, tap):
         return total + product(*tap), None

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -89,7 +90,8 @@ def enlarge(x: Float[Array, "N H W C"], factor: int) -> Float[Array, "N H2 W2 C"
     The transposed convolution with the bilinear kernel of 2 * `factor` pixels and
     stride `factor`, of which `factor` / 2 pixels are cut from each side: pixel p of the
     result is at (p + 1/2) / `factor` - 1/2 on the map. It is computed as one matrix
-    product for each axis, columns innermost: a few classes fill no vector.
+    product for each axis, columns innermost: a few classes fill no vector. A score that
+    is not finite makes its row and column of the result NaN.
     """
     rows, columns = (_weights(size, factor, x.dtype) for size in x.shape[1:3])
     x = jnp.einsum("nhwc,ph->npcw", x, rows, precision="highest")
@@ -98,6 +100,6 @@ def enlarge(x: Float[Array, "N H W C"], factor: int) -> Float[Array, "N H2 W2 C"
 
 
 def _weights(size: int, factor: int, dtype) -> Float[Array, "{size*factor} {size}"]:
-    place = (jnp.arange(size * factor, dtype=dtype) + 0.5) / factor - 0.5
-    distance = jnp.abs(place[:, None] - jnp.arange(size, dtype=dtype)[None])
-    return jnp.maximum(1 - distance, 0)
+    place = (np.arange(size * factor) + 0.5) / factor - 0.5
+    distance = np.abs(place[:, None] - np.arange(size))
+    return jnp.asarray(np.maximum(1 - distance, 0), dtype)

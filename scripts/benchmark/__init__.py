@@ -4,6 +4,7 @@ Commands, each `python -m scripts.benchmark.NAME`:
 
     ops       operators beside plain jnp, XLA's convolution, torchvision and torch
     step      a train step of the paper's detector
+    profile   where the time of such a step goes, by kind of operation
     explain   explanations of the paper's detector
     constants halves and doubles of the kernels' tuning constants
     loader    images that the training loader reads, with and without worker processes

@@ -1,4 +1,4 @@
-"""Cases of `deform_conv2d`, and of the forms of `dcn_jax.modules.fast_forms`.
+"""Cases of `deform_conv2d`, of `spatial_conv` and of the forms of `fast_forms`.
 
 Offsets are normal with a standard deviation of 2 pixels; torch's layouts are
 [N, C, H, W], [N, G*R*S*2, P, Q] and [K, C, R, S].
@@ -269,7 +269,10 @@ FORM_TABLE = Table(
     (
         Case("max_pool_3x3 8x96x96x32", _max_pool),
         Case("pointwise_conv 8x48x48 32->128", _pointwise),
-        Case("stem_conv_7x7 8x256x256 3->16", functools.partial(_stem, 16)),
+        *(
+            Case(f"stem_conv_7x7 8x256x256 3->{k}", functools.partial(_stem, k))
+            for k in (16, 32)
+        ),
         *(
             Case(
                 f"spatial_conv {n}x{h}x{w} {c}->{k}",

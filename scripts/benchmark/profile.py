@@ -96,8 +96,8 @@ def table(
       steps: How many.
       rows: The others share one.
     """
-    spent: collections.Counter = collections.Counter()
-    calls: collections.Counter = collections.Counter()
+    spent: collections.defaultdict[Kind, float] = collections.defaultdict(float)
+    calls: collections.Counter[Kind] = collections.Counter()
     for instruction, milliseconds in measured:
         if kind := of_instruction.get(instruction):
             spent[kind] += milliseconds / steps
@@ -115,7 +115,7 @@ def table(
             f"| {share:.1f}% |"
         )
 
-    order = spent.most_common()
+    order = sorted(spent.items(), key=lambda item: -item[1])
     for kind, milliseconds in order[:rows]:
         direction = "backward" if kind.backward else "forward"
         lines.append(line(kind.primitive, direction, calls[kind], milliseconds))

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dcn_jax.modules import spatial_conv as module
+from dcn_jax.modules.fast_forms import stem_conv_7x7
 from dcn_jax.modules.spatial_conv import spatial_conv
 from tests.support.collectives import moves
 
@@ -124,6 +125,58 @@ def test_it_keeps_no_copies_for_the_taps():
     assert plan.temp_size_in_bytes < 4 * x.nbytes
 
 
+def test_the_backward_pass_keeps_the_operands_alone():
+    x, kernel = operands({})
+    run = layer({"padding": 1}, conv_general_dilated=spatial_conv)
+    _, pull_back = jax.vjp(jax.jit(run), x, kernel)
+    # Beside where the taps are.
+    kept = {leaf.shape for leaf in jax.tree.leaves(pull_back) if leaf.size > 9}
+    assert kept == {x.shape, kernel.shape}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"input_dilation": 2}, {"preferred_element_type": jnp.float64}],
+    ids=["input_dilation", "preferred_element_type"],
+)
+def test_other_arguments_are_laxs(x64, other):
+    x, kernel = (jnp.asarray(a, jnp.float32) for a in operands({}))
+    found, expected = (
+        layer({"padding": 1}, conv_general_dilated=conv, **other)(x, kernel)
+        for conv in (spatial_conv, jax.lax.conv_general_dilated)
+    )
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_mesh_of_explicit_types(x64):
+    """The stem of a thin network too."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    x, kernel = operands({}, images=8)
+    run = layer({"padding": 1}, conv_general_dilated=spatial_conv)
+    wide = jnp.ones((7, 7, 3, 4))
+
+    def stem(x, wide):
+        return stem_conv_7x7(x, wide, (2, 2), ((3, 3), (3, 3)))
+
+    for function, weights in ((run, kernel), (stem, wide)):
+
+        def energy(x, k, function=function):
+            return (function(x, k) ** 2).sum()
+
+        alone = jax.grad(energy, (0, 1))(x, weights)
+        with jax.set_mesh(mesh):
+            over_devices = jax.jit(jax.grad(energy, (0, 1)))(
+                jax.device_put(x, PartitionSpec("data")),
+                jax.device_put(weights, PartitionSpec()),
+            )
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-12),
+            jax.device_get(over_devices),
+            jax.device_get(alone),
+        )
+
+
 def test_devices_that_split_the_batch_add_gradients_alone(x64):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     everywhere, split = (
@@ -155,7 +208,8 @@ def test_devices_that_split_the_batch_add_gradients_alone(x64):
     )
 
 
-def test_a_symbolic_size_is_exported():
+def test_a_symbolic_size_is_exported(monkeypatch):
+    monkeypatch.setattr(module, "_MIN_PRODUCT", 10_000)
     (batch,) = jax.export.symbolic_shape("n")
     x = jax.ShapeDtypeStruct((batch, 7, 8, 3), jnp.float32)
     run = jax.jit(layer({"padding": 1}, conv_general_dilated=spatial_conv))

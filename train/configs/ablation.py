@@ -109,6 +109,8 @@ def _dcnv2(row: str) -> ConfigDict:
 
 def _first_paper(study: str, layers: str) -> ConfigDict:
     config = _harder(study, 128)
+    if study == "deeplab":
+        config.optim.decay_at = (0.8, 0.95)
     # As many blocks as the rows deform.
     config.model.backbone.depths = (1, 1, 3, 3)
     config.model.backbone.deform_blocks = dcnv1.LAYERS[layers].deform_blocks
