@@ -121,7 +121,8 @@ def table(
         lines.append(line(kind.primitive, direction, calls[kind], milliseconds))
     rest = [kind for kind, _ in order[rows:]]
     if rest:
-        count, milliseconds = (sum(c[kind] for kind in rest) for c in (calls, spent))
+        count = sum(calls[kind] for kind in rest)
+        milliseconds = sum(spent[kind] for kind in rest)
         lines.append(line("others", "", count, milliseconds))
     lines.append(line("all", "", sum(calls.values()), total))
     return lines
