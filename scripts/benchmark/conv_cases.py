@@ -95,7 +95,10 @@ def _in_groups(
     x, _, kernel, _ = arguments
     grouped = functools.partial(deform_conv2d, feature_group_count=groups)
     return {
-        "kernel": Candidate(grouped, arguments),
+        # Groups of channels are to equal torch's ordinary ones.
+        "kernel": Candidate(grouped, arguments)
+        if groups > 1
+        else deform_candidate(arguments),
         "lax.conv": conv_candidate(x, kernel, groups),
     }
 
@@ -211,7 +214,8 @@ CONV_TABLE = Table(
 
 GROUP_TABLE = Table(
     "deform_conv2d in groups",
-    "32 groups of channels as in a ResNeXt, or four offset groups.",
+    "32 groups of channels as in a ResNeXt, a group for each channel, four offset "
+    "groups, or offset groups of eight channels as in the restoration of videos.",
     _CONV_TIMES,
     _CONV_RATIOS,
     tuple(
@@ -220,11 +224,17 @@ GROUP_TABLE = Table(
             functools.partial(_in_groups, *shape, groups, offset_groups),
             _flops(*shape, groups),
         )
-        for what, groups, offset_groups in (
-            ("32 groups", 32, 1),
-            ("4 offset groups", 1, 4),
+        for shape, what, groups, offset_groups in (
+            (CONV3, "32 groups", 32, 1),
+            (CONV4, "32 groups", 32, 1),
+            (CONV3, "depthwise", 128, 1),
+            (CONV4, "depthwise", 256, 1),
+            (CONV3, "4 offset groups", 1, 4),
+            (CONV4, "4 offset groups", 1, 4),
+            ((64, 180, 320), "8 offset groups", 1, 8),
+            ((64, 270, 480), "8 offset groups", 1, 8),
+            ((128, 180, 320), "16 offset groups", 1, 16),
         )
-        for shape in SHAPES[:2]
     ),
 )
 

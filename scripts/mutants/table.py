@@ -210,6 +210,17 @@ _CPU = (
         "the kernel of the first image, backward",
         ("deform_conv/test_deform_conv_transforms.py test_transforms.py",),
     ),
+    Mutant(
+        "the kernel of the first image in small groups, backward",
+        ("deform_conv/test_deform_conv_transforms.py test_transforms.py",),
+    ),
+    Mutant(
+        "small groups have the samples of the first offset group",
+        ("deform_conv/test_deform_conv.py",),
+    ),
+    Mutant(
+        "pixels behind a patch are not copied", ("deform_conv/test_deform_conv.py",)
+    ),
     Mutant("scratch of taps is one short", ("address",)),
     Mutant(
         "RoIs read the map of the first level",

@@ -113,6 +113,35 @@ SHAPES = {
     "groups": dict(channels=12, features=9, groups=3, offset_groups=2),
     "offset group per channel": dict(channels=6, features=4, offset_groups=6),
     "many positions": dict(batch=1, size=(20, 23), channels=8, features=8),
+    "large groups": dict(channels=40, features=36, groups=2),
+    "depthwise": dict(channels=21, features=21, groups=21),
+    "depthwise, two outputs": dict(channels=9, features=18, groups=9),
+    "groups of two": dict(channels=38, features=38, groups=19),
+    "groups of three": dict(channels=33, features=33, groups=11, offset_groups=3),
+    "groups of four": dict(channels=44, features=44, groups=11),
+    "groups of four, eight outputs": dict(channels=20, features=40, groups=5),
+    "groups of eight": dict(channels=72, features=72, groups=9, offset_groups=2),
+    "groups of eight, six outputs": dict(channels=24, features=18, groups=3),
+    "groups of sixteen": dict(channels=64, features=64, groups=4),
+    "groups across blocks": dict(
+        batch=1, size=(4, 5), channels=168, features=168, groups=28
+    ),
+    "groups across offset groups": dict(
+        channels=60, features=40, groups=10, offset_groups=4
+    ),
+    "groups, many taps": dict(
+        batch=1, size=(5, 6), channels=64, features=64, groups=16, kernel_size=(8, 9)
+    ),
+    "offset groups of eight": dict(channels=32, features=10, offset_groups=4),
+    # More than what is copied to lie together.
+    "a large map": dict(
+        batch=1,
+        size=(16, 2100),
+        channels=32,
+        features=3,
+        offset_groups=2,
+        kernel_size=(1, 1),
+    ),
     "plain, bias": dict(modulated=False, bias=True),
     "wide kernel": dict(kernel_size=(1, 7), offset_groups=2),
 }
@@ -359,14 +388,25 @@ def test_the_same_bits_every_time():
             np.testing.assert_array_equal(a, b)
 
 
+def one_group_and_ten():
+    """Results for 40 channels, of either way in which the CPU's kernels work."""
+    leaves = []
+    for groups in (1, 10):
+        arguments = random_case(
+            batch=3, size=(13, 11), channels=40, features=40, groups=groups
+        )
+        cotangent = np.random.default_rng(1).normal(size=(3, 13, 11, 40)).astype("f")
+        results = run("ffi", arguments, cotangent, feature_group_count=groups)
+        leaves += jax.tree.leaves(results)
+    return leaves
+
+
 _OTHER_PROCESS = """
-import sys, jax, numpy as np
-from tests.support.deform_conv import random_case, value_and_pull_back
-from xla_ops import _cpu, deform_conv2d
-arguments = random_case(batch=3, size=(13, 11), channels=40, features=24)
-cotangent = np.random.default_rng(1).normal(size=(3, 13, 11, 24)).astype("f")
-out = value_and_pull_back(jax.jit(deform_conv2d), arguments, cotangent)
-np.savez(sys.argv[1], _cpu.instruction_set(), *jax.tree.leaves(out))
+import sys
+import numpy as np
+from tests.xla_ops.deform_conv.test_deform_conv import one_group_and_ten
+from xla_ops import _cpu
+np.savez(sys.argv[1], _cpu.instruction_set(), *one_group_and_ten())
 """
 
 
@@ -384,10 +424,7 @@ def test_other_instruction_sets_and_one_thread(isa, threads, tmp_path):
     )
     with np.load(tmp_path / "out.npz") as file:
         name, *there = file.values()
-    arguments = random_case(batch=3, size=(13, 11), channels=40, features=24)
-    cotangent = np.random.default_rng(1).normal(size=(3, 13, 11, 24)).astype("f")
-    here = jax.tree.leaves(run("ffi", arguments, cotangent))
-    for a, b in zip(here, there, strict=True):
+    for a, b in zip(one_group_and_ten(), there, strict=True):
         if isa:
             assert name == isa
             assert relative_error(a, b) < 2e-6

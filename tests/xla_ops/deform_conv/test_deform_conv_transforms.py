@@ -161,18 +161,20 @@ def test_vmap(subset):
             assert relative_error(a[k], b) < 2e-6
 
 
-def test_nested_vmap_and_gradient_outside():
-    x, offset, kernel, mask, _ = random_case(**SMALL)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_nested_vmap_and_gradient_outside(groups):
+    x, offset, kernel, mask, _ = random_case(**SMALL, groups=groups)
+    convolve = functools.partial(deform_conv2d, feature_group_count=groups)
     kernels = np.stack([kernel, 2 * kernel, 3 * kernel])
     images = np.stack([x, -x])
 
     def outputs(images, offset, kernels, mask):
-        over_kernels = jax.vmap(deform_conv2d, (None, None, 0, None))
+        over_kernels = jax.vmap(convolve, (None, None, 0, None))
         return jax.vmap(over_kernels, (0, None, None, None))(
             images, offset, kernels, mask
         )
 
-    y = deform_conv2d(x, offset, kernel, mask)
+    y = convolve(x, offset, kernel, mask)
     factors = np.float32([[1, 2, 3], [-1, -2, -3]])
     expected = factors[:, :, None, None, None, None] * np.asarray(y)
     compiled = jax.jit(outputs).lower(images, offset, kernels, mask).compile()
@@ -187,7 +189,7 @@ def test_nested_vmap_and_gradient_outside():
             )
         )(offset)
 
-    single = jax.grad(lambda o: deform_conv2d(x, o, kernel, mask).sum())(offset)
+    single = jax.grad(lambda o: convolve(x, o, kernel, mask).sum())(offset)
     assert relative_error(gradient(offset), np.sum(factors**2) * single) < 1e-5
 
 

@@ -31,8 +31,10 @@ WIDE_BATCHES = 4
 WIDE_LAYERS_IN_BATCH = 12
 
 KERNEL_SIZES = [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (7, 7), (1, 4), (3, 2)]
-# (groups, offset groups): nested either way, and neither divides the other.
+# (groups, offset groups), few and many: nested either way, and neither divides the
+# other.
 GROUPS = [(1, 1), (1, 2), (2, 1), (2, 2), (2, 4), (4, 2), (3, 2), (2, 3), (1, 5)]
+GROUPS += [(8, 1), (16, 4), (12, 8), (1, 8)]
 # Multiply-adds of the oracle for one layer: of its samples, and of its products.
 MOST_WORK = 6e6
 MOST_PRODUCTS = 5e7

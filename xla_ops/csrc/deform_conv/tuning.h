@@ -8,6 +8,7 @@
 #ifndef XLA_OPS_DEFORM_CONV_TUNING_H_
 #define XLA_OPS_DEFORM_CONV_TUNING_H_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "simd/tuning.h"
@@ -30,6 +31,18 @@ constexpr int64_t kPartialSumPositions = 512;
 // channels forward), else 1.00.
 constexpr int64_t kStripRows = 8;
 
+// Groups of no more channels and outputs than this are worked on together, a channel in each lane.
+// This and the other constants of small groups, of copies and of patches were timed by calling the
+// kernels alone, least times of runs that took turns on a busy machine: differences below 10 % say
+// nothing. A product for each group of 16 (512 channels, 50x76): 1.0 forward, 1.5 to 2.3 backward.
+constexpr int64_t kSmallGroup = 16;
+// Output positions of a tile of such groups, and how large its columns may be. Half: 1.05; twice:
+// 1.0 (backward).
+constexpr int64_t kGroupRows = 2 * kRowMultiple;
+constexpr int64_t kGroupColumnsBytes = 160 << 10;
+// Forward, so many channels of an offset group are worked on together. No figure.
+constexpr int64_t kGroupChannels = 64;
+
 // Forward.
 
 // Output positions of a tile, at most, and where the packed kernel does not stay in the second
@@ -44,6 +57,12 @@ constexpr int64_t kManyTiles = 32, kEnoughTiles = 8;
 constexpr int64_t kFewTileRows = 2 * kRowMultiple;
 // Samples of a tile in an offset group: bounds a worker's scratch for large windows.
 constexpr int64_t kMaxTileSamples = 96 * 64;
+
+// Offset groups of pixels up to this are copied to lie together, as much as a tile reads, if the
+// rows of the map that it reads have room in so much of a worker's scratch. None: 1.1 to 1.3 (64
+// channels in 8 offset groups).
+constexpr int64_t kNarrowPixel = 64;
+constexpr int64_t kPatchBytes = 1 << 20;
 
 // At most so many rows of a tile are sampled, then multiplied: few, so that their columns are
 // still in the first cache. Flat.
@@ -68,7 +87,14 @@ constexpr int64_t kBackwardRows = 8 * kRowMultiple;
 // kManyChunks, then to kNarrowestBlock while they are less than kFewChunks. kWideBlock is flat;
 // kNarrowBlock 16: 1.18 (128 channels), 64: 1.00.
 constexpr int64_t kWideBlock = 128, kNarrowBlock = 32, kNarrowestBlock = 16;
+// In place of kNarrowBlock for small groups. 32: 1.2 to 1.5 (256 channels in groups of 8).
+constexpr int64_t kNarrowGroupBlock = 64;
 constexpr int64_t kFewChunks = 4;
+
+// A block's channels of x, and the sums of their gradients, are copied to lie together where the
+// copies of all workers are at most this much: samples lie anywhere, and narrow parts of many
+// cache lines compete for few cache sets. None: 1.15 to 1.3 (128 and 256 channels backward).
+constexpr size_t kCopyBytes = size_t{8} << 20;
 
 // Weights of the taps that are handled together, which are as large as their gradients: both
 // stay in the second cache. Half: 1.05 (256 and 512 channels); twice: 1.00.

@@ -154,19 +154,30 @@ XLA_OPS_ALWAYS_INLINE A sum_lanes(Vec<A, L> v) {
   }
 }
 
-// The sums of all lanes of four vectors: shuffled together, then added once.
+// The sums of every four lanes of four vectors: those of a, b, c and d in the first four lanes,
+// and so on. Shuffled together, then added.
 template <int L, int... I>
-XLA_OPS_ALWAYS_INLINE Vec<float, 4> sum_lanes_of_4(Vec<float, L> a, Vec<float, L> b,
-                                                   Vec<float, L> c, Vec<float, L> d,
-                                                   std::integer_sequence<int, I...>) {
+XLA_OPS_ALWAYS_INLINE Vec<float, L> sum_fours(Vec<float, L> a, Vec<float, L> b, Vec<float, L> c,
+                                              Vec<float, L> d, std::integer_sequence<int, I...>) {
   // In every group of four lanes: a0+a2 b0+b2 a1+a3 b1+b3, then the sums of a, b, c, d.
   const auto ab = __builtin_shufflevector(a, b, (I / 4 * 4 + I % 4 / 2 + I % 2 * L)...) +
                   __builtin_shufflevector(a, b, (I / 4 * 4 + I % 4 / 2 + I % 2 * L + 2)...);
   const auto cd = __builtin_shufflevector(c, d, (I / 4 * 4 + I % 4 / 2 + I % 2 * L)...) +
                   __builtin_shufflevector(c, d, (I / 4 * 4 + I % 4 / 2 + I % 2 * L + 2)...);
-  const Vec<float, L> sum =
-      __builtin_shufflevector(ab, cd, (I / 4 * 4 + I % 2 + I % 4 / 2 * L)...) +
-      __builtin_shufflevector(ab, cd, (I / 4 * 4 + I % 2 + I % 4 / 2 * L + 2)...);
+  return __builtin_shufflevector(ab, cd, (I / 4 * 4 + I % 2 + I % 4 / 2 * L)...) +
+         __builtin_shufflevector(ab, cd, (I / 4 * 4 + I % 2 + I % 4 / 2 * L + 2)...);
+}
+template <int L>
+XLA_OPS_ALWAYS_INLINE Vec<float, L> sum_fours(Vec<float, L> a, Vec<float, L> b, Vec<float, L> c,
+                                              Vec<float, L> d) {
+  return sum_fours<L>(a, b, c, d, std::make_integer_sequence<int, L>());
+}
+
+// The sums of all lanes of four vectors.
+template <int L>
+XLA_OPS_ALWAYS_INLINE Vec<float, 4> sum_lanes_of_4(Vec<float, L> a, Vec<float, L> b,
+                                                   Vec<float, L> c, Vec<float, L> d) {
+  const Vec<float, L> sum = sum_fours<L>(a, b, c, d);
   Vec<float, 4> groups[L / 4];
   std::memcpy(groups, &sum, sizeof(sum));
   if constexpr (L == 16) {
@@ -182,8 +193,7 @@ template <typename A, int L>
 XLA_OPS_ALWAYS_INLINE void add_lanes_of_4(A sums[4], Vec<A, L> a, Vec<A, L> b, Vec<A, L> c,
                                           Vec<A, L> d) {
   if constexpr (sizeof(A) == 4 && L >= 4) {
-    const auto indices = std::make_integer_sequence<int, L>();
-    store<4>(sums, load<4>(sums) + sum_lanes_of_4<L>(a, b, c, d, indices));
+    store<4>(sums, load<4>(sums) + sum_lanes_of_4<L>(a, b, c, d));
   } else {
     sums[0] += sum_lanes<A, L>(a);
     sums[1] += sum_lanes<A, L>(b);

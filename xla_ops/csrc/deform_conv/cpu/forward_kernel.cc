@@ -3,6 +3,7 @@
 // matrix of an image never exists.
 #include <type_traits>
 
+#include "deform_conv/cpu/forward_groups.h"
 #include "deform_conv/cpu/kernels.h"
 #include "deform_conv/cpu/samples.h"
 #include "simd/dispatch.h"
@@ -81,19 +82,28 @@ class Steps {
   Step step_{};
 };
 
-// Scratch of a worker: samples, then two sampled matrices, then the output tile.
-template <typename A>
+// Offset groups of few channels: a tile reads a small part of each of many cache lines, which
+// compete for the same cache sets. Then the part of x that it reads is copied to lie together.
+template <typename T>
+bool copies_patches(const DeformConvGeometry& g) {
+  return g.G > 1 && g.offset_group_channels() * static_cast<int64_t>(sizeof(T)) <= kNarrowPixel;
+}
+
+// Scratch of a worker: samples, then two sampled matrices, the output tile, and a patch.
+template <typename T, typename A>
 struct ForwardScratch {
   Samples<A> samples;  // [rows][taps]
   A* columns[2];       // [kMaxRowsTogether][kTileStride]
   A* sums;             // [rows][padded outputs of a group]
+  T* patch;            // [map row][map column][channels of an offset group] of a few rows
 
   static int64_t columns_bytes() { return kMaxRowsTogether * kTileStride * sizeof(A); }
   static int64_t sums_bytes(const DeformConvGeometry& g, int64_t rows) {
     return rows * padded_outputs<A>(g) * sizeof(A);
   }
   static int64_t bytes(const DeformConvGeometry& g, int64_t rows) {
-    return Samples<A>::bytes(rows * g.taps()) + 2 * columns_bytes() + sums_bytes(g, rows);
+    return Samples<A>::bytes(rows * g.taps()) + 2 * columns_bytes() + sums_bytes(g, rows) +
+           (copies_patches<T>(g) ? kPatchBytes : 0);
   }
   ForwardScratch(const DeformConvGeometry& g, int64_t rows, void* scratch)
       : samples(scratch, rows * g.taps()) {
@@ -103,6 +113,7 @@ struct ForwardScratch {
       p += columns_bytes();
     }
     sums = reinterpret_cast<A*>(p);
+    patch = reinterpret_cast<T*>(p + sums_bytes(g, rows));
   }
 };
 
@@ -119,7 +130,7 @@ DeformConvForwardPlan plan_forward(const DeformConvGeometry& g) {
     return g.N * ceil_div(g.positions(), rows) < tiles;
   };
   while (rows > kUsualTileRows &&
-         (fewer_than(kManyTiles) || ForwardScratch<A>::sums_bytes(g, rows) > kTileSumsBytes)) {
+         (fewer_than(kManyTiles) || ForwardScratch<T, A>::sums_bytes(g, rows) > kTileSumsBytes)) {
     rows /= 2;
   }
   while (rows > kFewTileRows && fewer_than(kEnoughTiles)) rows /= 2;
@@ -127,7 +138,7 @@ DeformConvForwardPlan plan_forward(const DeformConvGeometry& g) {
   plan.rows = rows;
   plan.tiles = ceil_div(g.positions(), rows);
   plan.pack_parts = plan.packed_bytes > kPackedWhole ? kPackParts : 1;
-  plan.worker_bytes = ForwardScratch<A>::bytes(g, rows);
+  plan.worker_bytes = ForwardScratch<T, A>::bytes(g, rows);
   return plan;
 }
 
@@ -168,24 +179,39 @@ void pack_kernel(const DeformConvOperands& op, const DeformConvForwardPlan& plan
   }
 }
 
+// Channel c of a pixel is at x[pixel * row + c].
+template <typename T>
+struct Pixels {
+  const T* x;
+  int64_t row;
+};
+
+// Copies the pixels that samples read, in the channels of an offset group, if they have room in
+// kPatchBytes.
+template <typename T, typename A>
+Pixels<T> copy_patch(const DeformConvGeometry& g, const Samples<A>& samples, const T* x,
+                     int64_t offset_group, T* patch) {
+  const int64_t channels = g.offset_group_channels(), row = g.W * channels;
+  const int64_t bytes = (samples.bottom - samples.top) * row * static_cast<int64_t>(sizeof(T));
+  if (samples.top >= samples.bottom || bytes > kPatchBytes) return {x, g.C};
+  for (int64_t i = samples.top; i < samples.bottom; ++i) {
+    const T* from = x + (i * g.W + samples.left) * g.C + offset_group * channels;
+    T* to = patch + (i - samples.top) * row + samples.left * channels;
+    for (int64_t j = samples.left; j < samples.right; ++j, from += g.C, to += channels) {
+      for_each_vector<kVectorBytes / static_cast<int>(sizeof(T))>(
+          0, channels, [&](auto w, int64_t c) {
+            std::memcpy(to + c, from + c, decltype(w)::value * sizeof(T));
+          });
+    }
+  }
+  return {patch - samples.top * row - offset_group * channels, channels};
+}
+
 // Fills in the columns of some rows of a tile in a step: sample after sample, beside a
 // product, and the rest at once.
 template <typename T, typename A>
 class Sampling {
   static constexpr int kFull = kLanes<A>;
-
-  struct Sample {
-    const T* corner[4];
-    A weight[4];
-    A* out;
-
-    template <int L>
-    XLA_OPS_ALWAYS_INLINE void interpolate(int64_t c) const {
-      store<L>(out + c, weight[0] * load<L>(corner[0] + c) + weight[1] * load<L>(corner[1] + c) +
-                            weight[2] * load<L>(corner[2] + c) +
-                            weight[3] * load<L>(corner[3] + c));
-    }
-  };
 
   // The last vector begins early where the number of channels is no multiple of it.
   static XLA_OPS_ALWAYS_INLINE int64_t begin_of(int64_t v, int64_t channels) {
@@ -193,7 +219,7 @@ class Sampling {
   }
 
   struct Piece {
-    Sample sample;
+    Sample<T, A> sample;
     const T* soon[2];  // the two left corners of the sample to be fetched into a cache
     int64_t channels;
 
@@ -208,11 +234,11 @@ class Sampling {
   static constexpr bool kAnything = true;
 
   // Of the samples from row `first` on, `rows` are filled in and `more` are used next.
-  Sampling(const DeformConvOperands& op, const T* x, const Samples<A>& samples, int64_t first,
-           int64_t rows, int64_t more, const Step& step, A* columns)
-      : x_(x + step.c0),
+  Sampling(const DeformConvOperands& op, const Pixels<T>& pixels, const Samples<A>& samples,
+           int64_t first, int64_t rows, int64_t more, const Step& step, A* columns)
+      : x_(pixels.x + step.c0),
         zeros_(static_cast<const T*>(op.zeros) + step.c0),
-        pixel_channels_(op.geometry.C),
+        pixel_channels_(pixels.row),
         samples_(samples),
         channels_(step.channels),
         vectors_(ceil_div(step.channels, kFull)),
@@ -237,7 +263,7 @@ class Sampling {
   // images, the result must not.
   void finish() {
     while (left_ > 0) {
-      const Sample sample = next_sample();
+      const Sample<T, A> sample = next_sample();
       if (channels_ < kFull) {
         for_each_vector<kFull>(0, channels_, [&](auto w, int64_t c) {
           sample.template interpolate<decltype(w)::value>(c);
@@ -256,8 +282,8 @@ class Sampling {
     return number < 0 ? zeros_ : x_ + number * pixel_channels_;
   }
 
-  XLA_OPS_ALWAYS_INLINE Sample next_sample() {
-    Sample sample;
+  XLA_OPS_ALWAYS_INLINE Sample<T, A> next_sample() {
+    Sample<T, A> sample;
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {
       sample.corner[q] = pixel(q, at_);
@@ -295,19 +321,21 @@ void convolve_tile(const DeformConvOperands& op, const DeformConvForwardPlan& pl
   const int64_t left = g.positions() - first;
   const int64_t rows = left < plan.rows ? left : plan.rows;
   const int64_t outputs = g.group_outputs(), padded = padded_outputs<A>(g);
-  ForwardScratch<A> s(g, plan.rows, scratch);
+  ForwardScratch<T, A> s(g, plan.rows, scratch);
   const Tile positions(g, first, rows);
   const T* x = static_cast<const T*>(op.x) + image * g.H * g.W * g.C;
   T* out = static_cast<T*>(y) + image * g.positions() * g.K;
 
   int64_t sampled_group = -1;
+  Pixels<T> pixels{x, g.C};
   const auto sample = [&](const Step& step, int64_t r, A* columns) {
     if (step.offset_group != sampled_group) {
       s.samples.find(op, image, positions, step.offset_group, 0, g.taps());
       sampled_group = step.offset_group;
+      if (copies_patches<T>(g)) pixels = copy_patch(g, s.samples, x, sampled_group, s.patch);
     }
     const int64_t some = rows - r < plan.rows_together ? rows - r : plan.rows_together;
-    return Sampling<T, A>(op, x, s.samples, r, some, rows - r - some, step, columns);
+    return Sampling<T, A>(op, pixels, s.samples, r, some, rows - r - some, step, columns);
   };
 
   Steps<A> steps(g);
@@ -345,7 +373,25 @@ void convolve_tile(const DeformConvOperands& op, const DeformConvForwardPlan& pl
 }
 
 template <typename T>
-constexpr DeformConvForwardKernels kKernels = {plan_forward<T>, pack_kernel<T>, convolve_tile<T>};
+DeformConvForwardPlan plan_any(const DeformConvGeometry& g) {
+  return has_small_groups(g) ? plan_groups<T>(g) : plan_forward<T>(g);
+}
+
+template <typename T>
+void pack_any(const DeformConvOperands& op, const DeformConvForwardPlan& plan, int64_t copy,
+              int64_t part, void* packed) {
+  (has_small_groups(op.geometry) ? pack_groups<T> : pack_kernel<T>)(op, plan, copy, part, packed);
+}
+
+template <typename T>
+void convolve_any(const DeformConvOperands& op, const DeformConvForwardPlan& plan,
+                  const void* packed, int64_t image, int64_t tile, void* y, void* scratch) {
+  const auto convolve = has_small_groups(op.geometry) ? convolve_groups<T> : convolve_tile<T>;
+  convolve(op, plan, packed, image, tile, y, scratch);
+}
+
+template <typename T>
+constexpr DeformConvForwardKernels kKernels = {plan_any<T>, pack_any<T>, convolve_any<T>};
 
 }  // namespace
 }  // namespace XLA_OPS_ISA

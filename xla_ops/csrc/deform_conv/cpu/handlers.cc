@@ -91,7 +91,7 @@ void run_backward(ffi::ThreadPool& pool, DeformConvOperands& op, DeformConvGradi
   const ZeroPixel zeros(g);
   op.zeros = zeros.data();
   const DeformConvBackwardKernels& kernels = deform_conv_backward_kernels(op.type);
-  const DeformConvBackwardPlan plan = kernels.plan(g);
+  DeformConvBackwardPlan plan = kernels.plan(g);
 
   const int64_t image_bytes = (plan.blocks_per_offset_group - 1) * plan.image_slot_bytes;
   int64_t images = g.N;
@@ -100,14 +100,17 @@ void run_backward(ffi::ThreadPool& pool, DeformConvOperands& op, DeformConvGradi
     images = std::clamp<int64_t>(images, 1, g.N);
   }
   const Scratch partial(images * image_bytes);
-  const Scratch scratch(num_workers(pool, images * plan.blocks) * plan.worker_bytes);
+  const int64_t workers = num_workers(pool, images * plan.blocks);
+  plan.copies = plan.copy_bytes > 0 && workers * plan.copy_bytes <= kCopyBytes;
+  const int64_t worker_bytes = plan.worker_bytes + (plan.copies ? plan.copy_bytes : 0);
+  const Scratch scratch(workers * worker_bytes);
   grad.partial = partial.data();
   for (int64_t first = 0; first < g.N; first += images) {
     const int64_t count = std::min(images, g.N - first);
     parallel_for(pool, count * plan.blocks, [&](int64_t i, int64_t worker) {
       const int64_t place = i / plan.blocks;
       kernels.visit_block(op, plan, grad, first + place, place, i % plan.blocks,
-                          scratch.as<char>() + worker * plan.worker_bytes);
+                          scratch.as<char>() + worker * worker_bytes);
     });
     if (image_bytes == 0) continue;
     const int64_t parts = (g.positions() + kPartialSumPositions - 1) / kPartialSumPositions;

@@ -4,6 +4,7 @@
 
 #include "deform_conv/bilinear.h"
 #include "deform_conv/cpu/kernels.h"
+#include "deform_conv/cpu/scratch.h"
 #include "deform_conv/tuning.h"
 #include "simd/gemm.h"
 
@@ -62,6 +63,9 @@ class Samples {
   A *ly, *lx;         // position inside the cell
   A* mask;            // 1 where not modulated
 
+  // The pixels that are read lie in these rows and columns: first, and behind the last.
+  int64_t top = 0, bottom = 0, left = 0, right = 0;
+
   // Fills in the taps [t0, t1) of the tile's positions, in this order.
   void find(const DeformConvOperands& op, int64_t image, const Tile& tile, int64_t offset_group,
             int64_t t0, int64_t t1);
@@ -95,15 +99,23 @@ void Samples<A>::find(const DeformConvOperands& op, int64_t image, const Tile& t
                   (t1 - t0) * sizeof(A));
     }
   }
-  // Vectors may run over the end: the arrays are that long.
+  // Vectors may run over the end: the arrays are that long. There nothing is read.
   constexpr int L = kLanes<A>;
+  for (int64_t i = count; i < round_up(count, L); ++i) y[i] = x[i] = A(-2);
   using Lane = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
   using Index = Vec<Lane, L>;
   using Real = Vec<A, L>;
   const Index height = Index{} + static_cast<Lane>(g.H), width = Index{} + static_cast<Lane>(g.W);
+  Real low_y = Real{} + static_cast<A>(g.H), low_x = Real{} + static_cast<A>(g.W);
+  Real high_y = Real{} - 1, high_x = high_y;
   for (int64_t i = 0; i < count; i += L) {
-    const auto c =
-        zero_padded_corners<A, Index, Real>(load<L>(y + i), load<L>(x + i), height, width);
+    const Real at_y = load<L>(y + i), at_x = load<L>(x + i);
+    const auto c = zero_padded_corners<A, Index, Real>(at_y, at_x, height, width);
+    const auto reads = (c.pixel[0] & c.pixel[1] & c.pixel[2] & c.pixel[3]) >= 0;
+    low_y = reads & (at_y < low_y) ? at_y : low_y;
+    low_x = reads & (at_x < low_x) ? at_x : low_x;
+    high_y = reads & (at_y > high_y) ? at_y : high_y;
+    high_x = reads & (at_x > high_x) ? at_x : high_x;
     const Real m = op.mask ? load<L>(mask + i) : Real{} + A(1);
     for (int q = 0; q < 4; ++q) {
       const auto pixels = convert<int32_t, L>(c.pixel[q]);
@@ -114,7 +126,30 @@ void Samples<A>::find(const DeformConvOperands& op, int64_t image, const Tile& t
     store<L>(lx + i, c.lx);
     store<L>(mask + i, m);
   }
+  top = left = INT32_MAX;
+  bottom = right = 0;
+  for (int l = 0; l < L; ++l) {
+    // Samples begin at -1.
+    top = min(top, max(static_cast<int64_t>(low_y[l]), 0));
+    left = min(left, max(static_cast<int64_t>(low_x[l]), 0));
+    bottom = max(bottom, min(static_cast<int64_t>(high_y[l]) + 2, g.H));
+    right = max(right, min(static_cast<int64_t>(high_x[l]) + 2, g.W));
+  }
 }
+
+// A sample of as many channels as are asked for.
+template <typename T, typename A>
+struct Sample {
+  const T* corner[4];
+  A weight[4];
+  A* out;
+
+  template <int L>
+  XLA_OPS_ALWAYS_INLINE void interpolate(int64_t c) const {
+    store<L>(out + c, weight[0] * load<L>(corner[0] + c) + weight[1] * load<L>(corner[1] + c) +
+                          weight[2] * load<L>(corner[2] + c) + weight[3] * load<L>(corner[3] + c));
+  }
+};
 
 }  // namespace XLA_OPS_ISA
 }  // namespace xla_ops
