@@ -17,7 +17,7 @@ import numpy as np
 
 from scripts.benchmark.case import FMA_PEAK, Candidate, Case
 from scripts.benchmark.fma import fma_flops
-from scripts.benchmark.torch_worker import TorchWorker
+from scripts.benchmark.torch_worker import TorchWorker, Worker
 
 
 class Settings(NamedTuple):
@@ -47,6 +47,26 @@ def processor() -> str:
     name = re.search(r"^model name\s*: (.+)$", text, re.M)
     kernels = importlib.import_module("xla_ops._cpu").instruction_set()
     return f"{name[1] if name else platform.machine()} ({kernels} kernels)"
+
+
+def family() -> str:
+    """Maker of the processor and instruction set of our kernels, as "AMD avx2"."""
+    information = Path("/proc/cpuinfo")
+    text = information.read_text() if information.exists() else ""
+    found = re.search(r"^vendor_id\s*: (.+)$", text, re.M)
+    maker = found[1] if found else platform.machine()
+    maker = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel"}.get(maker, maker)
+    return f"{maker} {importlib.import_module('xla_ops._cpu').instruction_set()}"
+
+
+def library_versions(torch: Worker | None) -> dict[str, str]:
+    """Of Python and what is measured; of torch where there is one."""
+    versions = {
+        "Python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": importlib.import_module("jaxlib").__version__,
+    }
+    return versions if torch is None else versions | torch.versions()
 
 
 def open_torch(python: str | None):
