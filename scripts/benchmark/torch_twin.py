@@ -75,7 +75,7 @@ class Twin:
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
         self.optimizer.step()
-        self.losses = {_LOSSES[name]: float(loss) for name, loss in losses.items()}
+        self.losses = {_LOSSES[name]: loss.item() for name, loss in losses.items()}
 
     def detection(self):
         """Boxes, scores and labels, without gradients."""
