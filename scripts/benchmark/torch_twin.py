@@ -72,7 +72,7 @@ class Twin:
         self.network.train()
         losses = self.network(self.image, self.targets)
         self.optimizer.zero_grad()
-        sum(losses.values()).backward()
+        torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
         self.optimizer.step()
         self.losses = {_LOSSES[name]: loss.item() for name, loss in losses.items()}

@@ -39,7 +39,8 @@ def make_typical(
       key: For the branches of offsets, which are drawn.
     """
     keys = iter(jax.random.split(key, 100))
-    _settle(model.trunk.backbone, model.trunk.normalise(images, sizes), keys)
+    backbone: Any = model.trunk.backbone
+    _settle(backbone, model.trunk.normalise(images, sizes), keys)
     features = model.features(images, sizes)
     rois = model.rpn.propose(model.rpn(features), sizes).boxes
     head: Any = model.roi
