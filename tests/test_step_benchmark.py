@@ -186,6 +186,15 @@ def test_typical_weights_move_samples_and_find_something():
     assert float(norm.var[...].max()) != 1
 
 
+def test_small_offsets_are_a_tenth_and_nothing_else_changes():
+    names = ("layer2.0.conv2.offset_conv.kernel", "layer2.0.conv2.kernel")
+    ones = {name: np.ones(2, np.float32) for name in names}
+    calm = step.with_small_offsets(ones)
+    np.testing.assert_allclose(calm[names[0]], 0.1)
+    np.testing.assert_array_equal(calm[names[1]], 1)
+    assert list(calm) == list(names)
+
+
 SECONDS = [
     {
         "ours regular, train step": ours,
