@@ -138,7 +138,7 @@ def row_config(row: str) -> ConfigDict:
     return config
 
 
-def with_small_offsets(variables: Mapping[str, Any]) -> Variables:
+def with_small_offsets(variables: Variables) -> Variables:
     """Variables under which two sides that round differently still agree.
 
     Where offsets deviate by two pixels, a deformable layer makes of a small difference
@@ -180,18 +180,7 @@ def measure(
         network.detection()
         theirs = twin if row in TWINS else None
         if theirs is not None:
-            variables = jax.device_get(network.state.variables)
-            calm = with_small_offsets(variables)
-            theirs.load(row, config, _CLASSES, calm, batch)
-            detections = jax.device_get(network.detection(calm))
-            check_detections(row, detections, theirs.detections(row))
-            theirs.load(row, config, _CLASSES, variables, batch)
-            theirs.time(row, "detection")
-            theirs.time(row, "train step")
-            losses = {
-                name.removeprefix("loss/"): float(v) for name, v in metrics.items()
-            }
-            check_losses(row, losses, theirs.losses(row))
+            _load_checked(theirs, row, config, network, metrics)
         for part in parts_of(config):
             turns[f"ours {row}, {part}"] = network, (part,)
             if theirs is not None:
@@ -204,6 +193,26 @@ def measure(
             found[name] = seconds(*arguments)
         rounds.append(found)
     return Measured(rounds, {row: network.memory for row, network in networks.items()})
+
+
+def _load_checked(
+    twin: TwinWorker,
+    row: str,
+    config: ConfigDict,
+    network: Network,
+    metrics: Mapping[str, jax.Array],
+) -> None:
+    """Makes a counterpart, warmed up, and compares it with a network after a step."""
+    variables, batch = network.state.variables, network.batch
+    calm = with_small_offsets(variables)
+    twin.load(row, config, _CLASSES, calm, batch)
+    detections = jax.device_get(network.detection(calm))
+    check_detections(row, detections, twin.detections(row))
+    twin.load(row, config, _CLASSES, variables, batch)
+    for part in PARTS[::-1]:
+        twin.time(row, part)
+    losses = {name.removeprefix("loss/"): float(v) for name, v in metrics.items()}
+    check_losses(row, losses, twin.losses(row))
 
 
 def table(title: str, text: str, rows: Sequence[str], measured: Measured) -> str:
