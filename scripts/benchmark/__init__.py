@@ -3,7 +3,7 @@
 Commands, each `python -m scripts.benchmark.NAME`:
 
     ops       operators beside plain jnp, XLA's convolution, torchvision and torch
-    step      a train step of the paper's detector
+    step      a train step and a detection of the paper's detector beside torchvision's
     profile   where the time of such a step goes, by kind of operation
     explain   explanations of the paper's detector
     constants halves and doubles of the kernels' tuning constants
@@ -23,6 +23,15 @@ What `ops` is made of:
     fma                      the machine's peak of multiply-adds, by fma_peak.cc
     memory, peak_rss         scratch memory; how far a call raises resident memory
     torch_worker             a process of another interpreter that computes with torch,
-    torch_process            and what runs in it
+    torch_process            what runs in it,
+    torch_answers            and how it is spoken to
     markdown                 the tables as text, and their place in the document
+
+What `step` is made of beside these:
+
+    train_step               the step and the detector, as the programs build them
+    typical_weights          random weights with offsets, and something to detect
+    twin_worker              a process that has torchvision's counterpart of a network,
+    torch_twin               what runs in it,
+    torch_network            and the network
 """

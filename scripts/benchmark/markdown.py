@@ -67,6 +67,30 @@ def replace_section(path: Path, text: str, begin: str = BEGIN, end: str = END) -
     path.write_text(new)
 
 
+def replace_family(path: Path, text: str, name: str, family: str) -> None:
+    """Puts `text` where a file has the table of a family of processors.
+
+    Tables of other families stay; the first of a family comes after them.
+
+    Args:
+      path: Of the file.
+      text: Of the table.
+      name: Of the benchmark.
+      family: See `scripts.benchmark.timing.family`.
+
+    Raises:
+      ValueError: The file has no place for the benchmark's tables.
+    """
+    begin, end = (f"<!-- benchmark {name}, {family}: {w} -->" for w in ("begin", "end"))
+    last = f"<!-- benchmark {name}: end -->"
+    old = path.read_text()
+    if begin not in old:
+        if old.count(last) != 1:
+            raise ValueError(f"{path} has {old.count(last)} of {last}; expected 1")
+        path.write_text(old.replace(last, f"{begin}\n{end}\n\n{last}"))
+    replace_section(path, text, begin, end)
+
+
 def _measured(found: Found, name: str) -> bool:
     return any(
         f"{name} {part}" in case

@@ -12,16 +12,13 @@ an interpreter of its own; without one its columns are left out.
 import argparse
 import concurrent.futures
 import datetime
-import importlib
 import multiprocessing
-import platform
 import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
 from scripts.benchmark.box_cases import BOX_TABLE
@@ -39,6 +36,7 @@ from scripts.benchmark.markdown import memory_table, replace_section, timing_tab
 from scripts.benchmark.memory import measure_scratch
 from scripts.benchmark.timing import (
     Settings,
+    library_versions,
     measure,
     open_torch,
     processor,
@@ -81,14 +79,8 @@ def memory_section(cases: dict[str, tuple], settings: Settings) -> str:
 
 def conditions(processes: int, settings: Settings) -> str:
     """What the figures were measured with."""
-    versions = {
-        "Python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": importlib.import_module("jaxlib").__version__,
-    }
     with open_torch(settings.torch_python) as torch:
-        if torch is not None:
-            versions |= torch.versions()
+        versions = library_versions(torch)
     peak = "not measured: no C++ compiler"
     if settings.fma_peak is not None:
         # Of a few, since only the machine's best moment is its peak.

@@ -17,7 +17,7 @@ import numpy as np
 
 from scripts.benchmark.case import FMA_PEAK, Candidate, Case
 from scripts.benchmark.fma import fma_flops
-from scripts.benchmark.torch_worker import TorchWorker
+from scripts.benchmark.torch_worker import TorchWorker, Worker
 
 
 class Settings(NamedTuple):
@@ -41,12 +41,36 @@ def thread_count() -> int:
 
 def processor() -> str:
     """Its name, and the instruction set of our kernels on it."""
-    # The name of the processor is found there on Linux only.
+    return f"{_cpuinfo('model name') or platform.machine()} ({_kernels()} kernels)"
+
+
+def family() -> str:
+    """Maker of the processor and instruction set of our kernels, as "AMD avx2"."""
+    maker = _cpuinfo("vendor_id") or platform.machine()
+    names = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel"}
+    return f"{names.get(maker, maker)} {_kernels()}"
+
+
+def _cpuinfo(field: str) -> str:
+    """What Linux says of the processor; "" where there is no Linux."""
     information = Path("/proc/cpuinfo")
     text = information.read_text() if information.exists() else ""
-    name = re.search(r"^model name\s*: (.+)$", text, re.M)
-    kernels = importlib.import_module("xla_ops._cpu").instruction_set()
-    return f"{name[1] if name else platform.machine()} ({kernels} kernels)"
+    found = re.search(rf"^{field}\s*: (.+)$", text, re.M)
+    return found[1] if found else ""
+
+
+def _kernels() -> str:
+    return importlib.import_module("xla_ops._cpu").instruction_set()
+
+
+def library_versions(torch: Worker | None) -> dict[str, str]:
+    """Of Python and what is measured; of torch where there is one."""
+    versions = {
+        "Python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": importlib.import_module("jaxlib").__version__,
+    }
+    return versions if torch is None else versions | torch.versions()
 
 
 def open_torch(python: str | None):

@@ -3,8 +3,7 @@
     PYTHON -m scripts.benchmark.torch_process THREADS cpu|cuda
 
 PYTHON is an interpreter that has torch, torchvision and numpy, and needs nothing else.
-Each line of standard input is a command in JSON, each line of standard output
-{"answer": ...}, or {"error": what went wrong}:
+Commands, see `scripts.benchmark.torch_answers`:
 
     {"do": "load", "name", "operator", "settings", "precision", "path"}
                                                keeps arrays of a npz file
@@ -19,7 +18,6 @@ is "fwd", "fwd+bwd", or "bwd", which keeps the result of a forward pass.
 
 # pyright: reportMissingImports=false
 
-import json
 import sys
 import time
 
@@ -28,6 +26,7 @@ import torch
 import torchvision.ops
 
 from scripts.benchmark.peak_rss import peak_growth
+from scripts.benchmark.torch_answers import serve
 
 
 def _deform_conv2d(x, offset, kernel, mask, **settings):
@@ -142,15 +141,7 @@ def main() -> None:
         np.savez(given["path"], *(tensor.cpu().numpy() for tensor in results))
         return None
 
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    print(json.dumps(versions), flush=True)
-    for line in sys.stdin:
-        try:
-            said = {"answer": answer(**json.loads(line))}
-        except RuntimeError as error:
-            # Such as an operator that has no kernel for a type, or too little memory.
-            said = {"error": str(error)}
-        print(json.dumps(said), flush=True)
+    serve(answer)
 
 
 if __name__ == "__main__":
