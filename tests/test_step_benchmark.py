@@ -156,6 +156,7 @@ def test_losses_must_be_alike():
             check_losses("row", ours, wrong)
 
 
+@pytest.mark.slow
 def test_typical_weights_move_samples_and_find_something():
     deformed = dict(norm="frozen_bn", deform_blocks=(0, 0, -1, -1))
     model = make_detector(backbone=deformed)
