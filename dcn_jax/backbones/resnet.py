@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from dcn_jax.modules.arguments import check_integer, check_number, check_rngs
 from dcn_jax.modules.deform_conv import DeformConv
-from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv, stem_conv_7x7
+from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv
 from dcn_jax.modules.norm import NORMS, make_norm
 from dcn_jax.modules.spatial_conv import spatial_conv
 from dcn_jax.padding import clear_padding, map_sizes
@@ -229,9 +229,6 @@ class ResNet(nnx.Module):
             padding=3,
             use_bias=False,
             kernel_init=_conv_init,
-            conv_general_dilated=(
-                stem_conv_7x7 if stem_features <= 16 else jax.lax.conv_general_dilated
-            ),
             **types,
         )
         self.norm1 = make_norm(

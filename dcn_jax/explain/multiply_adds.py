@@ -22,9 +22,8 @@ def multiply_adds(function: Callable, *arguments: Any) -> int:
 
     A convolution counts kernel height * kernel width * channels of a group for every
     number of its result, also where the kernel lies over padding; a deformable one
-    counts the same, without its samples. The form that runs is counted: a stem of at
-    most 16 features reads 8x8 pixels (`dcn_jax.modules.fast_forms`). Sums, activations,
-    norms and poolings count nothing. Nothing is computed.
+    counts the same, without its samples. Sums, activations, norms and poolings count
+    nothing. Nothing is computed.
 
     Args:
       function: Of arrays or of pytrees, modules among them.

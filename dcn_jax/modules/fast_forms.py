@@ -1,11 +1,9 @@
-"""Three layers of a ResNet in the forms that XLA differentiates fastest on a CPU.
+"""Two layers of a ResNet in the forms that XLA differentiates fastest on a CPU.
 
-They compute what `jax.lax.conv_general_dilated` and `flax.nnx.max_pool` do, up to the
-order of sums, on every platform. On a CPU the gradient of a 1x1 convolution takes
-several times as long as that of the same matrix product, the gradient of a windowed
-maximum (select-and-scatter) as that of a maximum of shifted maps, and a stem of few
-features longer than a 4x4 convolution of blocks of 2x2 pixels:
-`scripts/benchmark/ops.py`, figures in docs/benchmarks.md.
+Both compute exactly what `jax.lax.conv_general_dilated` and `flax.nnx.max_pool` do. On
+a CPU the gradient of a 1x1 convolution takes several times as long as that of the same
+matrix product, and the gradient of a windowed maximum (select-and-scatter) as that of a
+maximum of shifted maps: `scripts/benchmark/ops.py`, figures in docs/benchmarks.md.
 
 Shape letters: N images, H W input map, P Q output map, C in channels, K out channels.
 """
@@ -40,42 +38,6 @@ def pointwise_conv(
         out_sharding=out_sharding,
     )
     return y.reshape(n, p, q, kernel.shape[3])
-
-
-def stem_conv_7x7(
-    x: Float[Array, "N H W C"],
-    kernel: Float[Array, "7 7 C K"],
-    strides,
-    padding,
-    *,
-    precision=None,
-    **unused,
-) -> Float[Array, "N P Q K"]:
-    """7x7 convolution at stride 2, padding 3, as a 4x4 one of blocks of 2x2 pixels.
-
-    P = ceil(H / 2). What it reads and the plain form does not is multiplied with zero:
-    an infinite pixel makes one more row and column of NaN. Meant as the
-    `conv_general_dilated` argument of a `flax.nnx.Conv` with these strides and this
-    padding.
-    """
-    del strides, padding, unused
-    # One more pixel before and a row and column of zeros in the kernel: blocks begin
-    # at even pixels.
-    x = jnp.pad(x, ((0, 0), *((4, 2 + size % 2) for size in x.shape[1:3]), (0, 0)))
-    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
-    n, h, w, c = x.shape
-    # One axis at a time: jax says of two at once no more how a batch is split.
-    x = x.reshape(n, h // 2, 2, w, c).reshape(n, h // 2, 2, w // 2, 2, c)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 2, 2 * c)
-    k = kernel.reshape(4, 2, 4, 2, c, -1).transpose(0, 2, 1, 3, 4, 5)
-    return jax.lax.conv_general_dilated(
-        x.reshape(n, h // 2, w // 2, 4 * c),
-        k.reshape(4, 4, 4 * c, -1),
-        (1, 1),
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,
-    )
 
 
 def max_pool_3x3(x: Float[Array, "N H W C"]) -> Float[Array, "N P Q C"]:

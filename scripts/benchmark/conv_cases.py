@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv, stem_conv_7x7
+from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv
 from dcn_jax.modules.spatial_conv import spatial_conv
 from scripts.benchmark.case import FMA_PEAK, Candidate, Case, Peer, Ratio, Table
 from scripts.benchmark.layers import CONV3, CONV4, CONV5, SHAPES
@@ -142,30 +142,6 @@ def _pointwise() -> dict[str, Candidate]:
     }
 
 
-def _stem(features: int) -> dict[str, Candidate]:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(8, 256, 256, 3)).astype(np.float32)
-    kernel = rng.normal(size=(7, 7, 3, features)).astype(np.float32)
-
-    def candidate(convolution):
-        def stem(x, kernel):
-            # Images want no gradient.
-            return convolution(
-                jax.lax.stop_gradient(x),
-                kernel,
-                (2, 2),
-                ((3, 3), (3, 3)),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-
-        return Candidate(stem, (x, kernel))
-
-    return {
-        "ours": candidate(stem_conv_7x7),
-        "usual": candidate(jax.lax.conv_general_dilated),
-    }
-
-
 def _spatial(n: int, h: int, w: int, c: int, k: int) -> dict[str, Candidate]:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(n, h, w, c)).astype(np.float32)
@@ -279,10 +255,6 @@ FORM_TABLE = Table(
     (
         Case("max_pool_3x3 8x96x96x32", _max_pool),
         Case("pointwise_conv 8x48x48 32->128", _pointwise),
-        *(
-            Case(f"stem_conv_7x7 8x256x256 3->{k}", functools.partial(_stem, k))
-            for k in (16, 32)
-        ),
         *(
             Case(
                 f"spatial_conv {n}x{h}x{w} {c}->{k}",

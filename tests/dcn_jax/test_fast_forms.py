@@ -1,12 +1,10 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv, stem_conv_7x7
+from dcn_jax.modules.fast_forms import max_pool_3x3, pointwise_conv
 
 
 @pytest.mark.parametrize("hw", [(1, 1), (2, 3), (7, 8)])
@@ -67,29 +65,3 @@ def test_pointwise_conv_equals_the_convolution(strides):
     np.testing.assert_allclose(fast(x), plain(x), atol=1e-6)
     gradients = [jax.grad(lambda x, c=c: jnp.sum(c(x) ** 2))(x) for c in (plain, fast)]
     np.testing.assert_allclose(*gradients, atol=1e-5)
-
-
-@pytest.mark.parametrize("hw", [(1, 1), (1, 2), (6, 9), (7, 8)])
-def test_stem_conv_equals_the_convolution(hw):
-    def stem(**form):
-        return nnx.Conv(
-            3, 5, (7, 7), strides=2, padding=3, use_bias=False, **form, rngs=nnx.Rngs(0)
-        )
-
-    graph, state = nnx.split(stem())
-    blocks = nnx.graphdef(stem(conv_general_dilated=stem_conv_7x7))
-    x = jax.random.normal(jax.random.key(0), (2, *hw, 3))
-    cotangent = jax.random.normal(jax.random.key(1), nnx.merge(graph, state)(x).shape)
-    found, expected = (
-        jax.value_and_grad(
-            lambda state, x, form=form: (nnx.merge(form, state)(x) * cotangent).sum(),
-            argnums=(0, 1),
-        )(state, x)
-        for form in (blocks, graph)
-    )
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, atol=2e-5), found, expected
-    )
-    np.testing.assert_allclose(
-        nnx.merge(blocks, state)(x), nnx.merge(graph, state)(x), atol=1e-5
-    )
