@@ -2,7 +2,7 @@
 
 XLA computes that gradient as one more convolution, whose window is the whole map. On a
 CPU it takes longer than a matrix product for each tap of the kernel, the more so the
-larger the map (`scripts/benchmark/ops.py`, figures in docs/benchmarks.md). All else is
+larger the map (`python -m scripts.benchmark.ops --only='spatial_conv'`). All else is
 `jax.lax.conv_general_dilated`, on other platforms everything.
 
 Shape letters: N images, H W input map, P Q output map, C in channels, D of them in a
@@ -22,7 +22,6 @@ from jaxtyping import Array, Float
 # convolution.
 _MIN_FEATURES = 32
 _MIN_PRODUCT = 2**24
-
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -52,6 +51,17 @@ def spatial_conv(
     Has derivatives of any order, by forward and reverse mode. Left to XLA are
     convolutions in groups, of few features, of small maps, of a dilated map, in half
     precision, and with any of lax's arguments that is not named here but `precision`.
+
+    Args:
+      x: Maps.
+      kernel: Weights.
+      strides: Down and across, in pixels.
+      padding: "SAME", "VALID", or (before, after) in pixels for each axis.
+      lhs_dilation: Of the maps.
+      rhs_dilation: Of the kernel.
+      dimension_numbers: Not read: maps are NHWC and kernels HWIO.
+      feature_group_count: Groups of channels.
+      **others: As lax has them.
     """
     precision = others.get("precision")
     del dimension_numbers
